@@ -1,0 +1,31 @@
+"""Denoisers: functions (x, noise) -> Pred(x0, eps). Guidance and clipping take denoisers and return denoisers."""
+import jax.numpy as jnp
+
+from diffusion.noise import like
+from diffusion.predict import from_x0, solve
+
+
+def denoiser(net, params, cond, predict):
+  """The denoiser of a network.
+
+  Args:
+    net: net(params, x, time, cond, train, rngs) -> out [B, ...].
+    params: its parameters.
+    cond: its condition, [B, ...] leaves or None.
+    predict: what it was trained to output (see predict.py).
+  Returns:
+    denoise(x [B, ...], noise) -> Pred; the level is a scalar or [B].
+  """
+  def denoise(x, noise):
+    level = like(noise, x)
+    row = predict(level)
+    time = jnp.broadcast_to(jnp.asarray(noise.time, jnp.float32), x.shape[:1])
+    return solve(row, level, x, net(params, row.scale * x, time, cond, False, {}))
+  return denoise
+
+
+def clip(denoise, low=-1., high=1.):
+  """Keeps x0 inside the range of the data (DDPM's code; off for unbounded data such as latents)."""
+  def clipped(x, noise):
+    return from_x0(like(noise, x), x, jnp.clip(denoise(x, noise).x0, low, high))
+  return clipped

@@ -1,0 +1,33 @@
+"""Package metadata. Version ranges are those that the tests were run with."""
+from setuptools import find_packages, setup
+
+setup(
+  name='diffusion-jax',
+  version='0.1.0',
+  description='Diffusion models in JAX: pure functions for research, one command to train, sample and look.',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=find_packages(include=['diffusion', 'diffusion.*']),
+  install_requires=[
+    'jax>=0.10,<0.13',
+    'flax>=0.12,<0.14',
+    'optax>=0.2.6,<0.3',
+    'orbax-checkpoint>=0.11.30,<0.13',
+    'ml-collections>=1.0,<2',
+    'absl-py>=2.1,<3',
+    'etils[epath]>=1.10,<2',
+    'numpy>=2,<3',
+    'pillow>=11,<14',
+    'scikit-learn>=1.5,<2',
+    'tensorboardX>=2.6.2,<3',
+    'tensorflow-datasets>=4.9.8,<5',
+    'importlib_resources>=6,<8',  # tensorflow-datasets imports it without declaring it
+    'tqdm>=4.66,<5',
+  ],
+  extras_require={
+    'test': ['pytest>=8,<10', 'pytest-xdist>=3.5,<4'],
+    'tensorboard': ['tensorboard>=2.18,<3'],
+    'tf': ['tensorflow>=2.18,<3'],  # only to prepare stock data sets
+    'compare': ['torch>=2.9,<3', 'diffusers>=0.35,<1'],  # the other contender of the benchmarks
+  },
+)
