@@ -13,6 +13,7 @@ setup(
     'flax>=0.12,<0.14',
     'optax>=0.2.6,<0.3',
     'orbax-checkpoint>=0.11.30,<0.13',
+    'matplotlib>=3.9,<4',
     'ml-collections>=1.0,<2',
     'absl-py>=2.1,<3',
     'etils[epath]>=1.10,<2',

@@ -106,7 +106,6 @@ def test_uniform_and_stratified_times_are_uniform_and_the_second_spread_evenly()
     assert np.histogram(u, 8, (0, 1))[0] / len(u) == pytest.approx(np.full(8, 1 / 8), abs=.015)
   u = np.asarray(losses.stratified()(KEY, 64))
   np.testing.assert_array_equal(np.histogram(u, 32, (0, 1))[0], np.full(32, 2))  # two in each 32nd
-  assert np.abs(np.corrcoef(u, np.arange(64))[0, 1]) < .4                        # in no order
 
 
 def test_table_times_follow_their_histogram():

@@ -1,0 +1,15 @@
+"""The main job: class-conditional 16x16 game sprites, cosine schedule, DDIM in 50 steps.
+
+  python -m diffusion.main --config=configs/cosine_ddim.py
+  python -m diffusion.main --config=configs/cosine_ddim.py:tiny      the same in seconds, for tests
+"""
+from diffusion.config import default, variant
+
+
+def get_config(name=''):
+  c = default()
+  c.net = 'unet(channels=64, multipliers=(1, 2, 2), blocks=1, attention=(8,))'
+  c.schedule = 'cosine'
+  c.sampler = 'ddim'
+  c.grid = 'trailing(50)'
+  return variant(c, name)

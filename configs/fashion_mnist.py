@@ -1,0 +1,20 @@
+"""Real pictures: Fashion-MNIST, ten kinds of garment, 28x28 grey, padded to 32x32.
+
+  python -m diffusion.main --config=configs/fashion_mnist.py --config.data="tfds(fashion_mnist, data_dir='/where/tfds/keeps/it', size=32, fit=pad)"
+  python -m diffusion.main --config=configs/fashion_mnist.py:tiny
+
+The data set must have been prepared once, which needs TensorFlow (pip install 'diffusion-jax[tf]'):
+  python -c "import tensorflow_datasets as tfds; tfds.builder('fashion_mnist', file_format='array_record').download_and_prepare()"
+"""
+from diffusion.config import default, variant
+
+
+def get_config(name=''):
+  c = default()
+  c.data = 'tfds(fashion_mnist, size=32, fit=pad)'
+  c.net = 'unet(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(8,))'
+  c.task = 'image(flip=True)'
+  c.batch, c.steps = 64, 3000
+  c.guidance = 1.5
+  c.sample.number, c.sample.batch = 60, 60
+  return variant(c, name)

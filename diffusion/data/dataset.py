@@ -1,0 +1,131 @@
+"""What a data source hands over, and the few pure functions between it and the training step.
+
+Pictures stay uint8 [N, H, W, C] on the host. A batch is `images[batch_indices(...)]`; scaling to [-1, 1]
+happens on the device, inside the compiled step. Batch indices are a pure function of (seed, step), so the
+position in the data is one integer and resuming needs no iterator state.
+"""
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from diffusion.errors import InputError
+
+
+class Dataset(NamedTuple):
+  images: np.ndarray                 # uint8 [N, H, W, C], C in 1..4
+  labels: np.ndarray                 # int32 [N] classes (0 if unlabelled), or float32 [N, K] context vectors
+  classes: tuple[str, ...] = ()      # K names; () = unconditional
+  captions: tuple[str, ...] = ()     # N texts, or ()
+  attributes: tuple[dict, ...] = ()  # N dicts, or ()
+
+
+class Source(NamedTuple):
+  train: Dataset
+  heldout: Dataset                  # may hold 0 pictures
+  notes: tuple[str, ...] = ()       # one line each: what the user should know about how the data was read
+
+
+def to_unit(images):
+  """uint8 [0, 255] -> float32 [-1, 1]; NumPy and JAX arrays."""
+  return images.astype('float32') / 127.5 - 1.0
+
+
+def from_unit(x):
+  """float [-1, 1] -> uint8 [0, 255], rounded and clipped; the inverse of `to_unit` for all 256 values."""
+  return ((x + 1.0) * 127.5).round().clip(0, 255).astype('uint8')
+
+
+def context(labels, classes):
+  """What the network is told: float32 [B, K].
+
+  labels: int [B] class indices, which become one-hot rows, or [B, K] vectors, which pass unchanged.
+  NumPy and JAX arrays.
+  """
+  if labels.ndim == 2:
+    return labels.astype('float32')
+  return (labels[:, None] == np.arange(len(classes))).astype('float32')
+
+
+def batch_indices(n, batch, seed, step):
+  """Indices of the batch at `step`: int64 [batch], values in [0, n).
+
+  All batches in a row are the concatenation of one permutation per epoch; a batch may span epochs.
+  """
+  if n < 1 or batch < 1 or seed < 0 or step < 0:
+    raise InputError('batch_indices needs n and batch from 1 up, seed and step from 0 up; '
+                     f'got {n=}, {batch=}, {seed=}, {step=}')
+  position = step * batch + np.arange(batch, dtype=np.int64)
+  epochs, offset = np.divmod(position, n)
+  indices = np.empty(batch, np.int64)
+  for epoch in np.unique(epochs):
+    here = epochs == epoch
+    indices[here] = _permutation(n, seed, int(epoch))[offset[here]]
+  return indices
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(n, seed, epoch):
+  # Raw bits of a bit generator are the only random stream that NumPy promises never to change.
+  bits = np.random.Philox(np.random.SeedSequence((seed, epoch))).random_raw(n)
+  permutation = np.argsort(bits, kind='stable')
+  permutation.flags.writeable = False
+  return permutation
+
+
+def take(data, index):
+  """The examples that `index` (integers or a boolean mask) selects, as a Dataset."""
+  chosen = np.arange(len(data.images))[index]
+  pick = lambda values: tuple(values[i] for i in chosen) if values else ()
+  return data._replace(images=data.images[chosen], labels=data.labels[chosen], captions=pick(data.captions),
+                       attributes=pick(data.attributes))
+
+
+def check(data, name):
+  """Returns data; raises InputError unless shapes, dtypes, counts and labels fit together (see Dataset)."""
+  images, labels, classes, captions, attributes = data
+  if images.ndim != 4 or not 1 <= images.shape[-1] <= 4 or images.dtype != np.uint8:
+    raise InputError(f'{name}: pictures must be uint8 [N, height, width, channels] with 1 to 4 channels, '
+                     f'channels last; got {images.dtype} {list(images.shape)}')
+  if 0 in images.shape[1:]:
+    raise InputError(f'{name}: pictures of size {images.shape[1]}x{images.shape[2]} hold no pixels')
+  count = len(images)
+  for what, values in (('labels', labels), ('captions', captions), ('attributes', attributes)):
+    if len(values) != count and (what == 'labels' or values):
+      raise InputError(f'{name}: {len(values)} {what} for {count} pictures; give one for each')
+  if labels.ndim == 2:
+    if labels.shape[1] != len(classes):
+      raise InputError(f'{name}: label vectors have {labels.shape[1]} entries, '
+                       f'but {len(classes)} classes are named')
+    finite = np.isfinite(labels).all(1)
+    if not finite.all():
+      raise InputError(f'{name}: label vectors must be finite, row {finite.argmin()} is not')
+  elif count and not 0 <= labels.min() <= labels.max() < max(len(classes), 1):
+    bad = int(np.argmax((labels < 0) | (labels >= max(len(classes), 1))))
+    raise InputError(f'{name}: label {labels[bad]} of picture {bad} is out of range; '
+                     f'{len(classes)} classes take labels 0 to {max(len(classes), 1) - 1}')
+  return data
+
+
+def describe(source):
+  """Text to show before training: counts, shape, value range, classes with counts, some captions, notes."""
+  train, heldout, notes = source
+  height, width, channels = train.images.shape[1:]
+  lines = [f'pictures  {len(train.images):,} for training, {len(heldout.images):,} held out, '
+           f'{height}x{width}x{channels} uint8, values {train.images.min()} to {train.images.max()}']
+  if train.classes:
+    lines += [f'classes   {_counts(train)}']
+  if train.captions:
+    lines += [f'captions  {text!r}' for text in train.captions[:3]]
+  return '\n'.join(lines + [f'note      {note}' for note in notes])
+
+
+def _counts(data, most=12):
+  if data.labels.ndim == 2:
+    means = data.labels.mean(0)
+    parts = [f'{name} (mean {mean:.2f})' for name, mean in zip(data.classes, means)]
+  else:
+    counts = np.bincount(data.labels, minlength=len(data.classes))
+    parts = [f'{name} {count:,}' for name, count in zip(data.classes, counts)]
+  more = [f'and {len(parts) - most} more'] if len(parts) > most else []
+  return f'{len(parts)}: ' + ', '.join(parts[:most] + more)

@@ -1,0 +1,164 @@
+"""Where pictures come from. Every public function here is a source that a config may name.
+
+A source returns `Source(train, heldout, notes)` with all pictures in memory as uint8. To add one, write a
+function that makes a `Dataset` and ends with `split(...)`; it can then be named in a config at once.
+
+`heldout` is everywhere a number of pictures (int) or a share of them (float); which ones are held out depends
+on the pictures and on `seed` only, and copies and mirror images are never divided between the two sides.
+"""
+import pathlib
+
+import numpy as np
+
+from diffusion.data import arrays, cache, dataset, pictures, prepared
+from diffusion.data import folder as folders
+from diffusion.data import sprites as art
+from diffusion.data import split as splitting
+from diffusion.data.dataset import Dataset, Source
+from diffusion.errors import InputError
+
+__all__ = ['digits', 'folder', 'npy', 'npz', 'sprites', 'tfds']
+
+
+def sprites(size=16, n=20000, heldout=1000, seed=0):
+  """Generated game sprites on white, RGB, in six classes, with attributes and captions; no download.
+
+  size: 16, 32 or 64 pixels. n, heldout: how many to train on and to hold out. No held-out combination of
+  attributes and no held-out picture, mirrored or not, occurs in training.
+  """
+  if size not in (16, 32, 64):
+    raise InputError(f'sprites: size={size!r} is not available; choose 16, 32 or 64')
+  for what, value, least in (('n', n, 1), ('heldout', heldout, 0), ('seed', seed, 0)):
+    if type(value) is not int or value < least:
+      raise InputError(f'sprites: {what}={value!r} must be a whole number from {least} up')
+
+  def make():
+    train, held = art.generate(n, heldout, seed)
+    texts = cache.pack_text([[side.captions, side.attributes] for side in (train, held)])
+    return dict(images=train.images, labels=train.labels, held_images=held.images, held_labels=held.labels,
+                texts=texts)
+
+  stored = cache.cached('sprites', [art.source_hash(), n, heldout, seed], make)
+  texts = cache.unpack_text(stored['texts'])
+  sides = [Dataset(art.enlarge(stored[prefix + 'images'], size), stored[prefix + 'labels'], art.CLASSES,
+                   tuple(captions), tuple(attributes))
+           for prefix, (captions, attributes) in zip(('', 'held_'), texts)]
+  return Source(*sides)
+
+
+def digits(size=8, resample='bilinear', heldout=0.1, seed=0):
+  """1,797 real handwritten digits, 8x8 grey (UCI, in scikit-learn), scaled from 0..16 to 0..255; no download.
+
+  size: pixels to resize to, or (height, width). resample: 'nearest', 'bilinear', ...
+  """
+  try:
+    from sklearn.datasets import load_digits
+  except ImportError as error:
+    raise InputError('digits: scikit-learn is not installed; pip install scikit-learn') from error
+  from PIL import Image
+  height, width = pictures.as_shape(size)
+  method = pictures.as_method(resample)
+  bunch = load_digits()
+  images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+  if (height, width) != (8, 8):
+    images = np.stack([np.array(Image.fromarray(image[..., 0]).resize((width, height), method))
+                       for image in images])[..., None]
+  captions = tuple(f'a handwritten {digit}' for digit in bunch.target)
+  data = Dataset(images, bunch.target.astype(np.int32), tuple('0123456789'), captions)
+  return splitting.split(data, heldout, seed, 'digits')
+
+
+def npy(images, labels=None, classes=(), heldout=0.05, seed=0):
+  """NumPy files. images: path of [N, H, W, C], uint8, or floats in [0, 1] or [-1, 1]; [N, H, W] is grey.
+
+  labels: path of class indices [N], one-hot rows or any context vectors [N, K]; None = unconditional.
+  classes: K names.
+  """
+  array = arrays.as_images(arrays.load(images, mmap_mode='r'), images)
+  if labels is None:
+    data = Dataset(array, np.zeros(len(array), np.int32))
+  else:
+    data = Dataset(array, *arrays.as_labels(arrays.load(labels), tuple(classes), labels))
+  return splitting.split(data, heldout, seed, images)
+
+
+def npz(path, heldout=0.05, seed=0):
+  """One .npz file with images (or arr_0) and perhaps labels, names (or classes), captions; see npy."""
+  file = arrays.load(path)
+  if isinstance(file, np.ndarray):
+    raise InputError(f'{path}: this is one array, not an .npz file; use npy({path})')
+  with file:
+    key = next((key for key in ('images', 'arr_0') if key in file.files), None)
+    if key is None:
+      raise InputError(f'{path}: no array "images" or "arr_0" inside, only {", ".join(file.files)}')
+    stored = _without_pickles(file, path)
+  images = arrays.as_images(stored[key], path)
+  classes = tuple(str(name) for name in stored.get('names', stored.get('classes', ())))
+  captions = tuple(str(text) for text in stored.get('captions', ()))
+  if 'labels' in stored:
+    labels, classes = arrays.as_labels(stored['labels'], classes, path)
+  else:
+    labels, classes = np.zeros(len(images), np.int32), ()
+  return splitting.split(Dataset(images, labels, classes, captions), heldout, seed, path)
+
+
+def _without_pickles(file, path):
+  try:
+    return dict(file)
+  except ValueError as error:
+    raise InputError(f'{path}: {error}; save plain arrays, and text as a unicode array') from error
+
+
+def folder(path, size=None, channels=3, background='white', fit='crop', resample='lanczos', unreadable='skip',
+           labelled=True, heldout=0.05, seed=0):
+  """Picture files of any format below a folder, in sorted order.
+
+  Sub-folders are classes (labelled=False ignores them); sub-folders train and test are the parts of the data.
+  Captions come from metadata.jsonl (`file_name`, `text`) or from a .txt file beside each picture.
+  size, channels, background, fit, resample: see `pictures.decoder`.
+  unreadable: 'skip' or 'stop' at pictures that cannot be read.
+  """
+  decode = pictures.decoder(size, channels, background, fit, resample)
+  root = pathlib.Path(path).expanduser()
+  found = folders.listing(root, labelled)
+
+  def make():
+    images, good, notes = pictures.read_all(decode, found.names, lambda i: root / found.names[i], unreadable)
+    return dict(images=images, good=good, notes=cache.pack_text(notes))
+
+  options = [str(root.resolve()), size, channels, background, fit, resample, unreadable]
+  stamps = [(name, folders.stamp(root / name)) for name in found.names]
+  stored = cache.cached('folder', [options, stamps], make, min_seconds=5)
+  good = stored['good']
+  keep = lambda values: tuple(values[i] for i in good) if values else ()
+  classes = tuple(sorted(set(found.labels)))
+  labels = np.array([classes.index(name) for name in keep(found.labels)] or np.zeros(len(good)), np.int32)
+  data = Dataset(stored['images'], labels, classes, keep(found.captions), keep(found.attributes))
+  notes = tuple(found.notes + cache.unpack_text(stored['notes']))
+  if found.part[0] is None:
+    return splitting.split(data, heldout, seed, str(path), notes)
+  return splitting.by_part(data, keep(found.part), str(path), notes)
+
+
+def tfds(name, data_dir=None, size=None, channels=None, background='black', fit='crop', resample='lanczos',
+         train='train', test=None, heldout=0.05, seed=0):
+  """A data set prepared by TFDS as array_record; read without TensorFlow, and nothing is downloaded.
+
+  name: as TFDS has it, such as 'cifar10' or 'name/config:1.0.0'.
+  data_dir: None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
+  train, test: its splits; test None takes 'test' or 'validation', or else holds out `heldout` of train.
+  Other arguments: see `pictures.decoder`; size=32, fit='pad' puts a border around 28x28 pictures.
+  """
+  decode_options = dict(size=size, channels=channels, background=background, fit=fit, resample=resample)
+  pictures.decoder(**{**decode_options, 'channels': channels or 3})   # refuses bad options at once
+  where, info = prepared.find(name, data_dir)
+  train, test = prepared.pick_splits(info, train, test)
+
+  def load(split):
+    stored = cache.cached(f'tfds-{info["name"]}', [str(where.resolve()), split, decode_options],
+                          lambda: prepared.read(where, split, decode_options), min_seconds=1)
+    return Dataset(stored['images'], stored['labels'], tuple(stored['classes'].tolist()))
+
+  if not test:
+    return splitting.split(load(train), heldout, seed, name)
+  return Source(dataset.check(load(train), name), dataset.check(load(test), name))

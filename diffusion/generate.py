@@ -1,0 +1,165 @@
+"""From a trained model to pictures: samples, strips and animations."""
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from diffusion import grids, samplers, sharding
+from diffusion.build import unknown
+from diffusion.data.dataset import to_unit
+from diffusion.errors import InputError
+from diffusion.noise import Noise, q_sample
+from diffusion.schedules import at
+
+SHOWN = ('film', 'gif', 'noising', 'interpolation', 'comparison')
+
+
+def make_draw(run, seed, batch, sampler=None, levels=None, trace=None):
+  """The compiled sampler: draw(params, ids, cond=None, start=None) -> uint8 pictures [n, H, W, C].
+
+  Picture k depends on (seed, k) and its condition alone, not on `batch` or the devices; n need not divide by either.
+
+  Args:
+    run: the Experiment.
+    seed: of all samples.
+    batch: pictures drawn at once; rounded up to the devices.
+    sampler, levels: instead of the Experiment's.
+    trace: None, or the indices (within the first batch) of pictures whose every step is returned as well:
+      (pictures, uint8 [S+1, len(trace), H, W, C], the starting noise first).
+  """
+  sampler, levels = sampler or run.sampler, run.levels if levels is None else levels
+  batch = -(-batch // run.mesh.size) * run.mesh.size
+  follow = None if trace is None else lambda state: run.task.decode(state.x[np.asarray(trace)])
+
+  @partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
+  def some(params, ids, cond, start):
+    keys = samplers.sample_keys(seed, ids)
+    x = samplers.prior(keys, levels, run.shape) if start is None else start
+    out = samplers.sample(keys, run.denoise(params, cond), sampler, levels, x, follow)
+    if not follow:
+      return run.task.decode(out), None
+    return run.task.decode(out[0]), jnp.concatenate([follow(samplers.Sample(x))[None], out[1]])
+
+  def draw(params, ids, cond=None, start=None):
+    drawn, steps = [], None
+    for first in tqdm(range(0, len(ids), batch), 'sampling', unit='batch', leave=False, delay=2, disable=None):
+      index = np.minimum(np.arange(first, first + batch), len(ids) - 1)  # the last batch is filled up with its last picture
+      pick = lambda a: None if a is None else sharding.put_batch(np.asarray(a)[index], run.mesh)
+      images, traced = jax.device_get(some(params, pick(np.asarray(ids)), pick(cond), pick(start)))
+      drawn.append(images)
+      steps = traced if first == 0 else steps
+    images = np.concatenate(drawn)[:len(ids)]
+    return (images, steps) if follow else images
+  return draw
+
+
+# ---- conditions
+def class_conditions(classes, wanted, number):
+  """Conditions and captions of `number` pictures.
+
+  Args:
+    classes: names known to the model, K.
+    wanted: '' for all in turn, names separated by commas, or 'none' for unconditional.
+  Returns:
+    (float32 [number, K] or None, list of captions or None).
+  Raises:
+    InputError: a name that the model does not know.
+  """
+  if not classes:
+    if wanted not in ('', 'none'):
+      raise InputError(f'config.sample.classes={wanted!r}: this model was trained without classes; leave it empty')
+    return None, None
+  if wanted == 'none':
+    return np.zeros((number, len(classes)), np.float32), None
+  names = [name.strip() for name in wanted.split(',') if name.strip()] or list(classes)
+  index = np.array([_class_index(classes, name) for name in names])
+  index = np.sort(index[np.arange(number) % len(index)])  # equal classes side by side
+  return np.eye(len(classes), dtype=np.float32)[index], [classes[i] for i in index]
+
+
+def _class_index(classes, name):
+  if name not in classes:
+    raise InputError(f'class {name!r}: {unknown(name, classes)}')
+  return classes.index(name)
+
+
+def parse_mix(classes, text):
+  """'0.7 * hero + 0.3 * food' -> [(0.7, 'hero'), (0.3, 'food')]; a missing weight is 1 over the number of parts."""
+  parts = [part.strip() for part in text.split('+')]
+  mix = []
+  for part in parts:
+    weight, star, name = part.rpartition('*')
+    try:
+      value = float(weight) if star else 1 / len(parts)
+    except ValueError:
+      raise InputError(f'config.sample.mix={text!r}: {weight.strip()!r} is no number; write 0.5 * name + 0.5 * name') from None
+    _class_index(classes, name.strip())
+    mix.append((value, name.strip()))
+  return mix
+
+
+def mix_condition(classes, mix):
+  """The weighted sum of one-hot conditions, float32 [K]."""
+  return sum(weight * np.eye(len(classes), dtype=np.float32)[classes.index(name)] for weight, name in mix)
+
+
+# ---- strips: each returns (rows [R][K, H, W, C], row labels, column labels)
+def film(frames, labels, columns=12):
+  """The denoising of some pictures, one a row, at about `columns` evenly spread steps. frames: uint8 [S+1, n, H, W, C]."""
+  index = np.unique(np.round(np.linspace(0, len(frames) - 1, columns)).astype(int))
+  return frames[index].swapaxes(0, 1), labels, ['noise', *(f'step {i}' for i in index[1:])]
+
+
+def noising(images, labels, schedule, seed, columns=10):
+  """q(x_t | x0) of some pictures at evenly spread times. images: uint8 [n, H, W, C]."""
+  t = np.linspace(0, 1, columns)
+  x0 = to_unit(images)
+  eps = np.asarray(jax.random.normal(jax.random.key(seed), x0.shape))
+  steps = [x0] + [q_sample(x0, Noise(*map(np.float32, at(schedule, time))), eps) for time in t[1:]]
+  decoded = np.clip(np.round((np.stack(steps, 1) + 1) * 127.5), 0, 255).astype(np.uint8)
+  return decoded, labels, [f't = {time:.2f}' for time in t]
+
+
+def slerp(a, b, weights):
+  """Great-circle path between two noises a, b [...]: [len(weights), ...], which keeps the norm of Gaussian noise."""
+  cosine = np.clip(np.sum(a * b) / (np.linalg.norm(a) * np.linalg.norm(b)), -1, 1)
+  angle = np.arccos(cosine)
+  w = np.reshape(weights, (-1,) + (1,) * a.ndim)
+  if angle < 1e-6:
+    return (1 - w) * a + w * b
+  return (np.sin((1 - w) * angle) * a + np.sin(w * angle) * b) / np.sin(angle)
+
+
+def interpolation(run, params, seed, batch, cond, labels, rows=6, columns=10):
+  """DDIM (eta = 0) along the great circle between two starting noises; one pair, and one condition, a row."""
+  keys = samplers.sample_keys(seed, np.arange(2 * rows))
+  noise = np.asarray(samplers.prior(keys, run.levels, run.shape))
+  weights = np.linspace(0, 1, columns)
+  start = np.concatenate([slerp(noise[2 * i], noise[2 * i + 1], weights) for i in range(rows)]).astype(np.float32)
+  cond = None if cond is None else np.repeat(cond[:rows], columns, 0)
+  draw = make_draw(run, seed, min(batch, len(start)), samplers.ddim())
+  images = draw(params, np.arange(len(start)), cond, start)
+  return images.reshape(rows, columns, *run.shape), labels[:rows], [f'{w:.2f}' for w in weights]
+
+
+def mixing(run, params, seed, batch, mix, rows=4, columns=9):
+  """From the first to the second of two conditions in even weights, one starting noise a row."""
+  (_, first), (_, second) = mix
+  weights = np.linspace(0, 1, columns)
+  conds = np.stack([mix_condition(run.classes, [(1 - w, first), (w, second)]) for w in weights])
+  ids = np.repeat(np.arange(rows), columns)  # the same noise along a row
+  images = make_draw(run, seed, min(batch, len(ids)), samplers.ddim())(params, ids, np.tile(conds, (rows, 1)))
+  return images.reshape(rows, columns, *run.shape), [f'noise {i}' for i in range(rows)], [f'{w:.2f} {second}' for w in weights]
+
+
+def comparison(run, params, seed, cond, steps=(5, 10, 20, 50), pictures=8):
+  """DDPM beside DDIM at equal numbers of steps, from the same noises."""
+  rows, labels = [], []
+  for S in steps:
+    for name, sampler in (('DDPM', samplers.ddpm()), ('DDIM', samplers.ddim())):
+      draw = make_draw(run, seed, pictures, sampler, grids.trailing(S)(run.schedule))
+      rows.append(draw(params, np.arange(pictures), None if cond is None else cond[:pictures]))
+      labels.append(f'{name} {S}')
+  return rows, labels, None

@@ -1,0 +1,114 @@
+"""What sampling writes: one new, numbered folder with pictures, arrays and the record of what made them."""
+import io
+import json
+
+import numpy as np
+
+from diffusion import generate, pictures
+from diffusion.build import load_data, unknown
+from diffusion.errors import InputError
+from diffusion.files import write_atomic
+
+TRACED = 16  # pictures that an animation follows
+FILMED = 8   # pictures that a strip shows
+
+
+def check(run, options):
+  """Raises InputError where config.sample does not fit the model: before training, and before anything is drawn."""
+  if options.number < 1 or options.batch < 1:
+    raise InputError(f'config.sample: number={options.number} and batch={options.batch} must be at least 1')
+  if options.weights not in ('ema', 'raw'):
+    raise InputError(f"config.sample.weights={options.weights!r}: expected 'ema' or 'raw'")
+  wanted_shows(options.show)
+  conditions(run, options)
+
+
+def wanted_shows(text):
+  """'film, gif' -> {'film', 'gif'}; 'all' is all of them."""
+  names = {name.strip() for name in text.split(',') if name.strip()}
+  for name in names - {'all', *generate.SHOWN}:
+    raise InputError(f'config.sample.show: {unknown(name, (*generate.SHOWN, "all"))}')
+  return set(generate.SHOWN) if 'all' in names else names
+
+
+def new_folder(parent, step):
+  """samples/001_step_5000, 002_..: nothing that was drawn before is touched."""
+  parent.mkdir(parents=True, exist_ok=True)
+  taken = [int(path.name[:3]) for path in parent.iterdir() if path.name[:3].isdigit()]
+  folder = parent / f'{max(taken, default=0) + 1:03d}_step_{step}'
+  folder.mkdir()
+  return folder
+
+
+def conditions(run, options):
+  """(float32 [number, K] or None, captions or None, the parsed mix or None)."""
+  if not options.mix:
+    return *generate.class_conditions(run.classes, options.classes, options.number), None
+  mix = generate.parse_mix(run.classes, options.mix)
+  return np.tile(generate.mix_condition(run.classes, mix), (options.number, 1)), None, mix
+
+
+def write(run, config, parent, params, step, versions, data=None):
+  """Draws what config.sample describes.
+
+  Args:
+    run: the Experiment.
+    config: its config.
+    parent: folder in which a numbered folder is made.
+    params: weights.
+    step: of the weights, for the record.
+    versions: of the software, for the record.
+    data: the Source, where it is loaded already; the noising strip needs it.
+  Returns:
+    The folder.
+  """
+  options = config.sample
+  shows = wanted_shows(options.show)
+  cond, labels, mix = conditions(run, options)
+  if 'noising' in shows and data is None:
+    data = load_data(config)
+  batch = min(options.batch, options.number)
+  traced = spread(batch, TRACED) if shows & {'film', 'gif'} else None
+  out = generate.make_draw(run, options.seed, batch, trace=traced)(params, np.arange(options.number), cond)
+  images, frames = (out, None) if traced is None else out
+
+  folder = new_folder(parent, step)
+  title = f'step {step}, {config.sampler}, {config.grid}, guidance {config.guidance:g}' + (f', {options.mix}' if mix else '')
+  pictures.save_png(pictures.grid(images, labels=labels, title=title), folder / 'grid.png')
+  save_arrays(folder, images, cond, run.classes)
+  record = dict(step=step, config=json.loads(config.to_json()), classes=list(run.classes), versions=versions)
+  write_atomic(folder / 'record.json', json.dumps(record, indent=2).encode())
+
+  names = labels or [f'picture {i}' for i in range(options.number)]
+  strips = {}
+  if 'film' in shows:
+    pick = spread(len(traced), FILMED)
+    strips['film'] = generate.film(frames[:, pick], [names[traced[i]] for i in pick])
+  if 'gif' in shows:
+    pictures.save_gif(frames, folder / 'denoising.gif', labels=labels and [labels[i] for i in traced], fps=12)
+  if 'noising' in shows:
+    strips['noising'] = generate.noising(data.train.images[:6], [f'picture {i}' for i in range(6)], run.schedule, options.seed)
+  if 'interpolation' in shows:
+    pick = spread(options.number, 6)
+    strips['interpolation'] = generate.interpolation(run, params, options.seed, batch, None if cond is None else cond[pick],
+                                                     [names[i] for i in pick])
+  if 'comparison' in shows:
+    strips['comparison'] = generate.comparison(run, params, options.seed, cond)
+  if mix and len(mix) == 2:
+    strips['mix'] = generate.mixing(run, params, options.seed, batch, mix)
+  for name, (rows, row_labels, column_labels) in strips.items():
+    pictures.save_png(pictures.rows(list(rows), row_labels, column_labels, title=f'{name}, {title}'), folder / f'{name}.png')
+  return folder
+
+
+def spread(n, k):
+  """k indices spread over 0..n-1, so that a strip shows several classes."""
+  return np.unique(np.linspace(0, n - 1, min(n, k)).astype(int))
+
+
+def save_arrays(folder, images, cond, classes):
+  """samples.npz: images uint8 [N, H, W, C], and the conditions where there are some. No pickles."""
+  buffer = io.BytesIO()
+  arrays = dict(images=images) | ({} if cond is None else dict(labels=cond, classes=np.array(classes)))
+  np.savez_compressed(buffer, **arrays)
+  write_atomic(folder / 'samples.npz', buffer.getvalue())

@@ -1,0 +1,46 @@
+"""States for the tests of checkpoints, every bit of which follows from the step."""
+import os
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+class State(NamedTuple):
+  step: Any
+  params: Any
+  opt: Any
+  key: Any
+
+
+def state_at(step):
+  """Noise, because what compresses well hides damage."""
+  rng = np.random.default_rng(step)
+  params = {'conv_in': {'kernel': jnp.asarray(rng.normal(size=(3, 3, 4, 64)), jnp.float32)},
+            'scale': jnp.asarray(rng.normal(size=5), jnp.bfloat16)}
+  key = jax.random.key_data(jax.random.key(step))
+  return State(jnp.int32(step), params, optax.adamw(1e-3).init(params), key)
+
+
+def abstract(tree):
+  def struct(x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, jax.Array) else x
+  return jax.tree.map(struct, tree)
+
+
+def same_bits(a, b):
+  def same(x, y):
+    a, b = np.asarray(x), np.asarray(y)
+    return type(x) is type(y) and (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+  return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.all(jax.tree.map(same, a, b))
+
+
+def python(code, *args, devices=1):
+  """(command, environment) of a Python process with that many simulated devices."""
+  # NPROC: with fewer threads than devices a simulated collective can stop the process.
+  flags = f'--xla_force_host_platform_device_count={devices}'
+  environment = {**os.environ, 'XLA_FLAGS': flags, 'NPROC': '16', 'JAX_PLATFORMS': 'cpu'}
+  return [sys.executable, '-c', code, *map(str, args)], environment

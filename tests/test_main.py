@@ -1,0 +1,196 @@
+"""The command line as a user meets it: train, resume, kill, sample, evaluate, and one clear line for every mistake."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion.checkpoint import open_checkpoints
+from diffusion.log import read_metrics
+
+ROOT = Path(__file__).parent.parent
+COSINE = '--config=configs/cosine_ddim.py:tiny'
+FASHION = ROOT.parent / 'shared' / 'data' / 'tfds'
+
+
+@pytest.fixture(scope='module')
+def command(cache_dir):
+  """run(*arguments) -> CompletedProcess of `python -m diffusion.main`, on two CPU devices."""
+  env = dict(os.environ, DIFFUSION_CACHE=str(cache_dir))
+  def run(*arguments, start=False):
+    words = [sys.executable, '-m', 'diffusion.main', *map(str, arguments)]
+    if start:
+      return subprocess.Popen(words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400)
+  return run
+
+
+@pytest.fixture(scope='module')
+def trained(command, tmp_path_factory):
+  """A work directory after the tiny main job, and what it printed."""
+  workdir = tmp_path_factory.mktemp('main') / 'run'
+  done = command(COSINE, f'--workdir={workdir}')
+  assert done.returncode == 0, done.stderr
+  return workdir, done.stdout
+
+
+def refused(done, *words):
+  """The command failed with one line that says all of the words, and no traceback."""
+  assert done.returncode == 2, done.stdout + done.stderr
+  lines = [line for line in done.stderr.splitlines() if line]
+  assert len(lines) == 1 and lines[0].startswith('error: '), done.stderr
+  for word in words:
+    assert word in lines[0], lines[0]
+
+
+def checkpoint_sums(workdir):
+  """The checksums of every array in the newest checkpoint."""
+  step = open_checkpoints(workdir / 'checkpoints').steps()[-1]
+  [record] = [path for path in (workdir / 'checkpoints' / str(step) / 'meta').rglob('*') if path.is_file()]
+  return step, json.loads(record.read_text())['checksums']
+
+
+def test_the_main_job_leaves_pictures_a_checkpoint_and_logs_and_says_where(trained):
+  workdir, printed = trained
+  [samples] = (workdir / 'samples').iterdir()
+  for path in (samples / 'grid.png', samples / 'film.png', samples / 'samples.npz', workdir / 'data.png'):
+    assert path.exists() and str(path) in printed
+  with np.load(samples / 'samples.npz', allow_pickle=False) as arrays:
+    assert arrays['images'].shape == (12, 16, 16, 3) and arrays['images'].dtype == np.uint8
+    assert arrays['labels'].argmax(1).tolist() == sorted(np.arange(12) % 6)
+    assert len(np.unique(arrays['images'].reshape(12, -1), axis=0)) == 12
+  assert str(workdir / 'checkpoints' / '8') in printed and 'tensorboard --logdir' in printed
+  assert '--mode=sample' in printed and 'sprites' in printed and '16x16x3' in printed
+  lines = read_metrics(workdir / 'metrics.jsonl')
+  assert [line['step'] for line in lines] == [4, 8]
+  for name in ('loss', 'grad_norm', 'learning_rate', 'ema_decay', 'images_per_second', 'heldout_loss'):
+    assert all(np.isfinite(line[name]) for line in lines), name
+  assert any(name.startswith('loss_by_logsnr/') for name in lines[0])
+  assert list((workdir / 'tensorboard').iterdir())
+
+
+def test_the_same_command_again_keeps_everything_and_only_samples(trained, command):
+  workdir, _ = trained
+  before = {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file() and 'tensorboard' not in str(path)}
+  done = command(COSINE, f'--workdir={workdir}')
+  assert done.returncode == 0 and 'complete: 8 steps are done' in done.stdout
+  assert all(path.read_bytes() == content for path, content in before.items())
+  first, second = sorted((workdir / 'samples').iterdir())[:2]
+  assert (first / 'samples.npz').read_bytes() == (second / 'samples.npz').read_bytes()
+
+
+def test_sampling_needs_only_the_work_directory_and_offers_every_picture(trained, command):
+  workdir, _ = trained
+  done = command('--mode=sample', f'--workdir={workdir}', '--config.sample.number=5', '--config.sample.classes=food,hero',
+                 '--config.guidance=2', "--config.sampler=ddim(eta=0.5)", '--config.grid=leading(3)', '--config.sample.seed=3',
+                 '--config.sample.weights=raw', '--config.sample.show=film,gif,noising,interpolation')
+  assert done.returncode == 0, done.stderr
+  folder = max((workdir / 'samples').iterdir())
+  assert {'grid.png', 'film.png', 'denoising.gif', 'noising.png', 'interpolation.png', 'samples.npz', 'record.json'} == \
+      {path.name for path in folder.iterdir()}
+  with np.load(folder / 'samples.npz') as arrays:
+    assert [arrays['classes'][i] for i in arrays['labels'].argmax(1)] == ['hero'] * 2 + ['food'] * 3
+  record = json.loads((folder / 'record.json').read_text())
+  assert (record['config']['guidance'], record['config']['sampler'], record['step']) == (2, 'ddim(eta=0.5)', 8)
+  with Image.open(folder / 'denoising.gif') as gif:
+    assert gif.n_frames == 4  # the noise and three steps
+
+
+def test_a_mix_of_two_contexts_is_drawn_with_its_strip(trained, command):
+  workdir, _ = trained
+  done = command('--mode=sample', f'--workdir={workdir}', '--config.sample.mix=0.7 * hero + 0.3 * food', '--config.sample.number=4',
+                 '--config.sample.show=')
+  assert done.returncode == 0, done.stderr
+  folder = max((workdir / 'samples').iterdir())
+  with np.load(folder / 'samples.npz') as arrays:
+    np.testing.assert_allclose(arrays['labels'], np.tile([.7, 0, .3, 0, 0, 0], (4, 1)))
+  assert (folder / 'mix.png').exists() and not (folder / 'film.png').exists()
+
+
+def test_evaluation_prints_the_heldout_loss_by_log_snr_and_keeps_it(trained, command):
+  workdir, _ = trained
+  done = command('--mode=evaluate', f'--workdir={workdir}')
+  assert done.returncode == 0 and 'log-SNR' in done.stdout, done.stderr
+  result = json.loads((workdir / 'evaluation.json').read_text())
+  weighted = sum(b['mean'] * b['count'] for b in result['bins']) / sum(b['count'] for b in result['bins'])
+  assert weighted == pytest.approx(result['loss'], rel=1e-5) and 0 < result['loss_error'] < result['loss']
+  with Image.open(workdir / 'evaluation.png') as plot:
+    assert plot.size[0] > 300
+
+
+def test_kill_minus_nine_loses_at_most_the_steps_since_the_last_checkpoint_and_changes_no_bit(command, tmp_path):
+  options = (COSINE, '--config.steps=24', '--config.sample_every=100', '--config.sample.number=1', '--config.sample.show=')
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  assert command(*options, f'--workdir={whole}').returncode == 0
+  process = command(*options, f'--workdir={killed}', start=True)
+  while not (killed / 'checkpoints' / '8').exists() and process.poll() is None:
+    time.sleep(.02)
+  process.kill()
+  process.communicate()
+  again = command(*options, f'--workdir={killed}')
+  assert again.returncode == 0 and 'steps 0 to' not in again.stdout, again.stderr
+  assert checkpoint_sums(killed) == checkpoint_sums(whole)
+  steps = [line['step'] for line in read_metrics(killed / 'metrics.jsonl')]
+  assert steps == [4, 8, 12, 16, 20, 24]
+
+
+def test_a_termination_request_saves_and_says_how_to_go_on(command, tmp_path):
+  process = command(COSINE, '--config.steps=100000', '--config.save_every=100000', '--config.sample_every=100000',
+                    '--config.heldout_every=100000', f'--workdir={tmp_path / "run"}', start=True)
+  while not (tmp_path / 'run' / 'metrics.jsonl').exists() or not read_metrics(tmp_path / 'run' / 'metrics.jsonl'):
+    assert process.poll() is None
+    time.sleep(.1)
+  process.send_signal(signal.SIGTERM)
+  printed, _ = process.communicate(timeout=60)
+  assert process.returncode == 0 and 'the same command goes on' in printed
+  assert len(open_checkpoints(tmp_path / 'run' / 'checkpoints').steps()) == 1
+
+
+def test_mistakes_are_one_line_before_any_work(command, trained, tmp_path):
+  workdir, _ = trained
+  run = lambda *arguments: command(COSINE, f'--workdir={tmp_path / "new"}', *arguments)
+  refused(run('--config.stepz=3'), 'stepz', "'steps'")
+  refused(run('--config.steps=many'), 'steps', 'many')
+  refused(run('--config.sampler=dimm'), 'dimm', "did you mean 'ddim'")
+  refused(run('--config.batch=15'), 'batch=15', '2 devices')
+  refused(run('--config.net=unet(channels=16, multipliers=(1,1,1,1,1,1))'), '16', '32')
+  refused(run('--config.data=folder(/nowhere)'), '/nowhere')
+  refused(run('--config.sample.show=flim'), 'flim', "'film'")
+  refused(run('--mode=trian'), 'trian')
+  refused(run('--wrkdir=x'), 'wrkdir')
+  refused(command('--config=configs/cosine_ddim.py:tinny'), 'tinny', 'tiny')
+  refused(command('--config=configs/nothing.py'), 'nothing.py')
+  refused(command(), '--config')
+  refused(command('--mode=sample', f'--workdir={tmp_path / "empty"}'), 'holds no checkpoint')
+  assert not (tmp_path / 'new').exists() or not list((tmp_path / 'new').rglob('*.png'))
+  sample = lambda *arguments: command('--mode=sample', f'--workdir={workdir}', *arguments)
+  refused(sample('--config.sample.classes=heroo'), 'heroo', "'hero'")
+  refused(sample('--config.sample.mix=x * hero'), 'x')
+  refused(sample('--config.sample.weights=best'), 'best', 'ema')
+  refused(command(COSINE, f'--workdir={workdir}', '--config.schedule=linear'), 'another model', "'linear' here, 'cosine' in the checkpoint")
+
+
+def test_help_lists_the_commands(command):
+  done = command('--help')
+  assert '--mode=sample' in done.stdout and 'configs/cosine_ddim.py' in done.stdout and '--config.NAME=VALUE' in done.stdout
+
+
+@pytest.mark.parametrize('recipe', ['linear_ddpm', 'offset_cosine', 'sprites_course', 'fashion_mnist', 'cifar10'])
+def test_every_recipe_runs_in_its_tiny_form(recipe, command, tmp_path):
+  data = []
+  if recipe == 'fashion_mnist':
+    if not FASHION.exists():
+      pytest.skip('the prepared Fashion-MNIST is not here')
+    data = [f"--config.data=tfds(fashion_mnist, data_dir='{FASHION}', size=32, fit=pad)"]
+  if recipe == 'cifar10':  # stands in for pictures that nobody has prepared here
+    np.savez(tmp_path / 'cifar.npz', images=np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8), labels=np.arange(64) % 10)
+    data = [f'--config.data=npz({tmp_path / "cifar.npz"})']
+  done = command(f'--config=configs/{recipe}.py:tiny', f'--workdir={tmp_path / "run"}', *data)
+  assert done.returncode == 0, done.stderr
+  assert len(list((tmp_path / 'run').glob('samples/*/grid.png'))) == 1

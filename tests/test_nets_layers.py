@@ -1,0 +1,152 @@
+"""Layers against float64 references that share no code with them, and the fast forms against the plain ones."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion.nets import layers
+
+
+def draws(*shapes, seed=0, dtype=np.float64):
+  rng = np.random.default_rng(seed)
+  return [rng.normal(size=shape).astype(dtype) for shape in shapes]
+
+
+def correlate(x, kernel, stride=1):
+  """Cross-correlation by four loops; zeros outside."""
+  B, H, W, _ = x.shape
+  k = len(kernel)
+  padded = np.zeros((B, H + k - 1, W + k - 1, x.shape[3]))
+  padded[:, k // 2:k // 2 + H, k // 2:k // 2 + W] = x
+  out = np.zeros((B, -(-H // stride), -(-W // stride), kernel.shape[3]))
+  for i in range(out.shape[1]):
+    for j in range(out.shape[2]):
+      window = padded[:, stride * i:stride * i + k, stride * j:stride * j + k]
+      out[:, i, j] = np.tensordot(window, kernel, 3)
+  return out
+
+
+def normalise(x, scale, shift, groups, eps=1e-5):
+  out = np.empty_like(x)
+  size = x.shape[-1] // groups
+  for b in range(len(x)):
+    for g in range(groups):
+      part = x[b, ..., g * size:(g + 1) * size]
+      out[b, ..., g * size:(g + 1) * size] = (part - part.mean()) / np.sqrt(part.var() + eps)
+  return out * scale + shift
+
+
+@pytest.mark.parametrize('fast', [True, False])
+def test_group_norm_matches_loops_over_groups(fast):
+  x, scale, shift = draws((2, 6, 4, 12), (12,), (12,))
+  with jax.enable_x64(True):
+    got = layers.group_norm(jnp.asarray(3 * x + 5), jnp.asarray(scale), jnp.asarray(shift), 3, fast=fast)
+  np.testing.assert_allclose(got, normalise(3 * x + 5, scale, shift, 3), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('fast', [True, False])
+def test_group_norm_takes_a_scale_and_shift_per_example(fast):
+  x, scale, shift = draws((3, 4, 4, 8), (3, 8), (3, 8))
+  with jax.enable_x64(True):
+    got = layers.group_norm(jnp.asarray(x), jnp.asarray(scale), jnp.asarray(shift), 2, fast=fast)
+  np.testing.assert_allclose(got, normalise(x, scale[:, None, None], shift[:, None, None], 2), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('fast', [True, False])
+def test_group_norm_of_a_constant_is_the_shift(fast):
+  got = layers.group_norm(jnp.full((1, 4, 4, 8), 3.7), jnp.ones(8), jnp.arange(8.), 2, fast=fast)
+  np.testing.assert_allclose(got, np.broadcast_to(np.arange(8.), got.shape), atol=1e-3)
+
+
+@pytest.mark.parametrize('fast', [True, False])
+@pytest.mark.parametrize('size, stride', [(1, 1), (3, 1), (3, 2)])
+def test_convolution_matches_four_loops(fast, size, stride):
+  x, kernel = draws((2, 6, 4, 3), (size, size, 3, 5))
+  with jax.enable_x64(True):
+    got = layers.conv(jnp.asarray(x), jnp.asarray(kernel), stride, fast)
+  np.testing.assert_allclose(got, correlate(x, kernel, stride), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize('fast', [True, False])
+def test_up_convolution_is_repetition_then_convolution(fast):
+  x, kernel = draws((2, 3, 4, 5), (3, 3, 5, 2))
+  with jax.enable_x64(True):
+    got = layers.up_conv(jnp.asarray(x), jnp.asarray(kernel), fast)
+  np.testing.assert_allclose(got, correlate(x.repeat(2, 1).repeat(2, 2), kernel), rtol=1e-10, atol=1e-10)
+
+
+def pair(name):
+  """(function of (fast, *arrays), arrays) of a layer that has two forms."""
+  if name == 'group_norm':
+    return lambda fast, x, a, b: layers.group_norm(x, a, b, 4, fast=fast), draws((2, 4, 6, 8), (2, 8), (2, 8))
+  if name == 'conv':
+    return lambda fast, x, k: layers.conv(x, k, fast=fast), draws((2, 4, 6, 8), (1, 1, 8, 3))
+  return lambda fast, x, k: layers.up_conv(x, k, fast), draws((2, 4, 6, 3), (3, 3, 3, 5))
+
+
+@pytest.mark.parametrize('name', ['group_norm', 'conv', 'up_conv'])
+@pytest.mark.parametrize('dtype, tolerance', [(np.float64, 1e-11), (np.float32, 2e-5)])
+def test_fast_and_plain_forms_have_equal_gradients(name, dtype, tolerance):
+  function, arrays = pair(name)
+  with jax.enable_x64(dtype is np.float64):
+    arrays = [jnp.asarray(a, dtype) for a in arrays]
+    weights = jnp.cos(jnp.arange(function(True, *arrays).size, dtype=dtype))  # a sum that weighs every output differently
+    objective = lambda fast: lambda *a: jnp.vdot(weights, function(fast, *a).ravel())
+    grads = [jax.grad(objective(fast), tuple(range(len(arrays))))(*arrays) for fast in (True, False)]
+  for fast, plain in zip(*grads):
+    np.testing.assert_allclose(fast, plain, rtol=tolerance, atol=tolerance * np.abs(plain).max())
+
+
+def test_attention_matches_a_loop_over_queries():
+  q, k, v = draws((2, 5, 3, 4), (2, 5, 3, 4), (2, 5, 3, 4))
+  want = np.empty_like(v)
+  for b, n, h in np.ndindex(2, 5, 3):
+    weight = np.exp([q[b, n, h] @ k[b, m, h] / 2 for m in range(5)])  # sqrt(4) = 2
+    want[b, n, h] = weight @ v[b, :, h] / weight.sum()
+  with jax.enable_x64(True):
+    np.testing.assert_allclose(layers.attend(*map(jnp.asarray, (q, k, v))), want, rtol=1e-10)
+
+
+def test_attention_survives_large_logits():
+  q = np.full((1, 2, 1, 4), 1e3, np.float32) * np.array([1, -1], np.float32)[:, None, None]
+  v = np.arange(8, dtype=np.float32).reshape(1, 2, 1, 4)
+  np.testing.assert_allclose(layers.attend(q, q, v), v)  # each query sees its own key alone
+
+
+def test_sinusoidal_embedding_matches_the_closed_form():
+  time = np.array([0., .5, 1., 37.25, 999.])
+  got = layers.sinusoidal(jnp.asarray(time, jnp.float32), 8)
+  frequency = np.array([1, .1, .01, .001])  # 10000^(-i/4)
+  want = np.concatenate([np.sin(np.outer(time, frequency)), np.cos(np.outer(time, frequency))], 1)
+  np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_fourier_features_tell_times_apart_and_never_change():
+  time = jnp.linspace(0, 1000, 50)
+  first, again = layers.fourier(time, 64), jax.jit(layers.fourier, static_argnums=1)(time, 64)
+  np.testing.assert_allclose(first, again, atol=2e-3)
+  gram = np.asarray(first @ first.T) / 32  # 1 on the diagonal: sin^2 + cos^2
+  np.testing.assert_allclose(np.diag(gram), 1, atol=1e-4)
+  assert np.abs(gram - np.eye(50)).max() < .9
+
+
+def test_space_to_depth_puts_the_pixels_of_a_square_together_and_back():
+  x = np.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
+  folded = layers.space_to_depth(jnp.asarray(x), 2)
+  np.testing.assert_array_equal(folded[1, 1, 2], x[1, 2:4, 4:6].ravel())
+  np.testing.assert_array_equal(layers.depth_to_space(folded, 2), x)
+
+
+def test_average_undoes_nearest_and_halves_by_the_mean():
+  x = np.arange(2 * 4 * 6 * 3, dtype=np.float32).reshape(2, 4, 6, 3)
+  np.testing.assert_array_equal(layers.average(layers.nearest(jnp.asarray(x))), x)
+  np.testing.assert_allclose(layers.average(jnp.asarray(x))[1, 1, 2], x[1, 2:4, 4:6].mean((0, 1)))
+
+
+def test_bfloat16_norm_takes_its_statistics_in_float32():
+  x = (np.random.default_rng(0).normal(size=(1, 16, 16, 8)) + 8).astype(np.float32)
+  x = jnp.asarray(x, jnp.bfloat16)  # the same rounded numbers for both
+  got = layers.group_norm(x, jnp.ones(8), jnp.zeros(8), 2)
+  want = normalise(np.asarray(x, np.float64), 1, 0, 2)
+  assert got.dtype == jnp.bfloat16
+  np.testing.assert_allclose(np.asarray(got, np.float64), want, atol=.02)

@@ -1,0 +1,220 @@
+"""The U-Net's promises, on tiny networks."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion.errors import InputError
+from diffusion.nets import make
+from diffusion.nets.unet import Embedding, UNet
+
+TINY = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), groups=4)
+
+
+def build(shape=(2, 8, 8, 3), cond=None, seed=0, **options):
+  """(params, net): all parameters random, so that no path is silent."""
+  init, net = make(UNet(**{**TINY, **options}))
+  params = init(jax.random.key(seed), shape, cond)
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda a: np.asarray(a) + .2 * rng.normal(size=a.shape).astype(np.float32), params), net
+
+
+def inputs(shape=(2, 8, 8, 3), seed=1):
+  x = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+  return x, np.linspace(3., 900., shape[0], dtype=np.float32)
+
+
+def gradients(net, params, *args):
+  """Of a sum that weighs every output differently."""
+  def objective(params):
+    out = net(params, *args)
+    return jnp.vdot(jnp.cos(jnp.arange(out.size, dtype=jnp.float32)), out.ravel())
+  return jax.jit(jax.grad(objective))(params)
+
+
+def assert_trees_close(got, want, tolerance):
+  """Each leaf to `tolerance` of the largest entry of the whole tree."""
+  scale = max(np.abs(a).max() for a in jax.tree.leaves(want))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance * scale), got, want)
+
+
+def run(net, *args):
+  return np.asarray(jax.jit(net, static_argnums=4)(*args))
+
+
+def test_output_is_exactly_zero_at_the_start_and_only_with_zero_init():
+  x, t = inputs()
+  for zero_init in (True, False):
+    init, net = make(UNet(**TINY, zero_init=zero_init))
+    out = run(net, init(jax.random.key(0), x.shape), x, t)
+    assert (np.abs(out).max() == 0) == zero_init
+
+
+def test_initial_values_are_those_of_the_modules_own_initialisers():
+  module = UNet(channels=32, multipliers=(1,), blocks=1, attention=())
+  x, t = inputs((1, 4, 4, 3))
+  want = jax.tree_util.tree_leaves_with_path(module.init(jax.random.key(0), x, t)['params'])
+  got = jax.tree.leaves(make(module)[0](jax.random.key(1), x.shape))
+  for (path, a), b in zip(want, got, strict=True):
+    assert a.shape == b.shape and a.dtype == b.dtype, path
+    np.testing.assert_allclose(np.mean(b), np.mean(a), atol=.03, err_msg=str(path))
+    np.testing.assert_allclose(np.std(b), np.std(a), rtol=.1, atol=1e-9, err_msg=str(path))
+
+
+def test_initial_values_depend_on_the_key_alone_also_under_jit():
+  init, _ = make(UNet(**TINY))
+  first = init(jax.random.key(0), (2, 8, 8, 3))
+  jitted = jax.jit(lambda key: init(key, (7, 8, 8, 3)))(jax.random.key(0))
+  jax.tree.map(np.testing.assert_array_equal, first, jitted)
+  assert np.any(first['in']['kernel'] != init(jax.random.key(1), (2, 8, 8, 3))['in']['kernel'])
+
+
+@pytest.mark.parametrize('options', [dict(), dict(resample='block', film=False), dict(patch=2, embedding='fourier', heads=2)])
+def test_fast_and_plain_networks_agree_in_values_and_gradients(options):
+  shape = (2, 8, 16, 3)  # not square
+  x, t = inputs(shape)
+  params, fast = build(shape, **options, fast=True)
+  plain = make(UNet(**TINY, **options, fast=False))[1]
+  want = run(plain, params, x, t)
+  np.testing.assert_allclose(run(fast, params, x, t), want, atol=1e-4 * np.abs(want).max())
+  assert_trees_close(gradients(fast, params, x, t), gradients(plain, params, x, t), 1e-4)
+
+
+@pytest.mark.parametrize('shape', [(1, 8, 8, 1), (2, 16, 8, 2), (1, 8, 24, 4), (1, 64, 64, 3)])
+def test_output_has_the_inputs_shape_or_the_channels_asked_for_and_depends_on_all_of_it(shape):
+  x, t = inputs(shape)
+  params, net = build(shape, out_channels=5)
+  out = run(net, params, x, t)
+  assert out.shape == (*shape[:3], 5) and out.dtype == np.float32
+  grad = jax.jit(jax.grad(lambda x: net(params, x, t)[0, 0, 0, 0]))(x)
+  assert np.all(np.abs(grad[0]).max((0, 1)) > 0)  # every colour
+  assert np.abs(grad[0, -1, -1]).max() > 0  # the far corner, through the middle's attention
+  init, same = make(UNet(**TINY))
+  assert jax.eval_shape(lambda: same(init(jax.random.key(0), shape), x, t)).shape == shape
+
+
+def test_an_image_does_not_depend_on_the_others_in_its_batch():
+  x, t = inputs((7, 8, 8, 3))
+  cond = np.eye(7, dtype=np.float32)
+  params, net = build(x.shape, cond)
+  whole = run(net, params, x, t, cond)
+  alone = run(net, params, x[3:4], t[3:4], cond[3:4])
+  np.testing.assert_allclose(whole[3:4], alone, rtol=1e-5, atol=1e-5)
+  grad = jax.jit(jax.grad(lambda x: net(params, x, t, cond)[3].sum()))(x)
+  assert np.all(grad[np.arange(7) != 3] == 0) and np.any(grad[3] != 0)
+
+
+def test_zeros_are_the_null_condition():
+  x, t = inputs()
+  params, net = build(cond=np.zeros((2, 5), np.float32))
+  without = {**params, 'embedding': {k: v for k, v in params['embedding'].items() if k != 'cond_cond'}}
+  np.testing.assert_array_equal(run(net, params, x, t, np.zeros((2, 5), np.float32)), run(net, without, x, t))
+  assert np.any(run(net, params, x, t, np.ones((2, 5), np.float32)) != run(net, without, x, t))
+
+
+def test_the_embedding_of_a_mixture_is_the_mixture_of_embeddings():
+  t = np.zeros(2, np.float32)
+  a, b = (np.random.default_rng(i).normal(size=(2, 5)).astype(np.float32) for i in (0, 1))
+  module = Embedding(8, 'sinusoidal')
+  params = module.init(jax.random.key(0), t, a)
+  embed = lambda cond: np.asarray(module.apply(params, t, cond))
+  null = embed(0 * a)
+  np.testing.assert_allclose(embed(.3 * a + .7 * b) - null, .3 * (embed(a) - null) + .7 * (embed(b) - null), atol=1e-5)
+
+
+def test_several_conditions_add_up():
+  t = np.zeros(2, np.float32)
+  conds = dict(style=np.ones((2, 3), np.float32), word=np.full((2, 7), .5, np.float32))
+  module = Embedding(8, 'sinusoidal')
+  params = module.init(jax.random.key(0), t, conds)
+  embed = lambda style, word: np.asarray(module.apply(params, t, dict(style=style * conds['style'], word=word * conds['word'])))
+  assert np.abs(embed(1, 0) - embed(0, 0)).max() > .1 and np.abs(embed(0, 1) - embed(0, 0)).max() > .1
+  np.testing.assert_allclose(embed(1, 1) - embed(0, 0), embed(1, 0) + embed(0, 1) - 2 * embed(0, 0), atol=1e-5)
+
+
+def test_rematerialisation_keeps_the_parameters_and_the_gradients_and_saves_memory():
+  x, t = inputs((4, 16, 16, 3))
+  params, net = build(x.shape, blocks=2)
+  lean = make(UNet(**{**TINY, 'blocks': 2}, remat=True))[1]
+  assert_trees_close(gradients(lean, params, x, t), gradients(net, params, x, t), 1e-5)
+  def kept(net):
+    _, pull = jax.vjp(lambda p: net(p, x, t), params)
+    return sum(a.size for a in jax.tree.leaves(pull))
+  assert kept(lean) < .6 * kept(net)
+
+
+def test_bfloat16_stays_close_to_float32_and_returns_float32():
+  x, t = inputs()
+  params, net = build(zero_init=False)
+  want = run(net, params, x, t)
+  got = run(make(UNet(**TINY, zero_init=False, dtype='bfloat16'))[1], params, x, t)
+  assert got.dtype == np.float32 and np.any(got != want)
+  assert np.sqrt(np.mean((got - want) ** 2)) < .03 * np.std(want)
+
+
+def test_dropout_acts_only_in_training_and_follows_its_key():
+  x, t = inputs()
+  params, net = build(dropout=.5)
+  calm = make(UNet(**TINY))[1]
+  np.testing.assert_array_equal(run(net, params, x, t), run(calm, params, x, t))
+  train = jax.jit(lambda seed: net(params, x, t, None, True, {'dropout': jax.random.key(seed)}))
+  assert np.any(train(0) != run(calm, params, x, t)) and np.any(train(0) != train(1))
+  np.testing.assert_array_equal(train(0), train(0))
+
+
+@pytest.mark.parametrize('options', [dict(), dict(film=False, resample='block', head_dim=4)])
+def test_every_parameter_gets_a_gradient(options):
+  x, t = inputs()
+  cond = np.ones((2, 3), np.float32)
+  params, net = build(x.shape, cond, **options)
+  for path, grad in jax.tree_util.tree_leaves_with_path(gradients(net, params, x, t, cond)):
+    assert np.any(grad != 0), jax.tree_util.keystr(path)
+
+
+def test_time_matters():
+  x, _ = inputs()
+  params, net = build()
+  early, late = (run(net, params, x, np.full(2, t, np.float32)) for t in (1., 2.))
+  assert np.abs(early - late).max() > 1e-3
+
+
+def test_shifting_the_picture_shifts_the_inside_of_the_output():
+  x, t = inputs((1, 48, 48, 3))
+  x[:, :16], x[:, 32:], x[:, :, :16], x[:, :, 32:] = 0, 0, 0, 0  # the shift moves nothing over the edge
+  params, net = build(x.shape, attention=(), blocks=1)
+  moved = run(net, params, np.roll(x, (4, 2), (1, 2)), t)  # multiples of the down-sampling factor
+  inside = (0, slice(16, 32), slice(16, 32))
+  np.testing.assert_allclose(moved[inside], np.roll(run(net, params, x, t), (4, 2), (1, 2))[inside], atol=.05)
+
+
+def test_constrain_sees_activations_with_the_batch_in_front_and_changes_nothing():
+  seen = []
+  def look(x):
+    seen.append(x.shape)
+    return x
+  x, t = inputs((3, 8, 8, 3))
+  params, net = build(x.shape)
+  np.testing.assert_array_equal(run(make(UNet(**TINY, constrain=look))[1], params, x, t), run(net, params, x, t))
+  assert len(seen) > 8 and all(shape[0] == 3 for shape in seen)
+
+
+@pytest.mark.parametrize('options, shape, words', [
+  (dict(), (1, 9, 8, 3), ['height 9', 'by 2', '8 or 10']),
+  (dict(patch=4), (1, 16, 20, 3), ['width 20', 'by 8', '16 or 24']),
+  (dict(groups=3), (1, 8, 8, 3), ['8 channels', 'groups=3']),
+  (dict(heads=3), (1, 8, 8, 3), ['heads=3']),
+  (dict(head_dim=5), (1, 8, 8, 3), ['head_dim=5']),
+  (dict(channels=9, groups=1), (1, 8, 8, 3), ['channels=9', 'even']),
+  (dict(resample='pool'), (1, 8, 8, 3), ["'pool'", "'conv', 'block'"]),
+  (dict(dtype='float16'), (1, 8, 8, 3), ["'float16'", "'bfloat16'"]),
+  (dict(multipliers=(2, 4), groups=16), (1, 8, 8, 3), ['8 channels', 'groups=16']),
+  (dict(heads=0), (1, 8, 8, 3), ['heads=0', 'at least 1']),
+  (dict(multipliers=(1, 0)), (1, 8, 8, 3), ['multipliers=(1, 0)']),
+  (dict(), (8, 8, 3), ['(8, 8, 3)']),
+])
+def test_what_does_not_fit_is_refused_by_name_at_init(options, shape, words):
+  init, _ = make(UNet(**{**TINY, **options}))
+  with pytest.raises(InputError) as error:
+    init(jax.random.key(0), shape)
+  message = str(error.value)
+  assert '\n' not in message and all(word in message for word in words), message
