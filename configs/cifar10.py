@@ -28,6 +28,8 @@ def get_config(name=''):
   c.task = 'image(flip=True)'
   c.net = NET.format(dtype='float32')
   c.schedule = 'linear(T=1000)'
+  c.predict, c.weight = 'eps', 'one'
+  c.guidance = 1.  # conditional, without exaggeration
   c.draw = 'uniform'
   c.condition_dropout = .1
   c.batch, c.steps = 128, 800_000

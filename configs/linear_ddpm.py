@@ -12,6 +12,8 @@ from diffusion.config import default, variant
 def get_config(name=''):
   c = default()
   c.schedule = 'linear(T=1000)'
+  c.predict, c.weight = 'eps', 'one'
+  c.guidance = 1.  # conditional, without exaggeration
   c.draw = 'uniform'
   c.sampler = "ddpm(variance='large')"
   c.grid = 'trailing(1000)'

@@ -14,6 +14,8 @@ from diffusion.config import default, variant
 def get_config(name=''):
   c = default()
   c.schedule = "offset_cosine(min_signal=0.02, max_signal=0.95, told='variance')"
+  c.predict, c.weight = 'eps', 'one'
+  c.guidance = 1.  # conditional, without exaggeration
   c.draw = 'uniform'
   c.error = 'mae'
   c.learning_rate = 1e-3

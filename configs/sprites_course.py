@@ -26,6 +26,8 @@ def collapse(c):
 def get_config(name=''):
   c = default()
   c.schedule = 'linear(T=500, start=5e-5, end=0.01)'  # betas are scaled by 1000/T: 1e-4 to 0.02, as in the course
+  c.predict, c.weight = 'eps', 'one'
+  c.guidance = 1.  # conditional, without exaggeration
   c.draw = 'uniform'
   c.condition_dropout = .1
   c.learning_rate = 1e-3

@@ -16,31 +16,31 @@ def default():
   # Data and network.
   c.data = 'sprites(size=16)'
   c.task = 'image(flip=False)'
-  c.net = 'unet(channels=64, multipliers=(1, 2, 2), blocks=1, attention=(8,))'
+  c.net = 'unet(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(4,))'
 
   # The process and the loss.
   c.schedule = 'cosine'
-  c.predict = 'eps'
+  c.predict = 'x0'           # what the network outputs: eps, x0, v, flow, score, edm
   c.draw = 'stratified'       # how times are drawn: uniform, stratified, table(weights)
-  c.weight = 'one'            # one, snr, min_snr(gamma), p2(gamma, k), edm(sd)
+  c.weight = 'min_snr(5)'     # one, snr, min_snr(gamma), p2(gamma, k), edm(sd)
   c.error = 'mse'             # mse, mae, huber(delta)
   c.condition_dropout = .1    # share of the training pictures whose condition is hidden, for guidance
 
   # Optimisation; everything is a function of the step.
-  c.batch = 64
-  c.steps = 5000
-  c.learning_rate = 1e-3
-  c.warmup = 200              # steps of linear rise
+  c.batch = 32
+  c.steps = 1800
+  c.learning_rate = 2e-3
+  c.warmup = 100              # steps of linear rise
   c.decay = 'cosine'          # then: cosine (to 0 at the last step) or constant
   c.weight_decay = 0.
   c.clip_norm = 1.            # of the gradient; 0: off
   c.beta2 = .99
-  c.ema = .999                # decay of the averaged weights; rises to it as (1 + step) / (10 + step)
+  c.ema = .998                # decay of the averaged weights; rises to it as (1 + step) / (10 + step)
 
   # Sampling.
   c.sampler = 'ddim'          # ddim(eta), ddpm(variance)
   c.grid = 'trailing(50)'     # which noise levels are visited: trailing, leading, linspace
-  c.guidance = 1.             # 1: conditional, 0: unconditional, above 1: exaggerated
+  c.guidance = 2.             # 1: conditional, 0: unconditional, above 1: exaggerated
   c.clip = True               # keep x0 in [-1, 1] on the way
   c.sample = ml_collections.ConfigDict()
   c.sample.number = 48
@@ -53,9 +53,9 @@ def default():
 
   # What is written and when, in steps.
   c.log_every = 50
-  c.heldout_every = 1000
-  c.sample_every = 1000
-  c.save_every = 500
+  c.heldout_every = 300
+  c.sample_every = 600
+  c.save_every = 300
   c.heldout_number = 512      # held-out pictures in the loss that is followed during training
   c.keep = 2                  # newest checkpoints that stay
   return c

@@ -17,7 +17,7 @@ SHOWN = ('film', 'gif', 'noising', 'interpolation', 'comparison')
 
 
 def make_draw(run, seed, batch, sampler=None, levels=None, trace=None):
-  """The compiled sampler: draw(params, ids, cond=None, start=None) -> uint8 pictures [n, H, W, C].
+  """The compiled sampler: draw(params, ids, cond=None, start=None) -> (uint8 pictures [n, H, W, C], frames).
 
   Picture k depends on (seed, k) and its condition alone, not on `batch` or the devices; n need not divide by either.
 
@@ -26,8 +26,8 @@ def make_draw(run, seed, batch, sampler=None, levels=None, trace=None):
     seed: of all samples.
     batch: pictures drawn at once; rounded up to the devices.
     sampler, levels: instead of the Experiment's.
-    trace: None, or the indices (within the first batch) of pictures whose every step is returned as well:
-      (pictures, uint8 [S+1, len(trace), H, W, C], the starting noise first).
+    trace: None, or the indices (within the first batch) of pictures whose every step is returned as frames,
+      uint8 [S+1, len(trace), H, W, C], the starting noise first.
   """
   sampler, levels = sampler or run.sampler, run.levels if levels is None else levels
   batch = -(-batch // run.mesh.size) * run.mesh.size
@@ -50,8 +50,7 @@ def make_draw(run, seed, batch, sampler=None, levels=None, trace=None):
       images, traced = jax.device_get(some(params, pick(np.asarray(ids)), pick(cond), pick(start)))
       drawn.append(images)
       steps = traced if first == 0 else steps
-    images = np.concatenate(drawn)[:len(ids)]
-    return (images, steps) if follow else images
+    return np.concatenate(drawn)[:len(ids)], steps
   return draw
 
 
@@ -140,7 +139,7 @@ def interpolation(run, params, seed, batch, cond, labels, rows=6, columns=10):
   start = np.concatenate([slerp(noise[2 * i], noise[2 * i + 1], weights) for i in range(rows)]).astype(np.float32)
   cond = None if cond is None else np.repeat(cond[:rows], columns, 0)
   draw = make_draw(run, seed, min(batch, len(start)), samplers.ddim())
-  images = draw(params, np.arange(len(start)), cond, start)
+  images, _ = draw(params, np.arange(len(start)), cond, start)
   return images.reshape(rows, columns, *run.shape), labels[:rows], [f'{w:.2f}' for w in weights]
 
 
@@ -150,16 +149,18 @@ def mixing(run, params, seed, batch, mix, rows=4, columns=9):
   weights = np.linspace(0, 1, columns)
   conds = np.stack([mix_condition(run.classes, [(1 - w, first), (w, second)]) for w in weights])
   ids = np.repeat(np.arange(rows), columns)  # the same noise along a row
-  images = make_draw(run, seed, min(batch, len(ids)), samplers.ddim())(params, ids, np.tile(conds, (rows, 1)))
+  images, _ = make_draw(run, seed, min(batch, len(ids)), samplers.ddim())(params, ids, np.tile(conds, (rows, 1)))
   return images.reshape(rows, columns, *run.shape), [f'noise {i}' for i in range(rows)], [f'{w:.2f} {second}' for w in weights]
 
 
-def comparison(run, params, seed, cond, steps=(5, 10, 20, 50), pictures=8):
-  """DDPM beside DDIM at equal numbers of steps, from the same noises."""
-  rows, labels = [], []
+def comparison(run, params, seed, cond, labels, steps=(5, 10, 20, 50)):
+  """DDPM beside DDIM at equal numbers of steps, from the same noises: one picture for each of the labels, cond [len(labels), K]."""
+  rows, names = [], []
   for S in steps:
+    if not callable(run.schedule) and S > len(run.schedule.logsnr):
+      continue
     for name, sampler in (('DDPM', samplers.ddpm()), ('DDIM', samplers.ddim())):
-      draw = make_draw(run, seed, pictures, sampler, grids.trailing(S)(run.schedule))
-      rows.append(draw(params, np.arange(pictures), None if cond is None else cond[:pictures]))
-      labels.append(f'{name} {S}')
-  return rows, labels, None
+      draw = make_draw(run, seed, len(labels), sampler, grids.trailing(S)(run.schedule))
+      rows.append(draw(params, np.arange(len(labels)), cond)[0])
+      names.append(f'{name} {S}')
+  return rows, names, labels

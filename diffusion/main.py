@@ -173,12 +173,11 @@ def train(config, workdir):
 
 def look(run, config, workdir, log):
   """Draws and keeps the grid that is followed during training: always the same noises and conditions."""
-  from diffusion import generate, pictures
-  number = min(config.sample.number, config.sample.batch)
+  from diffusion import generate, pictures, samples
+  draw, number, _ = samples.make_draw(run, config.sample)
   cond, labels = generate.class_conditions(run.classes, '', number)
-  draw = generate.make_draw(run, config.sample.seed, number)
   def show(step, params):
-    page = pictures.grid(draw(params, range(number), cond), labels=labels, title=f'step {step}')
+    page = pictures.grid(draw(params, range(number), cond)[0], labels=labels, title=f'step {step}')
     pictures.save_png(page, workdir / 'training' / f'step_{step:07d}.png')
     log.image(step, 'samples', page)
   return show

@@ -48,6 +48,17 @@ def conditions(run, options):
   return np.tile(generate.mix_condition(run.classes, mix), (options.number, 1)), None, mix
 
 
+def make_draw(run, options):
+  """(draw, batch, traced): the compiled sampler of config.sample, which follows the pictures `traced` where a strip needs them.
+
+  draw(params, ids, cond) -> (pictures, frames or None). The pictures during training come from the same program, so that it is
+  compiled once.
+  """
+  batch = min(options.batch, options.number)
+  traced = spread(batch, TRACED) if wanted_shows(options.show) & {'film', 'gif'} else None
+  return generate.make_draw(run, options.seed, batch, trace=traced), batch, traced
+
+
 def write(run, config, parent, params, step, versions, data=None):
   """Draws what config.sample describes.
 
@@ -67,10 +78,8 @@ def write(run, config, parent, params, step, versions, data=None):
   cond, labels, mix = conditions(run, options)
   if 'noising' in shows and data is None:
     data = load_data(config)
-  batch = min(options.batch, options.number)
-  traced = spread(batch, TRACED) if shows & {'film', 'gif'} else None
-  out = generate.make_draw(run, options.seed, batch, trace=traced)(params, np.arange(options.number), cond)
-  images, frames = (out, None) if traced is None else out
+  draw, batch, traced = make_draw(run, options)
+  images, frames = draw(params, np.arange(options.number), cond)
 
   folder = new_folder(parent, step)
   title = f'step {step}, {config.sampler}, {config.grid}, guidance {config.guidance:g}' + (f', {options.mix}' if mix else '')
@@ -93,7 +102,8 @@ def write(run, config, parent, params, step, versions, data=None):
     strips['interpolation'] = generate.interpolation(run, params, options.seed, batch, None if cond is None else cond[pick],
                                                      [names[i] for i in pick])
   if 'comparison' in shows:
-    strips['comparison'] = generate.comparison(run, params, options.seed, cond)
+    pick = spread(options.number, FILMED)
+    strips['comparison'] = generate.comparison(run, params, options.seed, None if cond is None else cond[pick], [names[i] for i in pick])
   if mix and len(mix) == 2:
     strips['mix'] = generate.mixing(run, params, options.seed, batch, mix)
   for name, (rows, row_labels, column_labels) in strips.items():

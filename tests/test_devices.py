@@ -25,7 +25,7 @@ images = rng.integers(0, 256, (16, 8, 8, 1), np.uint8)
 cond = np.eye(2, dtype=np.float32)[np.arange(16) % 2]
 state = train.make_state(run, jax.random.key(0))
 cond13 = cond[np.arange(13) % 2]
-pictures = lambda batch: generate.make_draw(run, 5, batch)(state.params, np.arange(13), cond13).astype(int).tolist()
+pictures = lambda batch: generate.make_draw(run, 5, batch)(state.params, np.arange(13), cond13)[0].astype(int).tolist()
 result = dict(pictures=pictures(16), alone=pictures(1))
 noise = jax.jit(lambda ids: samplers.prior(samplers.sample_keys(5, ids), run.levels, run.shape))
 result['noise'] = np.asarray(noise(sharding.put_batch(np.arange(16), run.mesh))).view(np.uint32).tolist()

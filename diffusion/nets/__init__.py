@@ -9,13 +9,16 @@ def make(module):
 
   Returns:
     init: (key, shape, cond=None) -> params. shape: of x, with the batch, [B, ...]; cond: an example of the condition, any B, or None.
+      Inside jit the same key gives other numbers of the same distribution.
     net: (params, x, time, cond=None, train=False, rngs=None) -> out. rngs: {'dropout': key} where dropout is used in training.
   """
   def init(key, shape, cond=None):
-    def create(key, cond):
+    def create(key):
       return module.init(key, jnp.zeros(shape), jnp.zeros(shape[0]), cond, False)['params']
 
-    return draw(key, jax.eval_shape(create, key, cond))
+    if isinstance(key, jax.core.Tracer):  # inside jit or eval_shape: the modules' own initialisers
+      return create(key)
+    return draw(np.asarray(jax.random.key_data(key)), jax.eval_shape(create, key))
 
   def net(params, x, time, cond=None, train=False, rngs=None):
     return module.apply({'params': params}, x, time, cond, train, rngs=rngs)
@@ -23,23 +26,19 @@ def make(module):
   return init, net
 
 
-def draw(key, shapes):
-  """Initial parameters for a tree of shapes, by the names that Flax gives to leaves.
+def draw(seed, shapes):
+  """Initial parameters for a tree of shapes, by the names that Flax gives to leaves, distributed as the modules' own initialisers do.
 
-  The distributions are those of the modules' own initialisers. Drawn on the host, because XLA takes 0.2 s to compile a random draw and a U-Net
-  has a hundred of them; works under jit and eval_shape all the same.
+  Drawn on the host, because XLA takes 0.2 s to compile a random draw and a U-Net has a hundred of them.
 
   Args:
-    key: a PRNG key.
+    seed: array of unsigned integers.
     shapes: tree of ShapeDtypeStruct.
   Returns:
     The same tree of float32 arrays.
   """
-  def fill(words):
-    rng = np.random.default_rng(np.asarray(words))
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: initial(rng, path[-1].key, leaf.shape), shapes)
-
-  return jax.pure_callback(fill, shapes, jax.random.key_data(key))
+  rng = np.random.default_rng(seed)
+  return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.asarray(initial(rng, path[-1].key, leaf.shape)), shapes)
 
 
 def initial(rng, name, shape):

@@ -50,6 +50,7 @@ def group_norm(x, scale, shift, groups, eps=1e-5, fast=None):
   var = jnp.maximum(group_mean(jnp.square(y).mean((1, 2))) - jnp.square(mean), 0)
   a = jax.lax.rsqrt(var + eps) * scale
   b = shift - mean * a
+  a, b = jax.lax.optimization_barrier((a, b))  # else XLA works them out anew for every pixel
   return (y * _per_channel(a) + _per_channel(b)).astype(x.dtype)
 
 
