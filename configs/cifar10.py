@@ -1,7 +1,7 @@
 """CIFAR-10 at paper size: the 35.7-million-parameter U-Net of DDPM (arXiv:2006.11239, appendix B), for GPUs and TPU pods.
 
   python -m diffusion.main --config=configs/cifar10.py               one accelerator: batch 128, 800,000 steps
-  python -m diffusion.main --config=configs/cifar10.py:pod           256 chips: batch 2048, bfloat16 activations
+  python -m diffusion.main --config=configs/cifar10.py:pod           batch 2048 over many chips of one process, bfloat16 activations
   python -m diffusion.main --config=configs/cifar10.py:tiny
 
 Needs the data set prepared once, which needs TensorFlow (pip install 'diffusion-jax[tf]'):

@@ -154,7 +154,9 @@ def make(field, spec, **extra):
     raise InputError(f'config.{field}={spec!r}: {error}; expected {usage}') from None
   try:
     return function(*args, **kwargs, **extra)
-  except (TypeError, AttributeError) as error:  # an argument of the wrong type, such as trailing(ten)
+  except InputError as error:
+    raise InputError(f'config.{field}={spec!r}: {error}') from error
+  except (TypeError, AttributeError, ValueError, ArithmeticError) as error:  # an argument of the wrong type, such as trailing(ten)
     raise InputError(f'config.{field}={spec!r}: {error}; expected {usage}') from error
 
 
@@ -171,15 +173,14 @@ def _check_process(config, schedule, levels):
                      "schedule 'edm' (alpha = 1, its input needs scaling) belong together")
 
 
-def _check_numbers(config, mesh):
-  for name in Plan._fields[1:]:
+def _check_numbers(config):
+  for name in (*Plan._fields[1:], 'keep'):
     if config[name] < 1:
       raise InputError(f'config.{name}={config[name]}: expected at least 1')
   for name, low, high in (('condition_dropout', 0, 1), ('ema', 0, 1), ('learning_rate', 0, np.inf), ('weight_decay', 0, np.inf),
-                          ('clip_norm', 0, np.inf), ('warmup', 0, np.inf), ('seed', 0, 2 ** 31)):
+                          ('clip_norm', 0, np.inf), ('warmup', 0, np.inf), ('seed', 0, 2 ** 31), ('beta2', 0, .99999999), ('guidance', -np.inf, np.inf)):
     if not low <= config[name] <= high or not np.isfinite(config[name]):
       raise InputError(f'config.{name}={config[name]}: expected a number from {low} to {high}')
-  sharding.check_batch('config.batch', config.batch, mesh)
 
 
 # ---- the experiment
@@ -195,17 +196,20 @@ def _optimizer(config):
   if config.decay == 'cosine':
     warmup['decay_steps'] = max(config.steps, config.warmup + 1)
   rate = CHOICES['decay'][config.decay](**warmup)
-  clipping = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-  return optax.chain(*clipping, optax.adamw(rate, b2=config.beta2, weight_decay=config.weight_decay)), rate
+  clipping = optax.clip_by_global_norm(config.clip_norm or np.inf)  # always there, so that the state keeps its shape
+  return optax.chain(clipping, optax.adamw(rate, b2=config.beta2, weight_decay=config.weight_decay)), rate
 
 
-def check(config, mesh):
+def check(config):
   """Raises InputError for whatever does not fit, as far as it can be told without the data: call it before reading them."""
-  _check_numbers(config, mesh)
+  _check_numbers(config)
   schedule = make('schedule', config.schedule)
   _check_process(config, schedule, make('grid', config.grid)(schedule))
   for field in ('task', 'draw', 'weight', 'error', 'sampler'):
     make(field, config[field])
+  if config.guidance != 1 and not config.condition_dropout:
+    raise InputError(f'config.guidance={config.guidance:g} needs a model that has learned to do without its condition: '
+                     'set config.condition_dropout above 0, or config.guidance=1')
   make('net', config.net)
   _optimizer(config)
 
@@ -216,14 +220,19 @@ def build(config, shape, classes, mesh):
   Raises:
     InputError: anything that does not fit, before the first expensive step.
   """
-  check(config, mesh)
+  check(config)
   task = make('task', config.task)
   schedule, target = make('schedule', config.schedule), make('predict', config.predict)
   levels = make('grid', config.grid)(schedule)
   init, net = nets.make(make('net', config.net, constrain=sharding.constrain(mesh)))
   example = np.zeros((1, len(classes)), np.float32) if classes else None
   init = partial(init, shape=(1, *shape), cond=example)
-  jax.eval_shape(init, jax.random.key(0))  # sizes that do not fit are named here
+  try:
+    jax.eval_shape(init, jax.random.key(0))  # sizes and options that do not fit are named here
+  except InputError:
+    raise
+  except (TypeError, ValueError) as error:
+    raise InputError(f'config.net={config.net!r}: {error}; expected {_usage("unet", UNet)}'.replace('\n', ' ')) from error
   optimizer, rate = _optimizer(config)
   draw = losses.drawn_from(make('draw', config.draw), schedule)
   loss_options = dict(draw=draw, predict=target, weight=make('weight', config.weight), error=make('error', config.error), null=task.null)

@@ -15,6 +15,7 @@ import contextlib
 import functools
 import json
 import logging as stdlib_logging
+import os
 import sys
 import time
 from typing import Any, Callable, NamedTuple
@@ -73,7 +74,8 @@ def open_checkpoints(directory, keep=2, keep_every=None) -> Checkpoints:
   """
   if keep < 1:
     raise InputError(f'keep must be at least 1 checkpoint, got {keep}')
-  root = epath.Path(directory)
+  # Orbax wants absolute paths; resolve() would mangle gs://bucket.
+  root = epath.Path(directory if '://' in str(directory) else os.path.abspath(directory))
   damaged = {}  # step -> what is wrong with it
 
   def steps():

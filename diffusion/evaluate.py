@@ -1,4 +1,4 @@
-"""Held-out loss by log-SNR: a table, a plot and a JSON record."""
+"""The squared error of the output on held-out pictures, unweighted, by log-SNR: a table, a plot and a JSON record."""
 import io
 import json
 from functools import partial
@@ -34,7 +34,7 @@ def heldout_by_logsnr(run, params, data, draws=8, seed=0):
     x0, cond = run.task.encode(None, batch)
     return run.loss(key, params, x0, cond, False)[1]
 
-  size, n = run.plan.batch, len(data.images)
+  size, n = -(-run.plan.batch // run.mesh.size) * run.mesh.size, len(data.images)
   squared, logsnr = [], []
   for draw in range(draws):
     for i, first in enumerate(range(0, n, size)):
@@ -64,7 +64,7 @@ def _bin(low, high, values):
 
 def table(result):
   """The result as text."""
-  lines = [f'held-out loss {result["loss"]:.5f} +- {result["loss_error"]:.5f} ({result["number"]} pictures, {result["draws"]} draws each)',
+  lines = [f'held-out squared error of the output {result["loss"]:.5f} +- {result["loss_error"]:.5f} ({result["number"]} pictures, {result["draws"]} draws each)',
            '     log-SNR          loss           +-    draws']
   lines += [f'{b["low"]:5g} to {b["high"]:5g}  {b["mean"]:12.5f} {b["error"]:12.5f} {b["count"]:8d}' for b in result['bins']]
   return '\n'.join(lines)
@@ -73,7 +73,7 @@ def table(result):
 def save(result, folder):
   """Writes evaluation.json and evaluation.png (loss against log-SNR) into `folder`; returns their paths."""
   finite = lambda x: None if isinstance(x, float) and not np.isfinite(x) else x
-  record = result | dict(bins=[{k: finite(v) for k, v in b.items()} for b in result['bins']])
+  record = {k: finite(v) for k, v in result.items()} | dict(bins=[{k: finite(v) for k, v in b.items()} for b in result['bins']])
   write_atomic(folder / 'evaluation.json', json.dumps(record, indent=2).encode())
   write_atomic(folder / 'evaluation.png', _plot(result))
   return folder / 'evaluation.json', folder / 'evaluation.png'
@@ -86,7 +86,7 @@ def _plot(result):
   centres = [(max(b['low'], LOGSNR_EDGES[0] - 3) + min(b['high'], LOGSNR_EDGES[-1] + 3)) / 2 for b in result['bins']]
   axes.errorbar(centres, [b['mean'] for b in result['bins']], yerr=[b['error'] for b in result['bins']], marker='o', capsize=3)
   axes.set(xlabel='log-SNR (noisy on the left)', ylabel='squared error of the output', yscale='log',
-           title=f'held-out loss {result["loss"]:.4f} ± {result["loss_error"]:.4f}')
+           title=f'held-out squared error {result["loss"]:.4f} ± {result["loss_error"]:.4f}')
   axes.grid(alpha=.3)
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=130)

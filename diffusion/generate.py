@@ -8,11 +8,12 @@ from tqdm import tqdm
 
 from diffusion import grids, samplers, sharding
 from diffusion.build import unknown
-from diffusion.data.dataset import to_unit
+from diffusion.data.dataset import from_unit, to_unit
 from diffusion.errors import InputError
 from diffusion.noise import Noise, q_sample
 from diffusion.schedules import at
 
+COMPARED = (5, 10, 20, 50)  # steps at which DDPM stands beside DDIM
 SHOWN = ('film', 'gif', 'noising', 'interpolation', 'comparison')
 
 
@@ -74,7 +75,7 @@ def class_conditions(classes, wanted, number):
     return np.zeros((number, len(classes)), np.float32), None
   names = [name.strip() for name in wanted.split(',') if name.strip()] or list(classes)
   index = np.array([_class_index(classes, name) for name in names])
-  index = np.sort(index[np.arange(number) % len(index)])  # equal classes side by side
+  index = index[np.arange(number) % len(index)]  # picture k has the same class whatever the number
   return np.eye(len(classes), dtype=np.float32)[index], [classes[i] for i in index]
 
 
@@ -86,6 +87,8 @@ def _class_index(classes, name):
 
 def parse_mix(classes, text):
   """'0.7 * hero + 0.3 * food' -> [(0.7, 'hero'), (0.3, 'food')]; a missing weight is 1 over the number of parts."""
+  if not classes:
+    raise InputError(f'config.sample.mix={text!r}: this model was trained without classes; leave it empty')
   parts = [part.strip() for part in text.split('+')]
   mix = []
   for part in parts:
@@ -93,7 +96,9 @@ def parse_mix(classes, text):
     try:
       value = float(weight) if star else 1 / len(parts)
     except ValueError:
-      raise InputError(f'config.sample.mix={text!r}: {weight.strip()!r} is no number; write 0.5 * name + 0.5 * name') from None
+      value = float('nan')
+    if not np.isfinite(value):
+      raise InputError(f'config.sample.mix={text!r}: {weight.strip()!r} is no weight; write 0.5 * name + 0.5 * name')
     _class_index(classes, name.strip())
     mix.append((value, name.strip()))
   return mix
@@ -117,8 +122,7 @@ def noising(images, labels, schedule, seed, columns=10):
   x0 = to_unit(images)
   eps = np.asarray(jax.random.normal(jax.random.key(seed), x0.shape))
   steps = [x0] + [q_sample(x0, Noise(*map(np.float32, at(schedule, time))), eps) for time in t[1:]]
-  decoded = np.clip(np.round((np.stack(steps, 1) + 1) * 127.5), 0, 255).astype(np.uint8)
-  return decoded, labels, [f't = {time:.2f}' for time in t]
+  return from_unit(np.stack(steps, 1)), labels, [f't = {time:.2f}' for time in t]
 
 
 def slerp(a, b, weights):
@@ -131,16 +135,17 @@ def slerp(a, b, weights):
   return (np.sin((1 - w) * angle) * a + np.sin(w * angle) * b) / np.sin(angle)
 
 
-def interpolation(run, params, seed, batch, cond, labels, rows=6, columns=10):
+def interpolation(run, params, seed, batch, cond, labels, columns=10):
   """DDIM (eta = 0) along the great circle between two starting noises; one pair, and one condition, a row."""
+  rows = len(labels)
   keys = samplers.sample_keys(seed, np.arange(2 * rows))
   noise = np.asarray(samplers.prior(keys, run.levels, run.shape))
   weights = np.linspace(0, 1, columns)
   start = np.concatenate([slerp(noise[2 * i], noise[2 * i + 1], weights) for i in range(rows)]).astype(np.float32)
-  cond = None if cond is None else np.repeat(cond[:rows], columns, 0)
+  cond = None if cond is None else np.repeat(cond, columns, 0)
   draw = make_draw(run, seed, min(batch, len(start)), samplers.ddim())
   images, _ = draw(params, np.arange(len(start)), cond, start)
-  return images.reshape(rows, columns, *run.shape), labels[:rows], [f'{w:.2f}' for w in weights]
+  return images.reshape(rows, columns, *run.shape), labels, [f'{w:.2f}' for w in weights]
 
 
 def mixing(run, params, seed, batch, mix, rows=4, columns=9):
@@ -153,12 +158,15 @@ def mixing(run, params, seed, batch, mix, rows=4, columns=9):
   return images.reshape(rows, columns, *run.shape), [f'noise {i}' for i in range(rows)], [f'{w:.2f} {second}' for w in weights]
 
 
-def comparison(run, params, seed, cond, labels, steps=(5, 10, 20, 50)):
+def comparable(schedule, steps):
+  """Those numbers of steps that a schedule has levels for; its number of levels where it has fewer than all of them."""
+  return [S for S in steps if callable(schedule) or S <= len(schedule.logsnr)] or [len(schedule.logsnr)]
+
+
+def comparison(run, params, seed, cond, labels, steps=COMPARED):
   """DDPM beside DDIM at equal numbers of steps, from the same noises: one picture for each of the labels, cond [len(labels), K]."""
   rows, names = [], []
-  for S in steps:
-    if not callable(run.schedule) and S > len(run.schedule.logsnr):
-      continue
+  for S in comparable(run.schedule, steps):
     for name, sampler in (('DDPM', samplers.ddpm()), ('DDIM', samplers.ddim())):
       draw = make_draw(run, seed, len(labels), sampler, grids.trailing(S)(run.schedule))
       rows.append(draw(params, np.arange(len(labels)), cond)[0])

@@ -13,6 +13,12 @@ from diffusion.noise import Noise, like, q_sample, take
 from diffusion.predict import determinant
 
 
+def _positive(name, **arguments):
+  for argument, value in arguments.items():
+    if not isinstance(value, (int, float)) or not value > 0:
+      raise InputError(f'{name}({argument}={value!r}): expected a number above 0')
+
+
 # ---- times
 def uniform():
   """Independent uniform times."""
@@ -65,8 +71,7 @@ def mae():
 
 def huber(delta=1.):
   """Quadratic up to delta, linear beyond; equals half the squared error near zero."""
-  if not delta > 0:
-    raise InputError(f'huber(delta={delta!r}): expected a number above 0')
+  _positive('huber', delta=delta)
   def error(out, target):
     gap = jnp.abs(out - target)
     return jnp.where(gap <= delta, .5 * gap ** 2, delta * (gap - .5 * delta))
@@ -86,16 +91,19 @@ def snr():
 
 def min_snr(gamma=5.):
   """min(SNR, gamma) times the x0 error (arXiv:2303.09556, section 3.4)."""
+  _positive('min_snr', gamma=gamma)
   return lambda noise, to_x0: jnp.minimum(jnp.exp(noise.logsnr), gamma) * to_x0
 
 
 def p2(gamma=1., k=1.):
   """The eps error over (k + SNR)^gamma (perception prioritised, arXiv:2204.00227, equation 8)."""
+  _positive('p2', gamma=gamma, k=k)
   return lambda noise, to_x0: jnp.exp(noise.logsnr) * to_x0 / (k + jnp.exp(noise.logsnr)) ** gamma
 
 
 def edm(sd=.5):
   """(s^2 + sd^2) / (s * sd)^2 times the x0 error, s = sigma / alpha (EDM, arXiv:2206.00364, table 1)."""
+  _positive('edm', sd=sd)
   def weight(noise, to_x0):
     return (jnp.exp(noise.logsnr) + sd ** -2) * to_x0
   return weight

@@ -10,6 +10,7 @@ r"""Train a diffusion model, sample from it, look at it.
 Every setting is --config.NAME=VALUE; diffusion/config.py lists them with their defaults. With --workdir alone, the config
 and the weights come from its checkpoint.
 """
+import contextlib
 import json
 import sys
 
@@ -23,9 +24,10 @@ from diffusion.errors import InputError
 
 MODES = ('train', 'sample', 'evaluate')
 # What the weights mean: these cannot change within a work directory.
-FIXED = ('task', 'net', 'schedule', 'predict')
+FIXED = ('net', 'schedule', 'predict')
+FREE = {'dtype', 'remat', 'fast', 'dropout'}  # arguments of the network that may change: its weights stay what they are
 # What a resumed run may change, but says so.
-NOTED = ('seed', 'data', 'draw', 'weight', 'error', 'condition_dropout', 'batch', 'steps', 'learning_rate', 'warmup', 'decay',
+NOTED = ('seed', 'data', 'task', 'draw', 'weight', 'error', 'condition_dropout', 'batch', 'steps', 'learning_rate', 'warmup', 'decay',
          'weight_decay', 'clip_norm', 'beta2', 'ema')
 
 
@@ -36,14 +38,15 @@ def say(label, text):
 
 # ---- the config, from a file or from a checkpoint
 def argument(argv, name):
-  """The value of --name=value or --name value in the command line, or None."""
+  """The last value of --name=value or --name value in the command line, or None."""
+  value = None
   for i, word in enumerate(argv):
     word = word.lstrip('-') if word.startswith('-') else ''
     if word.startswith(f'{name}='):
-      return word[len(name) + 1:]
-    if word == name and i + 1 < len(argv):
-      return argv[i + 1]
-  return None
+      value = word[len(name) + 1:]
+    elif word == name and i + 1 < len(argv):
+      value = argv[i + 1]
+  return value
 
 
 def stored(workdir):
@@ -106,13 +109,21 @@ def open_run(config, workdir, data=None):
 
 def same_model(workdir, config, old, facts, old_facts):
   """Raises InputError where the work directory's checkpoint is of another model; says what else has changed."""
-  gaps = [f'config.{key}: {config[key]!r} here, {old[key]!r} in the checkpoint' for key in FIXED if config[key] != old[key]]
+  gaps = [f'config.{key}: {config[key]!r} here, {old[key]!r} in the checkpoint' for key in FIXED
+          if essence(config[key]) != essence(old[key])]
   gaps += [f'{key}: {facts[key]} here, {old_facts[key]} in the checkpoint' for key in facts if facts[key] != old_facts[key]]
   if gaps:
     raise InputError(f'{workdir} holds a checkpoint of another model ({"; ".join(gaps)}); use another --workdir')
   changed = [f'{key} {old[key]!r} -> {config[key]!r}' for key in NOTED if config[key] != old[key]]
   if changed:
     say('changed', '; '.join(changed))
+
+
+def essence(spec):
+  """A spec without spaces and without what does not change the meaning of the weights."""
+  from diffusion.build import parse
+  name, args, kwargs = parse(spec)
+  return name, args, {key: value for key, value in kwargs.items() if key not in FREE}
 
 
 def versions():
@@ -139,7 +150,8 @@ def train(config, workdir):
   from diffusion.data.dataset import describe
   from diffusion.log import open_log
   from diffusion.train import fit, make_state
-  build.check(config, sharding.make_mesh())
+  build.check(config)
+  sharding.check_batch('config.batch', config.batch, sharding.make_mesh())
   samples.wanted_shows(config.sample.show)
   say('data', config.data)
   data = build.load_data(config)
@@ -162,8 +174,8 @@ def train(config, workdir):
   if step < config.steps:
     log = open_log(workdir, step)
     log.text('config', f'```\n{config}\n```')
-    state, complete = fit(run, data, state, checkpoints, log, meta, look(run, config, workdir, log))
-    log.close()
+    with contextlib.closing(log):
+      state, complete = fit(run, data, state, checkpoints, log, meta, look(run, config, workdir, log))
     if not complete:
       say('stopped', f'at step {int(state.step)}, which is saved; the same command goes on from there')
       return
@@ -177,7 +189,7 @@ def look(run, config, workdir, log):
   draw, number, _ = samples.make_draw(run, config.sample)
   cond, labels = generate.class_conditions(run.classes, '', number)
   def show(step, params):
-    page = pictures.grid(draw(params, range(number), cond)[0], labels=labels, title=f'step {step}')
+    page = samples.page(draw(params, range(number), cond)[0], labels, f'step {step}')
     pictures.save_png(page, workdir / 'training' / f'step_{step:07d}.png')
     log.image(step, 'samples', page)
   return show
@@ -238,17 +250,20 @@ def main(argv):
 
 def parse_flags(argv):
   """flags.FLAGS(argv); raises InputError, in one line, for an unknown setting, a bad value or a recipe that does not load."""
-  recipe = (argument(argv, 'config') or '').partition(':')[0]
-  if recipe and not epath.Path(recipe).exists():
+  recipe = argument(argv, 'config')
+  recipe = recipe and recipe.partition(':')[0]
+  if recipe is not None and not (recipe and epath.Path(recipe).is_file()):
     raise InputError(f'--config={recipe}: no such recipe; there are {", ".join(map(str, sorted(epath.Path("configs").glob("*.py"))))}')
   try:
     rest = flags.FLAGS(argv)
     flags.FLAGS.config  # a recipe that failed says so now
     return rest
   except (AttributeError, KeyError) as error:
-    inner = error.args[0].args[0] if isinstance(error.args[0], KeyError) else str(error)  # 'stepz' and perhaps a suggestion
+    if not (error.args and isinstance(error.args[0], KeyError)):
+      raise InputError(f'{recipe}: {error}') from error
+    inner = error.args[0].args[0]  # 'stepz' and perhaps a suggestion
     raise InputError(f'unknown setting {" ".join(inner.split())} (diffusion/config.py lists them all)') from error
-  except (flags.Error, ValueError, TypeError, OSError) as error:
+  except (flags.Error, ValueError, TypeError, OSError, ImportError, SyntaxError) as error:
     lines = [line for line in str(error).splitlines() if line.strip()]
     raise InputError(lines[-1].removeprefix('diffusion.errors.InputError: ')) from error
 
@@ -262,6 +277,8 @@ def cli():
   except (InputError, OSError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
+  except KeyboardInterrupt:
+    sys.exit(130)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""What must be settled before jax starts: a CPU device for every core, an allocator that keeps its memory, the compile cache.
+"""What must be settled before jax starts: a CPU device a core, memory that is kept, the compile cache.
 
 Whatever the user has set in the environment stays. GPUs and TPUs only take the compile cache from here.
 """
@@ -8,28 +8,29 @@ import os
 import sys
 from pathlib import Path
 
+from diffusion.data.cache import cache_dir
+
 
 def start(devices=None):
   """Prepares the process. Call it first, before jax runs anything; calling it again changes nothing.
 
   Args:
-    devices: number of CPU devices; None: one per core, rounded down to a power of two, so that batches divide, and at most 8.
+    devices: number of CPU devices; None: one a core, at most 8, and a power of two so that batches divide.
   """
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
   devices = devices or min(8, 1 << (cores.bit_length() - 1))
-  if importlib.util.find_spec('libtpu') and not _tpu_attached():
+  if importlib.util.find_spec('libtpu') and not _accelerator_attached():
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # else libtpu looks for a TPU for minutes
   os.environ.setdefault('NPROC', '16')  # threads that wait for each other in a collective must all exist
   _add_xla_flag('xla_force_host_platform_device_count', devices)
   if devices >= cores:
-    _add_xla_flag('xla_cpu_multi_thread_eigen', 'false')  # the devices have a core each; more threads only wait
+    _add_xla_flag('xla_cpu_multi_thread_eigen', 'false')  # a device has its core; more threads only wait
   _keep_memory()
   _cache_programs()
 
 
-def _tpu_attached():
-  dev = Path('/dev')
-  return any(dev.glob('accel*')) or any(dev.glob('vfio/[0-9]*'))
+def _accelerator_attached():
+  return any(any(Path('/dev').glob(name)) for name in ('accel*', 'vfio/[0-9]*', 'nvidia[0-9]*'))
 
 
 def _add_xla_flag(name, value):
@@ -39,20 +40,20 @@ def _add_xla_flag(name, value):
 
 
 def _keep_memory():
-  """glibc: never map large blocks apart and give back no memory; else every step faults its temporaries in again."""
+  """Tells glibc to map no block apart and give nothing back, or each step faults its memory in again."""
   if sys.platform != 'linux' or 'GLIBC_TUNABLES' in os.environ or 'LD_PRELOAD' in os.environ:
     return
   mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # musl has none
   if mallopt:
-    for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-8, 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX
-      mallopt(option, value)
+    mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+    mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+    mallopt(-8, 1)  # M_ARENA_MAX
 
 
 def _cache_programs():
-  """Compiled programs are kept in $DIFFUSION_CACHE/programs, by default ~/.cache/diffusion/programs."""
+  """Compiled programs are kept beside generated data, by default in ~/.cache/diffusion/programs."""
   import jax
   if jax.config.jax_compilation_cache_dir is None:
-    cache = Path(os.environ.get('DIFFUSION_CACHE') or Path.home() / '.cache' / 'diffusion')
-    jax.config.update('jax_compilation_cache_dir', str(cache / 'programs'))
+    jax.config.update('jax_compilation_cache_dir', str(cache_dir() / 'programs'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
     jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)

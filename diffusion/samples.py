@@ -4,13 +4,14 @@ import json
 
 import numpy as np
 
-from diffusion import generate, pictures
+from diffusion import generate, grids, pictures
 from diffusion.build import load_data, unknown
 from diffusion.errors import InputError
 from diffusion.files import write_atomic
 
 TRACED = 16  # pictures that an animation follows
 FILMED = 8   # pictures that a strip shows
+GIF_FRAMES = 100
 
 
 def check(run, options):
@@ -21,6 +22,9 @@ def check(run, options):
     raise InputError(f"config.sample.weights={options.weights!r}: expected 'ema' or 'raw'")
   wanted_shows(options.show)
   conditions(run, options)
+  if 'comparison' in wanted_shows(options.show):
+    for S in generate.comparable(run.schedule, generate.COMPARED):
+      grids.trailing(S)(run.schedule)
 
 
 def wanted_shows(text):
@@ -34,7 +38,7 @@ def wanted_shows(text):
 def new_folder(parent, step):
   """samples/001_step_5000, 002_..: nothing that was drawn before is touched."""
   parent.mkdir(parents=True, exist_ok=True)
-  taken = [int(path.name[:3]) for path in parent.iterdir() if path.name[:3].isdigit()]
+  taken = [int(number) for path in parent.iterdir() if (number := path.name.partition('_')[0]).isdigit()]
   folder = parent / f'{max(taken, default=0) + 1:03d}_step_{step}'
   folder.mkdir()
   return folder
@@ -51,11 +55,12 @@ def conditions(run, options):
 def make_draw(run, options):
   """(draw, batch, traced): the compiled sampler of config.sample, which follows the pictures `traced` where a strip needs them.
 
-  draw(params, ids, cond) -> (pictures, frames or None). The pictures during training come from the same program, so that it is
-  compiled once.
+  draw(params, ids, cond) -> (pictures, frames or None). The pictures during training come from the same program, which the
+  compile cache therefore has when training is done.
   """
   batch = min(options.batch, options.number)
-  traced = spread(batch, TRACED) if wanted_shows(options.show) & {'film', 'gif'} else None
+  shows = wanted_shows(options.show)
+  traced = spread(batch, TRACED if 'gif' in shows else FILMED) if shows & {'film', 'gif'} else None
   return generate.make_draw(run, options.seed, batch, trace=traced), batch, traced
 
 
@@ -77,13 +82,13 @@ def write(run, config, parent, params, step, versions, data=None):
   shows = wanted_shows(options.show)
   cond, labels, mix = conditions(run, options)
   if 'noising' in shows and data is None:
-    data = load_data(config)
+    data = load_data(config)  # the only picture that needs the data set
   draw, batch, traced = make_draw(run, options)
   images, frames = draw(params, np.arange(options.number), cond)
 
   folder = new_folder(parent, step)
   title = f'step {step}, {config.sampler}, {config.grid}, guidance {config.guidance:g}' + (f', {options.mix}' if mix else '')
-  pictures.save_png(pictures.grid(images, labels=labels, title=title), folder / 'grid.png')
+  pictures.save_png(page(images, labels, title), folder / 'grid.png')
   save_arrays(folder, images, cond, run.classes)
   record = dict(step=step, config=json.loads(config.to_json()), classes=list(run.classes), versions=versions)
   write_atomic(folder / 'record.json', json.dumps(record, indent=2).encode())
@@ -94,9 +99,10 @@ def write(run, config, parent, params, step, versions, data=None):
     pick = spread(len(traced), FILMED)
     strips['film'] = generate.film(frames[:, pick], [names[traced[i]] for i in pick])
   if 'gif' in shows:
-    pictures.save_gif(frames, folder / 'denoising.gif', labels=labels and [labels[i] for i in traced], fps=12)
+    pictures.save_gif(frames[spread(len(frames), GIF_FRAMES)], folder / 'denoising.gif', labels=labels and [labels[i] for i in traced], fps=12)
   if 'noising' in shows:
-    strips['noising'] = generate.noising(data.train.images[:6], [f'picture {i}' for i in range(6)], run.schedule, options.seed)
+    shown = data.train.images[:6]
+    strips['noising'] = generate.noising(shown, [f'picture {i}' for i in range(len(shown))], run.schedule, options.seed)
   if 'interpolation' in shows:
     pick = spread(options.number, 6)
     strips['interpolation'] = generate.interpolation(run, params, options.seed, batch, None if cond is None else cond[pick],
@@ -109,6 +115,12 @@ def write(run, config, parent, params, step, versions, data=None):
   for name, (rows, row_labels, column_labels) in strips.items():
     pictures.save_png(pictures.rows(list(rows), row_labels, column_labels, title=f'{name}, {title}'), folder / f'{name}.png')
   return folder
+
+
+def page(images, labels, title):
+  """The grid of some pictures, equal labels side by side."""
+  order = sorted(range(len(images)), key=lambda i: labels.index(labels[i])) if labels else range(len(images))
+  return pictures.grid(images[list(order)], labels=labels and [labels[i] for i in order], title=title)
 
 
 def spread(n, k):

@@ -26,7 +26,8 @@ def from_betas(betas):
   """
   betas = np.asarray(betas, np.float64)
   if betas.ndim != 1 or not len(betas) or not np.all((betas > 0) & (betas < 1)):
-    raise InputError(f'betas: expected a list of numbers inside (0, 1), got {betas.tolist()!r:.200}')
+    bad = [f'beta[{i}] = {betas[i]:g}' for i in np.flatnonzero(~((betas > 0) & (betas < 1)))] if betas.ndim == 1 else []
+    raise InputError(f'betas: expected a list of numbers inside (0, 1), got {", ".join(bad[:3]) or f"an array of shape {betas.shape}"}')
   log_alpha_bar = np.cumsum(np.log1p(-betas))
   return vp(np.arange(len(betas), dtype=np.float64), log_alpha_bar - np.log(-np.expm1(log_alpha_bar)))
 

@@ -8,6 +8,8 @@ from diffusion.errors import InputError
 
 def make_mesh(devices=None):
   """A mesh ('data', 'fsdp') of all devices, all of them on 'data'. Auto axes: the compiler moves data where it must."""
+  if jax.process_count() > 1:
+    raise InputError('several processes are not supported yet: run one process with all its devices')
   devices = jax.devices() if devices is None else devices
   return jax.make_mesh((len(devices), 1), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2, devices=devices)
 

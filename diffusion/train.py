@@ -11,7 +11,7 @@ from diffusion import sharding
 from diffusion.data.dataset import batch_indices, context
 from diffusion.errors import InputError
 from diffusion.log import progress
-from diffusion.state import LOGSNR_EDGES, TrainState, by_logsnr, init_state, train_step
+from diffusion.state import LOGSNR_EDGES, TrainState, init_state, train_step
 
 
 def bin_names():
@@ -53,8 +53,7 @@ def make_heldout_loss(run, data, number):
   @partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
   def measure(params, batch, key):
     x0, cond = run.task.encode(None, batch)
-    value, parts = run.loss(key, params, x0, cond, False)
-    return value, by_logsnr(parts)
+    return run.loss(key, params, x0, cond, False)[0]
 
   batches = min(number, len(data.images)) // run.plan.batch or 1
 
@@ -64,7 +63,7 @@ def make_heldout_loss(run, data, number):
       indices = np.arange(i * run.plan.batch, (i + 1) * run.plan.batch) % len(data.images)
       batch = sharding.put_batch(host_batch(data, indices), run.mesh)
       results.append(jax.device_get(measure(params, batch, jax.random.fold_in(jax.random.key(run.plan.seed), i))))
-    return dict(heldout_loss=float(np.mean([value for value, _ in results])))
+    return dict(heldout_loss=float(np.mean(results)))
   return heldout
 
 
@@ -141,9 +140,9 @@ def fit(run, source, state, checkpoints, log, meta, look) -> tuple[TrainState, b
       last = done == plan.steps or bool(stopped)
       due = lambda every: done % every == 0 or done == plan.steps
       values = {}
-      if due(plan.log_every) or due(plan.save_every) or last:
+      if due(plan.log_every) or due(plan.save_every) or due(plan.heldout_every) or last:
         values = summarise(window, done)
-        seconds, clock = time.monotonic() - clock, time.monotonic()
+        seconds = time.monotonic() - clock
         values |= dict(learning_rate=float(run.rate(done - 1)), ema_decay=float(run.ema(done - 1)),
                        images_per_second=len(window) * plan.batch / seconds)
         window = []
@@ -157,4 +156,6 @@ def fit(run, source, state, checkpoints, log, meta, look) -> tuple[TrainState, b
         look(done, state.ema)
       if last:
         break
+      if not window:
+        clock = time.monotonic()  # what was logged, saved and drawn does not count as training
   return state, int(state.step) == plan.steps

@@ -52,7 +52,11 @@ def test_specs_are_parsed(spec, expected):
   (dict(schedule='cosine', predict='edm'), 'belong together'),
   (dict(net='unet(channels=16, constrain=1)'), "unknown argument 'constrain'"),
   (dict(net='unet(channels=16, multipliers=(1, 1, 1, 1, 1))'), '16'),
-  (dict(batch=0), 'config.batch=0'), (dict(log_every=0), 'config.log_every=0'), (dict(ema=1.5), 'config.ema=1.5'),
+  (dict(batch=0), 'config.batch=0'), (dict(beta2=1.5), 'beta2=1.5'), (dict(guidance=float('nan')), 'guidance'),
+  (dict(condition_dropout=0., guidance=2.), 'learned to do without'), (dict(weight='min_snr(abc)'), "gamma='abc'"),
+  (dict(net='unet(attention=(4))'), r'such as \(4,\)'), (dict(net='unet(channels=abc)'), 'whole numbers'),
+  (dict(schedule='from_betas(abc)'), 'from_betas'), (dict(draw='table([1, [2]])'), 'table'),
+  (dict(log_every=0), 'config.log_every=0'), (dict(ema=1.5), 'config.ema=1.5'),
   (dict(learning_rate=float('nan')), 'learning_rate'), (dict(condition_dropout=-.1), 'condition_dropout'),
 ])
 def test_what_does_not_fit_is_named_before_anything_is_built(changes, message, mesh):

@@ -6,8 +6,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / 'diffusion'
 LEVELS = [
-  ['errors'], ['noise', 'files'], ['schedules'], ['grids', 'predict'], ['denoise', 'data', 'checkpoint', 'log', 'pictures', 'platform'],
-  ['losses', 'samplers', 'guidance', 'sharding', 'nets'], ['tasks'], ['config'], ['build', 'state'], ['train', 'generate'],
+  ['errors'], ['noise', 'files'], ['schedules'], ['grids', 'predict'], ['denoise', 'data', 'checkpoint', 'log', 'pictures'],
+  ['losses', 'samplers', 'guidance', 'sharding', 'nets', 'platform'], ['tasks'], ['config'], ['build', 'state'], ['train', 'generate'],
   ['evaluate', 'samples'], ['main'],
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}

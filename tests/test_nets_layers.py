@@ -1,4 +1,4 @@
-"""Layers against float64 references that share no code with them, and the fast forms against the plain ones."""
+"""Layers against float64 references that share no code with them; the fast forms against the plain ones."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +49,8 @@ def test_group_norm_takes_a_scale_and_shift_per_example(fast):
   x, scale, shift = draws((3, 4, 4, 8), (3, 8), (3, 8))
   with jax.enable_x64(True):
     got = layers.group_norm(jnp.asarray(x), jnp.asarray(scale), jnp.asarray(shift), 2, fast=fast)
-  np.testing.assert_allclose(got, normalise(x, scale[:, None, None], shift[:, None, None], 2), rtol=1e-9, atol=1e-9)
+  want = normalise(x, scale[:, None, None], shift[:, None, None], 2)
+  np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize('fast', [True, False])
@@ -90,7 +91,7 @@ def test_fast_and_plain_forms_have_equal_gradients(name, dtype, tolerance):
   function, arrays = pair(name)
   with jax.enable_x64(dtype is np.float64):
     arrays = [jnp.asarray(a, dtype) for a in arrays]
-    weights = jnp.cos(jnp.arange(function(True, *arrays).size, dtype=dtype))  # a sum that weighs every output differently
+    weights = jnp.cos(jnp.arange(function(True, *arrays).size, dtype=dtype))  # different for every output
     objective = lambda fast: lambda *a: jnp.vdot(weights, function(fast, *a).ravel())
     grads = [jax.grad(objective(fast), tuple(range(len(arrays))))(*arrays) for fast in (True, False)]
   for fast, plain in zip(*grads):

@@ -9,7 +9,7 @@ from diffusion.nets import make
 from diffusion.nets.unet import Embedding, UNet
 
 DEEP = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), groups=4)
-TINY = {**DEEP, 'multipliers': (1,)}  # one level: for what levels do not touch, because compiling takes the time of these tests
+TINY = {**DEEP, 'multipliers': (1,)}  # one level compiles faster, for what levels do not touch
 
 
 def build(shape=(2, 4, 4, 3), cond=None, seed=0, **options):
@@ -74,10 +74,14 @@ def test_init_can_be_evaluated_abstractly():
   init, _ = make(UNet(**TINY))
   abstract = jax.eval_shape(lambda key: init(key, (2, 8, 8, 3)), jax.random.key(0))
   concrete = init(jax.random.key(0), (2, 8, 8, 3))
-  jax.tree.map(lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)), abstract, concrete)
+  kind = lambda tree: jax.tree.map(lambda a: (a.shape, a.dtype), tree)
+  assert kind(abstract) == kind(concrete)
 
 
-@pytest.mark.parametrize('options', [dict(), dict(resample='block', film=False, patch=2, embedding='fourier', heads=2)])
+@pytest.mark.parametrize('options', [
+  dict(),
+  dict(resample='block', film=False, patch=2, embedding='fourier', heads=2),
+])
 def test_fast_and_plain_networks_agree_in_values_and_gradients(options):
   options, shape = {**DEEP, **options}, (2, 8, 16, 3)  # not square
   x, t = inputs(shape)
@@ -133,17 +137,19 @@ def test_the_embedding_of_a_mixture_is_the_mixture_of_embeddings():
   params = module.init(jax.random.key(0), t, a)
   embed = lambda cond: np.asarray(module.apply(params, t, cond))
   null = embed(0 * a)
-  np.testing.assert_allclose(embed(.3 * a + .7 * b) - null, .3 * (embed(a) - null) + .7 * (embed(b) - null), atol=1e-5)
+  want = .3 * (embed(a) - null) + .7 * (embed(b) - null)
+  np.testing.assert_allclose(embed(.3 * a + .7 * b) - null, want, atol=1e-5)
 
 
 def test_several_conditions_add_up():
   t = np.zeros(2, np.float32)
-  conds = dict(style=np.ones((2, 3), np.float32), word=np.full((2, 7), .5, np.float32))
+  style, word = np.ones((2, 3), np.float32), np.full((2, 7), .5, np.float32)
   module = Embedding(8, 'sinusoidal')
-  params = module.init(jax.random.key(0), t, conds)
-  embed = lambda style, word: np.asarray(module.apply(params, t, dict(style=style * conds['style'], word=word * conds['word'])))
-  assert np.abs(embed(1, 0) - embed(0, 0)).max() > .1 and np.abs(embed(0, 1) - embed(0, 0)).max() > .1
-  np.testing.assert_allclose(embed(1, 1) - embed(0, 0), embed(1, 0) + embed(0, 1) - 2 * embed(0, 0), atol=1e-5)
+  params = module.init(jax.random.key(0), t, dict(style=style, word=word))
+  embed = lambda a, b: np.asarray(module.apply(params, t, dict(style=a * style, word=b * word)))
+  null = embed(0, 0)
+  assert np.abs(embed(1, 0) - null).max() > .1 and np.abs(embed(0, 1) - null).max() > .1
+  np.testing.assert_allclose(embed(1, 1) - null, embed(1, 0) + embed(0, 1) - 2 * null, atol=1e-5)
 
 
 def test_rematerialisation_keeps_the_gradients_and_saves_memory():
@@ -152,7 +158,8 @@ def test_rematerialisation_keeps_the_gradients_and_saves_memory():
   lean = make(UNet(**TINY, remat=True))[1]
   assert_trees_close(gradients(lean, params, x, t), gradients(net, params, x, t), 1e-5)
   def kept(net):  # numbers that the backward pass keeps
-    return sum(a.size for a in jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(lambda p: net(p, x, t), p)[1], params)))
+    backward = jax.eval_shape(lambda p: jax.vjp(lambda p: net(p, x, t), p)[1], params)
+    return sum(a.size for a in jax.tree.leaves(backward))
   size = sum(a.size for a in jax.tree.leaves(params))
   assert kept(lean) - size < .5 * (kept(net) - size)
 
@@ -200,7 +207,8 @@ def test_constrain_sees_activations_with_the_batch_in_front_and_changes_nothing(
     return x
   x, t = inputs((3, 4, 4, 3))
   params, net = build(x.shape)
-  np.testing.assert_array_equal(run(make(UNet(**TINY, constrain=look))[1], params, x, t), run(net, params, x, t))
+  watched = make(UNet(**TINY, constrain=look))[1]
+  np.testing.assert_array_equal(run(watched, params, x, t), run(net, params, x, t))
   assert len(seen) > 8 and all(shape[0] == 3 for shape in seen)
 
 

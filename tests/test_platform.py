@@ -10,16 +10,19 @@ from diffusion import platform
 for _ in range(2):
   platform.start({devices})
 import jax
-print(json.dumps(dict(devices=len(jax.devices()), flags=os.environ['XLA_FLAGS'], cache=jax.config.jax_compilation_cache_dir)))
+cache = jax.config.jax_compilation_cache_dir
+print(json.dumps(dict(devices=len(jax.devices()), flags=os.environ['XLA_FLAGS'], cache=cache)))
 platform.start()
 '''
 
 
 def started(devices, **variables):
   """What a fresh process ends up with after platform.start(devices), called twice."""
-  clean = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS', 'NPROC', 'JAX_COMPILATION_CACHE_DIR')}
-  run = subprocess.run([sys.executable, '-c', SHOW.format(devices=devices)], env={**clean, 'JAX_PLATFORMS': 'cpu', **variables},
-                       capture_output=True, text=True, check=True)
+  mine = ('XLA_FLAGS', 'NPROC', 'JAX_COMPILATION_CACHE_DIR')
+  clean = {name: value for name, value in os.environ.items() if name not in mine}
+  env = {**clean, 'JAX_PLATFORMS': 'cpu', **variables}
+  command = [sys.executable, '-c', SHOW.format(devices=devices)]
+  run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
   return json.loads(run.stdout)
 
 
@@ -31,6 +34,6 @@ def test_start_makes_the_devices_asked_for_and_a_cache_where_the_user_wants_it(t
 
 def test_what_the_user_has_set_stays(tmp_path):
   mine = '--xla_force_host_platform_device_count=5'
-  got = started(None, XLA_FLAGS=mine, DIFFUSION_CACHE=str(tmp_path), JAX_COMPILATION_CACHE_DIR=str(tmp_path / 'mine'))
+  got = started(None, XLA_FLAGS=mine, JAX_COMPILATION_CACHE_DIR=str(tmp_path))
   assert got['devices'] == 5 and got['flags'].startswith(mine)
-  assert got['cache'] == str(tmp_path / 'mine')
+  assert got['cache'] == str(tmp_path)

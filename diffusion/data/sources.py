@@ -1,7 +1,7 @@
 """Where pictures come from. Every public function here is a source that a config may name.
 
 A source returns `Source(train, heldout, notes)` with all pictures in memory as uint8. To add one, write a
-function that makes a `Dataset` and ends with `split(...)`; it can then be named in a config at once.
+function that makes a `Dataset` and ends with `split(...)`; name it in build.py.
 
 `heldout` is everywhere a number of pictures (int) or a share of them (float); which ones are held out depends
 on the pictures and on `seed` only, and copies and mirror images are never divided between the two sides.

@@ -8,9 +8,10 @@ def make(module):
   """Turns a Flax module with `__call__(x, time, cond, train)` into two pure functions.
 
   Returns:
-    init: (key, shape, cond=None) -> params. shape: of x, with the batch, [B, ...]; cond: an example of the condition, any B, or None.
-      Inside jit the same key gives other numbers of the same distribution.
-    net: (params, x, time, cond=None, train=False, rngs=None) -> out. rngs: {'dropout': key} where dropout is used in training.
+    init: (key, shape, cond=None) -> params. shape: of x, with the batch, [B, ...]; cond: an example of the
+      condition, with any B, or None. Inside jit the same key gives other numbers of the same distribution.
+    net: (params, x, time, cond=None, train=False, rngs=None) -> out. rngs: {'dropout': key} where the network
+      has dropout and trains.
   """
   def init(key, shape, cond=None):
     def create(key):
@@ -27,9 +28,10 @@ def make(module):
 
 
 def draw(seed, shapes):
-  """Initial parameters for a tree of shapes, by the names that Flax gives to leaves, distributed as the modules' own initialisers do.
+  """Initial parameters for a tree of shapes, by the names of its leaves.
 
-  Drawn on the host, because XLA takes 0.2 s to compile a random draw and a U-Net has a hundred of them.
+  The distributions are those of the modules' own initialisers. Drawn on the host, because XLA takes 0.2 s to
+  compile a random draw and a U-Net has a hundred of them.
 
   Args:
     seed: array of unsigned integers.
@@ -38,11 +40,15 @@ def draw(seed, shapes):
     The same tree of float32 arrays.
   """
   rng = np.random.default_rng(seed)
-  return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.asarray(initial(rng, path[-1].key, leaf.shape)), shapes)
+
+  def leaf(path, like):
+    return jnp.asarray(initial(rng, path[-1].key, like.shape))
+
+  return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 def initial(rng, name, shape):
-  """One leaf, float32. kernel: uniform with variance 2 / (fan in + fan out) (Glorot & Bengio 2010), shape [..., C, F]."""
+  """A leaf, float32. kernel [..., C, F]: uniform, variance 2 / (fan in + fan out) (Glorot & Bengio 2010)."""
   if name == 'kernel':
     bound = np.sqrt(6 / (np.prod(shape[:-2]) * (shape[-2] + shape[-1])))
     return rng.uniform(-bound, bound, shape).astype(np.float32)

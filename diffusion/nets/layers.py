@@ -1,9 +1,10 @@
-"""Layers with two forms: the plain one, and one that XLA's CPU backend runs faster. Same parameters, same function.
+"""Layers, some in two forms: the plain one, and one that is faster on CPUs. Same parameters, same function.
 
-XLA's CPU backend is slow at group reductions, at 1x1 convolutions and at convolving a picture that was just doubled by repetition;
-rewriting those three as per-channel sums, matrix products and small convolutions makes a training step about twice faster there.
-On accelerators the plain forms are the better ones. The functions here are pure; the modules below them own the parameters.
-Arrays are [B, H, W, C]; kernels [kh, kw, C, F]. `fast=None` means: the fast form if the default backend is the CPU.
+XLA's CPU backend is slow at reductions over groups, at 1x1 convolutions, and at convolving a picture that was
+just doubled by repetition; it is quick at sums over pixels, matrix products and small convolutions. On
+accelerators the plain forms are the better ones. The functions here are pure; the modules below them own the
+parameters. Arrays are [B, H, W, C], kernels [kh, kw, C, F]. `fast=None` means: the fast form if the default
+backend is the CPU.
 """
 import flax.linen as nn
 import jax
@@ -40,17 +41,16 @@ def group_norm(x, scale, shift, groups, eps=1e-5, fast=None):
     y = y.reshape(x.shape) * _per_channel(scale) + _per_channel(shift)
     return y.astype(x.dtype)
 
-  # Pixels first, channel by channel (contiguous in memory), then the few channels of a group. Mean and mean square in one pass: the variance
-  # is their difference, good to about 1e-7 (1 + mean^2/var), relative.
-  def group_mean(per_channel):
-    return jnp.repeat(per_channel.reshape(-1, groups, size).mean(-1), size, axis=-1)
-
+  # Pixels first, channel by channel (contiguous in memory), then the channels of a group, as a matrix
+  # product: XLA keeps the result of one, where it would work out a reduction again for every pixel. One pass
+  # over x gives mean and mean square; the variance is their difference, good to about 1e-7 (1 + mean^2/var),
+  # relative.
+  average_groups = np.kron(np.eye(groups), np.full((size, size), 1 / size)).astype(wide)
   y = x.astype(wide)
-  mean = group_mean(y.mean((1, 2)))
-  var = jnp.maximum(group_mean(jnp.square(y).mean((1, 2))) - jnp.square(mean), 0)
+  mean = y.mean((1, 2)) @ average_groups
+  var = jnp.maximum(jnp.square(y).mean((1, 2)) @ average_groups - jnp.square(mean), 0)
   a = jax.lax.rsqrt(var + eps) * scale
   b = shift - mean * a
-  a, b = jax.lax.optimization_barrier((a, b))  # else XLA works them out anew for every pixel
   return (y * _per_channel(a) + _per_channel(b)).astype(x.dtype)
 
 
@@ -98,8 +98,9 @@ def average(x):
 def up_conv(x, kernel, fast=None):
   """`conv(nearest(x), kernel)` for a 3x3 kernel.
 
-  The fast form never makes the large picture's copies: the output pixels of one parity see only 2x2 low-resolution pixels, because two of
-  the three taps fall on the same one; so four 2x2 convolutions do it, with 16 instead of 36 multiplications a pixel and channel pair.
+  The output pixels of one parity see only 2x2 low-resolution pixels, because two of the three taps fall on
+  the same one; so four 2x2 convolutions of x do it, with 16 instead of 36 multiplications for a pixel and a
+  pair of channels.
 
   Args:
     x: [B, H, W, C]. kernel: [3, 3, C, F]. fast: see the module.
@@ -108,14 +109,14 @@ def up_conv(x, kernel, fast=None):
   """
   if not choose(fast):
     return conv(nearest(x), kernel)
-  B, H, W, _ = x.shape
-  first, middle, last = kernel
-  rows = jnp.stack([first, middle + last]), jnp.stack([first + middle, last])  # even, odd output rows: [2, 3, C, F]
+  B, H, W, C = x.shape
+  # [parity, tap of 2, tap of 3]: even rows see the rows (previous, own, own) of x, odd ones (own, own, next).
+  taps = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
+  taps = np.einsum('ipu,jqv->ijpquv', taps, taps).reshape(16, 9).astype(kernel.dtype)
+  kernels = (taps @ kernel.reshape(9, -1)).reshape(2, 2, 2, 2, C, -1)
 
   def parity(i, j):
-    k = rows[i]
-    columns = [k[:, 0], k[:, 1] + k[:, 2]] if j == 0 else [k[:, 0] + k[:, 1], k[:, 2]]
-    return _conv(x, jnp.stack(columns, 1), 1, [(1 - i, i), (1 - j, j)])
+    return _conv(x, kernels[i, j], 1, [(1 - i, i), (1 - j, j)])
 
   y = jnp.stack([jnp.stack([parity(i, 0), parity(i, 1)], 3) for i in (0, 1)], 2)  # [B, H, 2, W, 2, F]
   return y.reshape(B, 2 * H, 2 * W, -1)
@@ -135,7 +136,7 @@ def attend(q, k, v):
 
 
 def sinusoidal(time, size, period=10000.0):
-  """Sinusoidal embedding (Vaswani et al. 2017, section 3.5, in the order of Ho et al. 2020): sines, then cosines.
+  """Sinusoidal embedding (Vaswani et al. 2017, section 3.5), sines before cosines as in Ho et al. 2020.
 
   Args:
     time: [B], any real number. size: even. period: the longest wavelength is about 2 pi period.
@@ -146,10 +147,11 @@ def sinusoidal(time, size, period=10000.0):
 
 
 def fourier(time, size, bandwidth=16.0):
-  """Random Fourier features (Tancik et al. 2020; Song et al. 2021) of time/1000; frequencies are constants: always the same draw.
+  """Random Fourier features (Tancik et al. 2020; Song et al. 2021) of time/1000, from one fixed draw.
 
   Args:
-    time: [B], about 0 to 1000. size: even. bandwidth: standard deviation of the frequencies, in periods over [0, 1000].
+    time: [B], about 0 to 1000. size: even.
+    bandwidth: standard deviation of the frequencies, in periods over [0, 1000].
   Returns:
     [B, size], float32.
   """
@@ -177,7 +179,7 @@ def depth_to_space(x, patch):
 
 
 class Conv(nn.Module):
-  """Convolution with bias: 3x3 or 1x1, with stride, or of the doubled picture (`up`). [B, H, W, C] -> [B, H', W', features]."""
+  """Convolution with bias, 3x3 or 1x1, strided or of the doubled picture. [B, H, W, C] -> [B, H', W', F]."""
   features: int
   size: int = 3
   stride: int = 1
@@ -189,7 +191,8 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = (self.size, self.size, x.shape[-1], self.features)
-    kernel = self.param('zero_kernel', ZEROS, shape) if self.zero else self.param('kernel', KERNEL_INIT, shape)
+    name, start = ('zero_kernel', ZEROS) if self.zero else ('kernel', KERNEL_INIT)
+    kernel = self.param(name, start, shape)
     bias = self.param('bias', ZEROS, (self.features,))
     x, kernel, bias = x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype)
     y = up_conv(x, kernel, self.fast) if self.up else conv(x, kernel, self.stride, self.fast)
@@ -197,13 +200,13 @@ class Conv(nn.Module):
 
 
 class Norm(nn.Module):
-  """Group normalisation with a learned scale and shift, and optionally a second pair per example (FiLM): [B, H, W, C] -> the same."""
+  """Group normalisation, learned scale and shift, perhaps a pair per example (FiLM). [B, H, W, C] -> same."""
   groups: int
   fast: bool | None = None
 
   @nn.compact
   def __call__(self, x, film=None):
-    """film: None, or [B, 2C]: (scale, shift), applied as `norm(x) * (1 + scale) + shift` (Dhariwal & Nichol 2021, section 3.1)."""
+    """film: None, or [B, 2C]: scale, shift of `norm(x) * (1 + scale) + shift` (Nichol & Dhariwal 2021)."""
     scale = self.param('scale', nn.initializers.ones_init(), (x.shape[-1],))
     shift = self.param('bias', ZEROS, (x.shape[-1],))
     if film is not None:

@@ -1,11 +1,13 @@
-"""The U-Net of DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal 2021) and ADM (Dhariwal & Nichol 2021), by options.
+"""The U-Net of DDPM (Ho et al. 2020), improved DDPM (Nichol & Dhariwal 2021), ADM (Dhariwal & Nichol 2021).
 
-  DDPM            UNet(channels=128, multipliers=(1, 2, 2, 2), attention=(16,), film=False, groups=32, dropout=0.1)
-  improved DDPM   UNet(channels=128, multipliers=(1, 2, 2, 2), blocks=3, attention=(16, 8), heads=4, groups=32, dropout=0.3)
-  ADM             UNet(channels=256, multipliers=(1, 1, 2, 2, 4, 4), attention=(32, 16, 8), head_dim=64, resample='block', groups=32)
+  DDPM           UNet(channels=128, multipliers=(1, 2, 2, 2), attention=(16,), film=False, groups=32)
+  improved DDPM  UNet(channels=128, multipliers=(1, 2, 2, 2), blocks=3, attention=(16, 8), heads=4, groups=32)
+  ADM            UNet(channels=256, multipliers=(1, 1, 2, 2, 4, 4), attention=(32, 16, 8), head_dim=64,
+                      resample='block', groups=32)
 
-Time and condition become one vector [B, 4 * channels], given to every residual block. The condition enters linearly and without a bias:
-zeros mean "no condition", and a weighted sum of conditions has the weighted sum of their embeddings.
+Time and condition become one vector [B, 4 * channels], given to every residual block. The condition enters
+linearly and without a bias: zeros mean "no condition", and a weighted sum of conditions has the weighted sum
+of embeddings.
 """
 from collections.abc import Callable
 from functools import partial
@@ -34,12 +36,12 @@ class UNet(nn.Module):
     film: give the embedding to a block as scale and shift of its second norm; else add it to the features.
     dropout: rate, inside each block; active if `train`, from the random stream 'dropout'.
     zero_init: the output, each block's last convolution and each attention's projection start at 0.
-    resample: 'conv' (strided convolution; doubling, then convolution) or 'block' (inside a residual block, as BigGAN).
+    resample: 'conv' (strided convolution; doubled, then convolution) or 'block' (in residual blocks: BigGAN).
     embedding: of time: 'sinusoidal' or 'fourier'.
     groups: groups of every norm.
-    dtype: of the activations, 'float32' or 'bfloat16'; parameters, statistics, softmax, embedding and output are float32.
+    dtype: of the activations, 'float32' or 'bfloat16'; parameters, statistics, softmax, output are float32.
     remat: keep only the blocks' inputs for the backward pass and recompute the rest: less memory, more time.
-    patch: side of the squares of pixels folded into channels before the first layer and unfolded after the last.
+    patch: side of the squares of pixels that become channels before the first layer, and back after the last.
     out_channels: of the output; None: as the input.
     fast: form of the layers, see `layers`.
     constrain: applied to the activations between blocks; a place for a sharding constraint.
@@ -95,7 +97,8 @@ class UNet(nn.Module):
       width = x.shape[-1]
       if self.resample == 'block':
         return block(x, width, name, way)
-      return self.constrain(layers.Conv(width, stride=2 if way == 'down' else 1, up=way == 'up', name=name, **small)(x))
+      stride = 2 if way == 'down' else 1
+      return self.constrain(layers.Conv(width, stride=stride, up=way == 'up', name=name, **small)(x))
 
     out_channels = self.out_channels or x.shape[-1]
     widths = [self.channels * m for m in self.multipliers]
@@ -127,7 +130,8 @@ class UNet(nn.Module):
         h = resample(h, 'up', f'up{i}_resample')
 
     h = nn.silu(layers.Norm(self.groups, self.fast, name='out_norm')(h))
-    h = layers.Conv(out_channels * self.patch ** 2, zero=self.zero_init, name='out', dtype='float32', fast=self.fast)(h)
+    features = out_channels * self.patch ** 2
+    h = layers.Conv(features, zero=self.zero_init, name='out', dtype='float32', fast=self.fast)(h)
     return layers.depth_to_space(h, self.patch)
 
 
@@ -149,7 +153,10 @@ class Embedding(nn.Module):
 
 
 class ResBlock(nn.Module):
-  """Norm, SiLU, convolution; norm with the embedding, SiLU, dropout, convolution; plus the input. [B, H, W, C], [B, E] -> [B, H', W', width]."""
+  """Norm, SiLU, convolution; norm with the embedding, SiLU, dropout, convolution; plus the input.
+
+  x [B, H, W, C], emb [B, E] -> [B, H', W', width]; resample 'up' doubles and 'down' halves height and width.
+  """
   width: int
   film: bool
   dropout: float
@@ -199,30 +206,43 @@ class Attention(nn.Module):
 
 
 def check(net, shape):
-  """Raises InputError where the options of `net` do not fit each other, or the input's `shape` [B, H, W, C]."""
-  for field, allowed in dict(resample=('conv', 'block'), embedding=('sinusoidal', 'fourier'), dtype=('float32', 'bfloat16')).items():
-    if getattr(net, field) not in allowed:
-      raise InputError(f'{field}={getattr(net, field)!r} is unknown; choose one of {", ".join(map(repr, allowed))}')
+  """Raises InputError where the options of `net` do not fit each other or the input, `shape` [B, H, W, C]."""
+  choices = dict(resample=('conv', 'block'), embedding=('sinusoidal', 'fourier'),
+                 dtype=('float32', 'bfloat16'))
+  for field, allowed in choices.items():
+    value = getattr(net, field)
+    if value not in allowed:
+      raise InputError(f'{field}={value!r} is unknown; choose one of {", ".join(map(repr, allowed))}')
+  for field in ('channels', 'blocks', 'heads', 'head_dim', 'groups', 'patch', 'multipliers', 'attention'):
+    value = getattr(net, field)
+    if not all(isinstance(v, int) for v in np.ravel(np.asarray(value, object))):
+      raise InputError(f'{field}={value!r}: expected whole numbers')
+    if field in ('multipliers', 'attention') and not isinstance(value, (tuple, list)):
+      raise InputError(f'{field}={value!r}: expected several in brackets, such as ({value},)')
+  if not 0 <= net.dropout < 1 or net.head_dim < 0:
+    raise InputError(f'dropout={net.dropout}, head_dim={net.head_dim}: expected a dropout from 0 to below 1, '
+                     'and a head_dim of at least 0')
   for field in ('channels', 'blocks', 'heads', 'groups', 'patch', 'multipliers'):
     value = getattr(net, field)
     if not value or np.any(np.asarray(value) < 1):
-      raise InputError(f'{field}={value!r}: expected at least 1' + (' in each entry, and an entry a level' if field == 'multipliers' else ''))
+      raise InputError(f'{field}={value!r}: expected at least 1, and an entry a level if it is multipliers')
   if len(shape) != 4:
-    raise InputError(f'The U-Net takes images [batch, height, width, channels], not an array of shape {tuple(shape)}')
+    raise InputError(f'The U-Net takes images [batch, height, width, channels], not shape {tuple(shape)}')
   if net.channels % 2:
     raise InputError(f'channels={net.channels} is odd; the time embedding needs an even number')
-  factor = net.patch * 2 ** (len(net.multipliers) - 1)
+  levels = len(net.multipliers)
+  factor = net.patch * 2 ** (levels - 1)
   for axis, size in zip(('height', 'width'), shape[1:3]):
     if size % factor:
       near = [n for n in (size // factor * factor, -(-size // factor) * factor) if n]
-      raise InputError(f'Image {axis} {size} does not divide by {factor} (patch {net.patch} times 2^{len(net.multipliers) - 1} from '
-                       f'{len(net.multipliers)} levels); resize the images to {" or ".join(map(str, near))}, or use fewer levels')
+      raise InputError(f'Image {axis} {size} does not divide by {factor} (patch {net.patch} times '
+                       f'2^{levels - 1} from {levels} levels); resize the images to {" or ".join(map(str, near))}, '
+                       'or use fewer levels')
+  divisor, field = (net.head_dim, 'head_dim') if net.head_dim else (net.heads, 'heads')
   for m in (1, *net.multipliers):
     width = net.channels * m
+    what = f'{width} channels (channels={net.channels} times {m}) do not divide by'
     if width % net.groups:
-      raise InputError(f'{width} channels (channels={net.channels} times {m}) do not divide into groups={net.groups}; change either')
-  divisor, field = (net.head_dim, 'head_dim') if net.head_dim else (net.heads, 'heads')
-  for m in net.multipliers:
-    width = net.channels * m
-    if width % divisor:
-      raise InputError(f'{width} channels (channels={net.channels} times {m}) do not divide by {field}={divisor}; change either')
+      raise InputError(f'{what} groups={net.groups}; change either')
+    if m in net.multipliers and width % divisor:
+      raise InputError(f'{what} {field}={divisor}; change either')

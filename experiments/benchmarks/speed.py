@@ -1,13 +1,15 @@
-r"""Images per second of the U-Net: forward pass, training step and DDIM sampling, beside PyTorch's diffusers where it is installed.
+r"""Images per second of the U-Net: forward pass, training step, DDIM sampling; beside PyTorch's diffusers.
 
   python -m experiments.benchmarks.speed                          16x16x3, channels 32-64-128, batch 64
   python -m experiments.benchmarks.speed --size=32 --batch=32     larger pictures
   python -m experiments.benchmarks.speed --dtype=bfloat16         ours in bfloat16 (PyTorch stays in float32)
   python -m experiments.benchmarks.speed --plain                  adds ours with the plain form of the layers
 
-The contenders take turns in one run and the medians are compared, so the load of the machine falls on both. The training step is forward,
-backward, clipping, AdamW and EMA; sampling is DDIM without guidance. diffusers' UNet2DModel has the same shape (the table gives both parameter
-counts), channels last, eager, on all cores. Nothing is trained and nothing is saved. The result is a Markdown table on stdout.
+The contenders take turns in one run and the medians are compared, so the load of the machine falls on both;
+still, measure on a quiet machine. The training step is forward, backward, clipping, AdamW and EMA; sampling
+is DDIM without guidance. Where torch and diffusers are installed, diffusers' UNet2DModel runs in the same
+shape (the table gives both parameter counts), channels last, eager, on all cores. Nothing is saved. The
+result is a Markdown table on stdout.
 """
 import argparse
 import importlib.util
@@ -21,26 +23,28 @@ from diffusion import platform
 
 def arguments():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--size', type=int, default=16, help='height and width of the pictures (default: 16)')
-  parser.add_argument('--colours', type=int, default=3, help='channels of the pictures (default: 3)')
-  parser.add_argument('--channels', type=int, default=32, help='width of the first level (default: 32)')
-  parser.add_argument('--multipliers', type=int, nargs='+', default=[1, 2, 4], help='widths of the levels (default: 1 2 4)')
-  parser.add_argument('--blocks', type=int, default=2, help='residual blocks a level (default: 2)')
-  parser.add_argument('--attention', type=int, default=8, help='height at which to attend, besides the middle (default: 8)')
-  parser.add_argument('--batch', type=int, default=64, help='pictures in a forward pass and a training step (default: 64)')
-  parser.add_argument('--samples', type=int, default=8, help='pictures sampled at once (default: 8)')
-  parser.add_argument('--steps', type=int, default=50, help='DDIM steps (default: 50)')
-  parser.add_argument('--rounds', type=int, default=7, help='turns of each contender (default: 7)')
-  parser.add_argument('--devices', type=int, default=None, help='CPU devices (default: one a core)')
-  parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32', help="of our activations (default: float32)")
-  parser.add_argument('--plain', action='store_true', help='also measure ours with the plain form of the layers')
+  add = parser.add_argument
+  add('--size', type=int, default=16, help='height and width of the pictures (default: 16)')
+  add('--colours', type=int, default=3, help='channels of the pictures (default: 3)')
+  add('--channels', type=int, default=32, help='width of the first level (default: 32)')
+  add('--multipliers', type=int, nargs='+', default=[1, 2, 4], help='widths of the levels (default: 1 2 4)')
+  add('--blocks', type=int, default=2, help='residual blocks a level (default: 2)')
+  add('--attention', type=int, default=8, help='height at which to attend, besides the middle (default: 8)')
+  add('--batch', type=int, default=64, help='pictures in a forward pass and a training step (default: 64)')
+  add('--samples', type=int, default=8, help='pictures sampled at once (default: 8)')
+  add('--steps', type=int, default=50, help='DDIM steps (default: 50)')
+  add('--rounds', type=int, default=7, help='turns of each contender (default: 7)')
+  add('--devices', type=int, default=None, help='CPU devices (default: one a core)')
+  add('--dtype', choices=['float32', 'bfloat16'], default='float32', help='of ours (default: float32)')
+  add('--plain', action='store_true', help='also measure ours with the plain form of the layers')
   return parser.parse_args()
 
 
 def ours(options, fast=None):
-  """Our U-Net with our training step and sampler: {'parameters': int, 'forward': run, 'train': run, 'sample': run}.
+  """Our U-Net with our training step and sampler.
 
-  A run does its work once and returns when it is done.
+  Returns:
+    {'parameters': int, 'forward': run, 'train': run, 'sample': run}; run() works once and waits for it.
   """
   import jax
   import jax.numpy as jnp
@@ -52,17 +56,22 @@ def ours(options, fast=None):
   from diffusion.state import init_state, train_step
 
   mesh = sharding.make_mesh()
-  init, net = nets.make(UNet(channels=options.channels, multipliers=tuple(options.multipliers), blocks=options.blocks, fast=fast,
-                             attention=(options.attention,), dtype=options.dtype, constrain=sharding.constrain(mesh)))
+  init, net = nets.make(UNet(
+    channels=options.channels, multipliers=tuple(options.multipliers), blocks=options.blocks,
+    dtype=options.dtype, attention=(options.attention,), fast=fast, constrain=sharding.constrain(mesh)))
   shape = (options.size, options.size, options.colours)
-  images, times = sharding.put_batch((np.ones((options.batch, *shape), np.float32), np.ones(options.batch, np.float32)), mesh)
+  ones = np.ones((options.batch, *shape), np.float32), np.ones(options.batch, np.float32)
+  images, times = sharding.put_batch(ones, mesh)
 
   draw = losses.drawn_from(losses.stratified(), schedules.cosine())
+  kind = dict(draw=draw, predict=predict.eps(), weight=losses.one())
+
   def loss(key, params, x0, cond, train):
-    return losses.loss(key, net, params, x0, cond, draw=draw, predict=predict.eps(), weight=losses.one(), train=train)
+    return losses.loss(key, net, params, x0, cond, train=train, **kind)
 
   optimizer = optax.chain(optax.clip_by_global_norm(1.), optax.adamw(1e-3))
-  step = partial(train_step, encode=lambda key, batch: (batch, None), loss=loss, optimizer=optimizer, ema=lambda step: .999)
+  step = partial(train_step, encode=lambda key, batch: (batch, None), loss=loss, optimizer=optimizer,
+                 ema=lambda step: .999)
   place = sharding.replicated(mesh)
   step = jax.jit(step, donate_argnums=0, out_shardings=(place, place))
   state = jax.device_put(init_state(jax.random.key(0), partial(init, shape=(1, *shape)), optimizer), place)
@@ -102,12 +111,14 @@ def theirs(options):
     block_out_channels=[options.channels * m for m in options.multipliers], layers_per_block=options.blocks,
     down_block_types=['AttnDownBlock2D' if a else 'DownBlock2D' for a in attend],
     up_block_types=['AttnUpBlock2D' if a else 'UpBlock2D' for a in reversed(attend)],
-    norm_num_groups=8, attention_head_dim=None, resnet_time_scale_shift='scale_shift').to(memory_format=torch.channels_last)
+    norm_num_groups=8, attention_head_dim=None, resnet_time_scale_shift='scale_shift')
+  model = model.to(memory_format=torch.channels_last)
   optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
   average = [p.detach().clone() for p in model.parameters()]
 
   def pictures(n):
-    return torch.randn(n, options.colours, options.size, options.size).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(n, options.colours, options.size, options.size)
+    return x.contiguous(memory_format=torch.channels_last)
 
   def cosine(t):  # alpha, sigma
     return torch.cos(t * torch.pi / 2), torch.sin(t * torch.pi / 2)
@@ -138,11 +149,12 @@ def theirs(options):
   def forward():
     model(x, t)
 
-  return dict(parameters=sum(p.numel() for p in model.parameters()), forward=forward, train=train, sample=sample)
+  parameters = sum(p.numel() for p in model.parameters())
+  return dict(parameters=parameters, forward=forward, train=train, sample=sample)
 
 
 def measure(contenders, job, rounds):
-  """Median seconds of contenders[name][job](), the contenders taking turns; the first call compiles and is not counted."""
+  """Median seconds of contenders[name][job](), taking turns; the first call compiles and is not counted."""
   seconds = {name: [] for name in contenders}
   for contender in contenders.values():
     contender[job]()
@@ -156,12 +168,15 @@ def measure(contenders, job, rounds):
 
 def table(contenders, medians, images, reference):
   """Markdown: images/s of each contender and job, and how many times faster than the reference."""
-  lines = ['| network | parameters | ' + ' | '.join(f'{job}, images/s' for job in images) + ' |', '|---' * (2 + len(images)) + '|']
+  head = '| network | parameters | ' + ' | '.join(f'{job}, images/s' for job in images) + ' |'
+  lines = [head, '|---' * (2 + len(images)) + '|']
   for name, contender in contenders.items():
     cells = []
     for job, number in images.items():
-      ratio = f' ({medians[job][reference] / medians[job][name]:.2f} x)' if reference in contenders and name != reference else ''
-      cells.append(f'{number / medians[job][name]:.4g}{ratio}')
+      seconds = medians[job]
+      compared = reference in contenders and name != reference
+      ratio = f' ({seconds[reference] / seconds[name]:.2f} x)' if compared else ''
+      cells.append(f'{number / seconds[name]:.4g}{ratio}')
     lines.append(f'| {name} | {contender["parameters"]:,} | ' + ' | '.join(cells) + ' |')
   return '\n'.join(lines)
 
@@ -178,9 +193,11 @@ def main():
   images = dict(forward=options.batch, train=options.batch, sample=options.samples)
   medians = {job: measure(contenders, job, options.rounds) for job in images}
   print(table(contenders, medians, images, reference))
-  print(f'\n{options.size}x{options.size}x{options.colours}, channels {[options.channels * m for m in options.multipliers]}, batch {options.batch}, '
-        f'{options.steps} DDIM steps of {options.samples} pictures, {options.dtype}; medians of {options.rounds}, '
-        f'load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; in brackets: times faster than PyTorch.')
+  widths = [options.channels * m for m in options.multipliers]
+  shape = f'{options.size}x{options.size}x{options.colours}, channels {widths}, batch {options.batch}'
+  print(f'\n{shape}; {options.steps} DDIM steps of {options.samples} pictures; {options.dtype}; '
+        f'medians of {options.rounds}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores. '
+        'In brackets: times faster than PyTorch.')
 
 
 if __name__ == '__main__':
