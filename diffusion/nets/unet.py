@@ -236,8 +236,8 @@ def check(net, shape):
     if size % factor:
       near = [n for n in (size // factor * factor, -(-size // factor) * factor) if n]
       raise InputError(f'Image {axis} {size} does not divide by {factor} (patch {net.patch} times '
-                       f'2^{levels - 1} from {levels} levels); resize the images to {" or ".join(map(str, near))}, '
-                       'or use fewer levels')
+                       f'2^{levels - 1} from {levels} levels); resize the images to '
+                       f'{" or ".join(map(str, near))}, or use fewer levels')
   divisor, field = (net.head_dim, 'head_dim') if net.head_dim else (net.heads, 'heads')
   for m in (1, *net.multipliers):
     width = net.channels * m
