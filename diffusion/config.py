@@ -61,8 +61,6 @@ def default():
   return c
 
 
-
-
 def variant(config, name, **variants):
   """The recipe as asked for after the colon: '' as it is, 'tiny' for seconds, or one of its own variants (functions of the config).
 
