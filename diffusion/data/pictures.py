@@ -122,7 +122,7 @@ def read_all(decode, names, opener, unreadable):
 
   images, good, broken = [], [], []
   chunks = [range(start, min(start + _CHUNK, len(names))) for start in range(0, len(names), _CHUNK)]
-  progress = tqdm(total=len(names), desc='reading pictures', delay=1, leave=False)
+  progress = tqdm(total=len(names), desc='reading pictures', delay=1, leave=False, disable=None)  # None: not in a file
   with ThreadPoolExecutor(os.cpu_count()) as pool, progress:
     for chunk, results in zip(chunks, pool.map(lambda chunk: [attempt(i) for i in chunk], chunks)):
       try:
