@@ -189,4 +189,4 @@ def test_designs_use_only_the_guaranteed_random_stream():
       raise AssertionError
     randrange = randint = shuffle = sample = uniform = getrandbits = choice
   for index in range(60):
-    sprites.design(index % 6, Only(index))
+    assert sprites.design(index % 6, Only(index))

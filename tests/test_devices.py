@@ -31,12 +31,14 @@ noise = jax.jit(lambda ids: samplers.prior(samplers.sample_keys(5, ids), run.lev
 result['noise'] = np.asarray(noise(sharding.put_batch(np.arange(16), run.mesh))).view(np.uint32).tolist()
 step = train.make_train_step(run)
 batch = sharding.put_batch(dict(images=images, cond=cond), run.mesh)
-losses_seen = []
+result['losses'], result['norms'] = [], []
 for _ in range(5):
   state, metrics = step(state, batch, jax.random.key(1))
-  losses_seen.append(float(metrics['loss']))
-result['losses'] = losses_seen
-result['sums'] = [float(jnp.sum(jnp.abs(p))) for p in jax.tree.leaves(state.ema)]
+  result['losses'].append(float(metrics['loss']))
+  result['norms'].append(float(metrics['grad_norm']))
+level = schedules.at(schedules.cosine(), .5)
+trained = jax.jit(lambda params, x: run.denoise(params, cond)(x, level).x0)(jax.device_get(state.params), images / np.float32(127.5) - 1)
+result['trained'] = np.asarray(trained).ravel().tolist()
 if devices > 1:  # the pure functions under pmap, one key a device
   keys = jax.random.split(jax.random.key(2), devices)
   x0 = jnp.stack([jnp.asarray(rng.standard_normal((4, 2, 2, 1)), jnp.float32)] * devices)
@@ -75,4 +77,6 @@ def test_pictures_are_the_same_to_rounding_whatever_the_devices_and_the_batch(re
 def test_training_is_the_same_to_rounding(results):
   for devices in (2, 8):
     np.testing.assert_allclose(results[devices]['losses'], results[1]['losses'], rtol=1e-5)
-    np.testing.assert_allclose(results[devices]['sums'], results[1]['sums'], rtol=1e-4)
+    np.testing.assert_allclose(results[devices]['norms'], results[1]['norms'], rtol=1e-4)
+    # The trained function, not its parameters: the bias of attention's keys has no gradient but rounding, of which Adam makes steps.
+    np.testing.assert_allclose(results[devices]['trained'], results[1]['trained'], atol=1e-3)
