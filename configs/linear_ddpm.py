@@ -3,8 +3,8 @@
   python -m diffusion.main --config=configs/linear_ddpm.py
   python -m diffusion.main --config=configs/linear_ddpm.py:tiny
 
-The same network, data and time as cosine_ddim.py (8 to 10 minutes on 2 CPU cores); sampling takes 1000 network evaluations
-instead of 50, so the pictures at the end take some minutes more. `--config.grid='trailing(100)'` shows what fewer steps cost.
+The network, data and number of steps of cosine_ddim.py, so about its time for training; sampling takes 1000 network evaluations
+instead of 50, so the pictures at the end take far longer. Its full length has not been timed; `:tiny` is tested. `--config.grid='trailing(100)'` shows what fewer steps cost.
 """
 from diffusion.config import default, variant
 

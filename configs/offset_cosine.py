@@ -5,8 +5,8 @@
 
 The network is told the noise variance; AdamW at 1e-3 with weight decay 1e-4; EMA 0.999. The book trains on 64x64 flowers:
 --config.data='folder(/my/flowers, size=64)' --config.net='unet(channels=32, multipliers=(1, 2, 3, 4), blocks=2, attention=())'
-is its network on pictures of your own. On the sprites it takes the time of cosine_ddim.py. Because the signal rate starts at 0.95 rather
-than 1, the finest details are the last step's leap: expect slightly softer edges.
+is its network on pictures of your own. Because the signal rate starts at 0.95
+rather than 1, the finest details are the last step's leap. On the sprites its full length has not been run here; `:tiny` is tested.
 """
 from diffusion.config import default, variant
 

@@ -5,8 +5,8 @@
   python -m diffusion.main --config=configs/sprites_course.py:collapse      DDPM without the extra noise: averages, not sprites
   python -m diffusion.main --config=configs/sprites_course.py:tiny
 
-Training takes the 8 minutes of cosine_ddim.py on 2 CPU cores, drawing 48 pictures in 500 steps about a minute more. Expect grainier
-sprites than there: predicting eps needs more steps.
+The network, data and number of steps of cosine_ddim.py, so about its time for training; 500 evaluations a picture to sample. Its full length
+has not been run here; `:tiny` is tested.
 
 With the course's own files: --config.data='npy(sprites.npy, sprites_labels.npy)'. The three variants differ in sampling only, so one training
 serves them all: --mode=sample --workdir=runs/sprites_course --config.sampler="ddpm('none')" shows the collapse, and
