@@ -42,6 +42,7 @@ CHOICES = dict(
   sampler=_named(samplers.ddim, samplers.ddpm),
   grid=_named(grids.trailing, grids.leading, grids.linspace),
 )
+NESTED = {'schedule', 'grid', 'sampler'}  # arguments that are specs themselves, as in shift(cosine(None), 3)
 HIDDEN = ('self', 'parent', 'name', 'constrain')  # fields of a Flax module that no spec sets
 
 
@@ -134,7 +135,7 @@ def unknown(name, names):
 
 
 def make(field, spec, **extra):
-  """The object that the spec of a config field describes; `extra` are arguments the spec does not give.
+  """The object that the spec of a config field describes; `extra` are given to those functions that ask for them by name.
 
   Raises:
     InputError: an unknown name or argument, with the valid ones.
@@ -144,16 +145,20 @@ def make(field, spec, **extra):
   if name not in choices:
     raise InputError(f'config.{field}={spec!r}: {unknown(name, choices)}')
   function = choices[name]
-  usage = _usage(name, function)
-  strange = [k for k in kwargs if k not in inspect.signature(function).parameters or k in HIDDEN]
+  usage, signature = _usage(name, function), inspect.signature(function)
+  strange = [k for k in kwargs if k not in signature.parameters or k in HIDDEN]
   if strange:
     raise InputError(f'config.{field}={spec!r}: unknown argument {strange[0]!r}; expected {usage}')
+  given = {key: value for key, value in extra.items() if key in signature.parameters and key not in kwargs}
   try:
-    inspect.signature(function).bind(*args, **kwargs, **extra)
+    bound = signature.bind(*args, **kwargs, **given)
   except TypeError as error:
     raise InputError(f'config.{field}={spec!r}: {error}; expected {usage}') from None
+  for key in NESTED & bound.arguments.keys():
+    if isinstance(bound.arguments[key], str):
+      bound.arguments[key] = make(key, bound.arguments[key])
   try:
-    return function(*args, **kwargs, **extra)
+    return function(*bound.args, **bound.kwargs)
   except InputError as error:
     raise InputError(f'config.{field}={spec!r}: {error}') from error
   except (TypeError, AttributeError, ValueError, ArithmeticError) as error:  # an argument of the wrong type, such as trailing(ten)

@@ -20,12 +20,23 @@ def denoiser(net, params, cond, predict):
     level = like(noise, x)
     row = predict(level)
     time = jnp.broadcast_to(jnp.asarray(noise.time, jnp.float32), x.shape[:1])
-    return solve(row, level, x, net(params, row.scale * x, time, cond, False, {}))
+    out = net(params, row.scale * x, time, cond, False, {})
+    out, variance = split_variance(out, x.shape[-1])
+    return solve(row, level, x, out)._replace(variance=variance)
   return denoise
+
+
+def split_variance(out, channels):
+  """(out [B, .., C], variance in [0, 1] or None): a network with 2C outputs learns the variance in the second half, where
+  -1 and 1 stand for the small and the large one (improved DDPM, arXiv:2102.09672, section 3.1)."""
+  if out.shape[-1] == channels:
+    return out, None
+  return out[..., :channels], (out[..., channels:].astype(jnp.float32) + 1) / 2
 
 
 def clip(denoise, low=-1., high=1.):
   """Keeps x0 inside the range of the data (DDPM's code; off for unbounded data such as latents)."""
   def clipped(x, noise):
-    return from_x0(like(noise, x), x, jnp.clip(denoise(x, noise).x0, low, high))
+    pred = denoise(x, noise)
+    return from_x0(like(noise, x), x, jnp.clip(pred.x0, low, high), pred.variance)
   return clipped

@@ -17,5 +17,5 @@ def cfg(cond, null, scale, lo=-jnp.inf, hi=jnp.inf):
     c, u = cond(x, noise), null(x, noise)
     k = jnp.where((noise.logsnr >= lo) & (noise.logsnr <= hi), scale, 1.)
     k = like(noise._replace(logsnr=k), x).logsnr
-    return Pred(*(b + k * (a - b) for a, b in zip(c, u)))
+    return Pred(u.x0 + k * (c.x0 - u.x0), u.eps + k * (c.eps - u.eps), c.variance)
   return guided

@@ -31,6 +31,7 @@ class Pred(NamedTuple):
   """An estimate of both parts of x_t = alpha * x0 + sigma * eps, always consistent with x_t. [B, ...] float32."""
   x0: jax.Array
   eps: jax.Array
+  variance: Any = None  # of a network that learns it: where log variance lies from the small (0) to the large (1), [B, ...]
 
 
 def eps():
@@ -84,6 +85,11 @@ def solve(row, noise, x, out):
   return Pred((row.b * x - noise.sigma * out) / det, (noise.alpha * out - row.a * x) / det)
 
 
-def from_x0(noise, x, x0):
+def from_x0(noise, x, x0, variance=None):
   """The Pred that agrees with x and this estimate of x0; the level must not be clean."""
-  return Pred(x0, (x - noise.alpha * x0) / noise.sigma)
+  return Pred(x0, (x - noise.alpha * x0) / noise.sigma, variance)
+
+
+def from_eps(noise, x, eps, variance=None):
+  """The Pred that agrees with x and this estimate of eps; the level must have some signal."""
+  return Pred((x - noise.sigma * eps) / noise.alpha, eps, variance)

@@ -27,11 +27,7 @@ class Step(NamedTuple):
   s: Noise
   h: Any      # (logsnr_s - logsnr_t) / 2
   index: Any  # 1 for the first step; 0 is the draw of the starting noise
-
-
-class Sampler(NamedTuple):
-  init: Callable  # x -> state
-  step: Callable  # (keys [B], denoise, state, Step) -> state
+  extra: Any = ()  # what else a sampler's plan worked out for this step, in float64
 
 
 class Sample(NamedTuple):
@@ -56,7 +52,11 @@ def prior(keys, levels, shape):
 
 
 def steps(levels):
-  """The intervals of a grid [S+1], differenced in float64 and only then cast: a Step of float32 [S] arrays."""
+  """The intervals of a grid [S+1], differenced in float64: a Step of [S] arrays.
+
+  Raises:
+    InputError: the grid is not on the host, or does not go from noise to clean.
+  """
   if isinstance(levels.logsnr, jax.Array):
     raise InputError('a grid is made of float64 NumPy arrays; got a JAX array: build the grid outside jit')
   n = len(levels.logsnr) - 1
@@ -64,8 +64,13 @@ def steps(levels):
   h = (s.logsnr - t.logsnr) / 2
   if n < 1 or np.any(np.isnan(h)) or np.any(h <= 0):
     raise InputError('a grid goes from noise to clean: its logsnr must rise at every step')
-  step = Step(t, s, h, np.arange(1, n + 1, dtype=np.uint32))
-  return jax.tree.map(lambda a: jnp.asarray(a, jnp.uint32 if a.dtype == np.uint32 else jnp.float32), step)
+  return Step(t, s, h, np.arange(1, n + 1, dtype=np.uint32))
+
+
+class Sampler(NamedTuple):
+  init: Callable          # x -> state
+  step: Callable          # (keys [B], denoise, state, Step) -> state
+  plan: Callable = steps  # levels [S+1] -> Step [N] in float64: what the scan walks over
 
 
 def sample(keys, denoise, sampler, levels, x, trace=None):
@@ -84,7 +89,8 @@ def sample(keys, denoise, sampler, levels, x, trace=None):
   def body(state, step):
     state = sampler.step(keys, denoise, state, step)
     return state, (trace(state) if trace else None)
-  state, stacked = jax.lax.scan(body, sampler.init(x), steps(levels))
+  plan = jax.tree.map(lambda a: jnp.asarray(a, jnp.uint32 if a.dtype == np.uint32 else jnp.float32), sampler.plan(levels))
+  state, stacked = jax.lax.scan(body, sampler.init(x), plan)
   return (state.x, stacked) if trace else state.x
 
 

@@ -159,3 +159,29 @@ def at(schedule, t):
     return Noise(*(np.asarray(a, np.float64) for a in schedule(t)))
   T = len(schedule.logsnr)
   return take(schedule, np.clip(np.round(t * T).astype(int) - 1, 0, T - 1))
+
+
+def level(schedule, logsnr):
+  """The level(s) of a schedule at given log-SNR, on the host in float64: the inverse of `at`.
+
+  A curve is inverted by bisection and gives what it would give at that time. Between two rows of a table, time and log alpha are
+  interpolated in log-SNR.
+
+  Args:
+    schedule: a table or a curve.
+    logsnr: values inside the range of the schedule.
+  Raises:
+    InputError: a value outside that range.
+  """
+  logsnr = np.asarray(logsnr, np.float64)
+  if callable(schedule):
+    low, high = np.zeros_like(logsnr), np.ones_like(logsnr)
+    for _ in range(60):
+      middle = (low + high) / 2
+      above = schedule(middle).logsnr > logsnr
+      low, high = np.where(above, middle, low), np.where(above, high, middle)
+    found = at(schedule, high)
+    return found
+  rows = take(schedule, slice(None, None, -1))  # logsnr rises
+  alpha = np.exp(np.interp(logsnr, rows.logsnr, np.log(rows.alpha)))
+  return Noise(np.interp(logsnr, rows.logsnr, rows.time), alpha, alpha * np.exp(-logsnr / 2), logsnr)

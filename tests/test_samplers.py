@@ -75,7 +75,7 @@ def test_posterior_mean_and_variances_agree_with_bayes_in_float64(t, s):
   beta = 1 - ratio2
   variance = 1 / (1 / (1 - bar[s]) + ratio2 / beta)
   levels = Noise(*(np.array([a[t], a[s]]) for a in table))
-  step = jax.tree.map(lambda a: a[0], samplers.steps(levels))
+  step = jax.tree.map(lambda a: jnp.asarray(a[0]), samplers.steps(levels))
   keys = samplers.sample_keys(0, [0])
   def moved(sampler, x0, eps):
     fixed = lambda x, noise: Pred(jnp.full((1,), x0, jnp.float32), jnp.full((1,), eps, jnp.float32))
