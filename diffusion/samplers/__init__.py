@@ -1,0 +1,25 @@
+"""Samplers: from noise to clean along a grid, one `lax.scan`.
+
+A sampler is pure functions: `init` makes a state (a NamedTuple whose field x is the sample), `step` moves it from one level t
+to the next cleaner one s, with one evaluation of the network. A step is given both ends and their half log-SNR difference h,
+differenced in float64; it never works out a previous timestep. `plan` turns a grid into the rows that the scan walks over,
+with whatever coefficients a method needs, in float64 on the host. To add one: write `step` and a function that returns a
+Sampler, and name it in build.py.
+
+All methods of the probability-flow ODE rest on one fact. A noisy picture can be written in three ways,
+
+  noise   x / alpha          = y,   dy / d(sigma / alpha)             = eps
+  data    x / sigma          = y,   dy / d(alpha / sigma)             = x0
+  flow    x / (alpha+sigma)  = y,   dy / d(sigma / (alpha + sigma))   = eps - x0
+
+and in each of them the step with a constant right-hand side is the same: alpha_s * x0 + sigma_s * eps, which is DDIM. Methods
+differ in which of the three they take to be smooth, and in how they use earlier or intermediate evaluations to correct that
+step. Nothing depends on the scaling: VP, VE and flow give equal pictures.
+"""
+from diffusion.samplers.core import Sample, Sampler, Step, gaussian, prior, sample, sample_keys, steps
+from diffusion.samplers.adaptive import adaptive
+from diffusion.samplers.ancestral import (consistency, ddim, ddim_step, ddpm, ddpm_step, dpmpp_1s, euler, euler_ancestral, flow_euler,
+                                          langevin)
+from diffusion.samplers.multistep import deis, dpmpp_2m, dpmpp_3m, dpmpp_3m_shipped, dpmpp_sde_2m, flow_lms, lms, plms
+from diffusion.samplers.two_stage import churn, dpm_solver_2, dpmpp_2s, flow_heun, heun
+from diffusion.samplers.unipc import unipc

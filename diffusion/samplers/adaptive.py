@@ -1,0 +1,100 @@
+"""An adaptive Runge-Kutta solver of the probability-flow ODE, whose step sizes are each sample's own."""
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion.errors import InputError
+from diffusion.noise import Noise, like, take
+from diffusion.samplers.core import Sampler, precise, walk
+from diffusion.samplers.forms import share
+from diffusion.schedules import at, level
+
+# Dormand and Prince (1980), 5(4): stage weights, whose last row is the fifth-order step, and that step less the fourth-order one.
+STAGES = np.array([
+  [0, 0, 0, 0, 0, 0, 0], [1 / 5, 0, 0, 0, 0, 0, 0], [3 / 40, 9 / 40, 0, 0, 0, 0, 0], [44 / 45, -56 / 15, 32 / 9, 0, 0, 0, 0],
+  [19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729, 0, 0, 0], [9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656, 0, 0],
+  [35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0]])
+ERROR = STAGES[-1] - np.array([5179 / 57600, 0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40])
+
+
+class Adaptive(NamedTuple):
+  """The state: the sample, and how often the network was evaluated for it."""
+  x: Any
+  evaluations: Any  # [B]
+
+
+class Cursor(NamedTuple):
+  """Where the integration is, for every sample."""
+  y: Any        # [B, ...]
+  slope: Any    # dy / dw, [B, ...]
+  w: Any        # [B]
+  h: Any        # the next step, [B], negative
+  tries: Any    # []
+  evaluations: Any
+
+
+def integrate(slope, y, start, end, rtol, atol, limit):
+  """Solves dy / dw = slope(y, w [B]) from start down to end with per-sample steps; what is left after `limit` tries is one step."""
+  stages, error = jnp.asarray(STAGES, y.dtype), jnp.asarray(ERROR, y.dtype)
+  wide = lambda a: a.reshape(-1, *[1] * (y.ndim - 1))
+  def trial(c, h):
+    def stage(i, slopes):
+      here = c.y + wide(h) * jnp.tensordot(stages[i], slopes, 1)
+      return slopes.at[i].set(slope(here, c.w + h * jnp.sum(stages[i])))
+    slopes = jnp.zeros((7, *y.shape), y.dtype).at[0].set(c.slope)
+    return jax.lax.fori_loop(jnp.where(c.tries == 0, 0, 1), 7, stage, slopes)
+  def body(c):
+    left = end - c.w
+    h = jnp.where(c.tries == limit - 1, left, jnp.maximum(c.h, left))
+    slopes = trial(c, h)
+    y = c.y + wide(h) * jnp.tensordot(stages[6], slopes, 1)
+    gap = wide(h) * jnp.tensordot(error, slopes, 1) / (atol + rtol * jnp.maximum(jnp.abs(c.y), jnp.abs(y)))
+    size = jnp.sqrt(jnp.mean(gap ** 2, tuple(range(1, y.ndim))) + 1e-20)
+    done = left == 0
+    taken = ((size <= 1) | (c.tries == limit - 1)) & ~done
+    keep = lambda new, old: jnp.where(wide(taken), new, old)
+    reached = jnp.where(taken, jnp.where(h == left, end, c.w + h), c.w)
+    return Cursor(keep(y, c.y), jnp.where(wide(done), c.slope, jnp.where(wide(taken), slopes[6], slopes[0])), reached,
+                  h * jnp.clip(.9 * size ** -.2, .2, 5.), c.tries + 1, c.evaluations + jnp.where(done, 0, jnp.where(c.tries == 0, 7, 6)))
+  first = jnp.full(len(y), (end - start) / 20, y.dtype)
+  cursor = Cursor(y, jnp.zeros_like(y), jnp.full_like(first, start), first, 0, jnp.zeros(len(y), jnp.int32))
+  return jax.lax.while_loop(lambda c: (c.tries < limit) & jnp.any(c.w > end), body, cursor)
+
+
+def adaptive(schedule, rtol=1e-3, atol=1e-3, limit=100):
+  """Dormand-Prince 5(4) along the straight-path time sigma / (alpha + sigma), from the first level of the grid to its end.
+
+  Of the grid only the ends matter: before CLEAN it stops at the cleanest level of the schedule. A library's solver would choose one
+  step size for the whole batch, and a sample would depend on its neighbours.
+
+  Args:
+    schedule: of the network; between its levels, time and alpha are interpolated.
+    rtol, atol: tolerated error of a step, relative and absolute.
+    limit: steps tried at most; what is left then is crossed in one.
+  """
+  if not (rtol > 0 and atol > 0 and limit >= 2):
+    raise InputError(f'adaptive({rtol=}, {atol=}, {limit=}): expected tolerances above 0 and a limit of at least 2')
+  def plan(levels):
+    last = len(levels.logsnr) - 1
+    end = level(schedule, _cleanest(schedule)) if levels.sigma[-1] == 0 else take(levels, last)
+    known = level(schedule, np.linspace(max(levels.logsnr[0], at(schedule, 1.).logsnr, -60), end.logsnr, 4000))
+    known = Noise(*(a[None] for a in known))
+    return walk(levels, [0], [last])._replace(extra=(np.reshape(share(end), 1), known))
+  def step(keys, denoise, state, step):
+    x, t, s, (end, known) = state.x, step.t, step.s, step.extra
+    def slope(y, w):
+      w = jnp.minimum(w, 1 - 1e-6)  # a level without signal has log-SNR -inf
+      logsnr = 2 * (jnp.log1p(-w) - jnp.log(w))
+      alpha = jnp.interp(logsnr, known.logsnr, known.alpha)
+      noise = Noise(jnp.interp(logsnr, known.logsnr, known.time), alpha, alpha * w / (1 - w), logsnr)
+      pred = denoise(y * like(noise, y).alpha / (1 - like(noise._replace(alpha=w), y).alpha), noise)
+      return pred.eps - pred.x0
+    c = integrate(slope, x.astype(precise(x)) / (t.alpha + t.sigma), share(t), end, rtol, atol, limit)
+    return Adaptive((s.alpha + s.sigma) * (c.y + (share(s) - end) * c.slope), c.evaluations)
+  return Sampler(lambda x: Adaptive(x, jnp.zeros(len(x), jnp.int32)), step, plan)
+
+
+def _cleanest(schedule):
+  return at(schedule, 1 / 1000 if callable(schedule) else 1 / len(schedule.logsnr)).logsnr
