@@ -1,16 +1,26 @@
-"""Schedules and grids against independent extended-precision computations and published closed forms."""
+"""Schedules against independent extended-precision computations and published closed forms; `level` as the inverse of `at`."""
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import integrate, stats
 
-from diffusion import grids, schedules
+from diffusion import schedules
 from diffusion.errors import InputError
-from diffusion.noise import CLEAN, flow, q_sample, take, ve, vp
+from diffusion.noise import CLEAN, Noise, flow, q_sample, take, ve, vp
+from diffusion.schedule_transforms import shift, sub_vp, zero_terminal
 
-CONTINUOUS = [schedules.linear(None), schedules.cosine(None), schedules.offset_cosine(), schedules.sigmoid(), schedules.flow(),
-              schedules.edm()]
-TABLES = [schedules.linear(), schedules.cosine(), schedules.linear(T=100), schedules.offset_cosine(T=50), schedules.flow(T=64)]
-GRIDS = [grids.trailing, grids.leading, grids.linspace]
+CURVES = {
+  'linear': schedules.linear(None), 'scaled_linear': schedules.scaled_linear(None), 'cosine': schedules.cosine(None),
+  'offset_cosine': schedules.offset_cosine(), 'sigmoid': schedules.sigmoid(), 'laplace': schedules.laplace(),
+  'polynomial': schedules.polynomial(None), 'flow': schedules.flow(), 'cosine_flow': schedules.cosine_flow(),
+  'edm': schedules.edm(), 'sub_vp': sub_vp(schedules.linear(None)), 'shifted flow': shift(schedules.flow(), 3.),
+}
+TABLES = {
+  'linear': schedules.linear(), 'linear 100': schedules.linear(T=100), 'cosine': schedules.cosine(T=50),
+  'variance': schedules.offset_cosine(T=30, told='variance'), 'flow': schedules.flow(T=64), 'edm': schedules.edm(T=40),
+  'laplace': schedules.laplace(T=20), 'sub_vp': sub_vp(schedules.linear(T=80)), 'one row': schedules.from_betas([.3]),
+  'zero_terminal': zero_terminal(schedules.scaled_linear()), 'shifted': shift(schedules.polynomial(T=30), .5),
+}
 
 
 def long_alpha_bar(betas):
@@ -26,6 +36,8 @@ def cosine_betas(T):
 @pytest.mark.parametrize('table, betas', [
   (schedules.linear(), np.linspace(1e-4, .02, 1000)),
   (schedules.linear(T=250), np.linspace(4e-4, .08, 250)),
+  (schedules.scaled_linear(), np.linspace(.00085 ** .5, .012 ** .5, 1000) ** 2),
+  (schedules.scaled_linear(T=100), 10 * np.linspace(.00085 ** .5, .012 ** .5, 100) ** 2),
   (schedules.cosine(), cosine_betas(1000)),
   (schedules.cosine(T=37), cosine_betas(37)),
   (schedules.from_betas([.1, .5, .9]), [.1, .5, .9]),
@@ -46,12 +58,20 @@ def test_published_values_of_the_ddpm_schedule():
   assert (table.time[0], table.time[-1]) == (0, 999)
 
 
-def test_linear_table_converges_to_the_vp_sde_as_levels_grow():
+@pytest.mark.parametrize('make, limit', [(schedules.linear, .02), (schedules.scaled_linear, .005)])
+def test_tables_of_betas_converge_to_their_continuous_limit_as_levels_grow(make, limit):
   t = np.linspace(.1, 1, 7)
   def gap(T):
-    return np.max(np.abs(schedules.at(schedules.linear(T), t).logsnr - schedules.at(schedules.linear(None), t).logsnr))
-  assert gap(10_000) < .02
+    return np.max(np.abs(schedules.at(make(T), t).logsnr - schedules.at(make(None), t).logsnr))
+  assert gap(10_000) < limit
   assert gap(1000) / gap(10_000) == pytest.approx(10, rel=.2)
+
+
+@pytest.mark.parametrize('t', [.05, .4, 1.])
+def test_scaled_linear_limit_integrates_its_rate(t):
+  rate = lambda s: 1000 * (.00085 ** .5 * (1 - s) + .012 ** .5 * s) ** 2
+  total = integrate.quad(rate, 0, t, epsabs=0, epsrel=1e-12)[0]
+  assert -2 * np.log(schedules.scaled_linear(None)(np.array(t)).alpha) == pytest.approx(total, rel=1e-10)
 
 
 def test_vp_sde_has_the_signal_rate_of_song_et_al():
@@ -76,6 +96,35 @@ def test_sigmoid_is_the_gamma_of_its_paper():
   np.testing.assert_allclose(schedules.sigmoid()(t).alpha ** 2, gamma, rtol=1e-12)
 
 
+@pytest.mark.parametrize('mu, b', [(0., .5), (-1., 2.)])
+def test_logsnr_of_laplace_at_uniform_times_follows_the_law(mu, b):
+  t = np.array([1e-4, .01, .3, .5, .8, .999])
+  logsnr = schedules.laplace(mu=mu, b=b)(t).logsnr
+  np.testing.assert_allclose(stats.laplace(mu, b).sf(logsnr), t, rtol=1e-12)
+
+
+@pytest.mark.parametrize('power, precision', [(2., 1e-5), (3., 1e-4)])
+def test_polynomial_has_the_alpha_of_its_paper_to_full_precision_at_both_ends(power, precision):
+  t = np.arange(1, 1001, dtype=np.longdouble) / 1000
+  s = np.longdouble(precision)
+  alpha = (1 - 2 * s) * (1 - t ** np.longdouble(power)) + s
+  table = schedules.polynomial(1000, power, precision)
+  np.testing.assert_allclose(table.alpha, alpha.astype(float), rtol=1e-9)
+  np.testing.assert_allclose(table.sigma, np.sqrt(1 - alpha ** 2).astype(float), rtol=1e-12)
+  assert schedules.polynomial(None)(np.array(0.)).alpha == pytest.approx(1 - 1e-5, rel=1e-12)
+
+
+def test_cosine_without_offset_is_the_trigonometric_interpolant_and_cosine_flow_its_straight_twin():
+  t = np.linspace(.01, .99, 9)
+  circle, straight = schedules.cosine(None, s=0.)(t), schedules.cosine_flow()(t)
+  np.testing.assert_allclose(circle.alpha, np.cos(np.pi * t / 2), rtol=1e-9)
+  np.testing.assert_allclose(circle.sigma, np.sin(np.pi * t / 2), rtol=1e-9)
+  np.testing.assert_allclose(straight.sigma, 1 - 1 / (np.tan(np.pi / 2 * t) + 1), rtol=1e-12)  # CosMap, arXiv:2403.03206
+  np.testing.assert_allclose(straight.logsnr, circle.logsnr, rtol=1e-9, atol=1e-9)
+  ends = schedules.cosine_flow()(np.array([0., 1.]))
+  assert ends.alpha.tolist() == [1, 0] and ends.sigma.tolist() == [0, 1] and ends.logsnr.tolist() == [np.inf, -np.inf]
+
+
 def test_flow_is_a_straight_path_exact_at_both_ends():
   t = np.array([0., .25, 1.])
   level = schedules.flow()(t)
@@ -90,7 +139,8 @@ def test_edm_is_told_a_quarter_of_log_sigma():
 
 
 @pytest.mark.parametrize('scaling, law', [
-  (vp, lambda n: n.alpha ** 2 + n.sigma ** 2), (ve, lambda n: n.alpha), (flow, lambda n: n.alpha + n.sigma)])
+  (vp, lambda n: n.alpha ** 2 + n.sigma ** 2), (ve, lambda n: n.alpha), (flow, lambda n: n.alpha + n.sigma),
+  (schedules.sub_vp_scaling, lambda n: n.alpha ** 2 + n.sigma)])
 def test_scalings_keep_their_law_and_the_snr_up_to_the_ends(scaling, law):
   logsnr = np.array([-np.inf, -30., -3., 0., 2., 25.])
   if scaling is ve:
@@ -102,8 +152,9 @@ def test_scalings_keep_their_law_and_the_snr_up_to_the_ends(scaling, law):
   assert (clean.alpha, clean.sigma) == (CLEAN.alpha, CLEAN.sigma)
 
 
-@pytest.mark.parametrize('schedule', CONTINUOUS)
-def test_traced_float32_curves_agree_with_float64(schedule):
+@pytest.mark.parametrize('name', CURVES)
+def test_traced_float32_curves_agree_with_float64(name):
+  schedule = CURVES[name]
   t = np.linspace(.001, .999, 50)
   for wide, narrow in zip(schedule(t), schedule(jnp.asarray(t, jnp.float32))):
     np.testing.assert_allclose(narrow, wide, rtol=2e-3, atol=2e-4)  # near t = 1, float32 knows 1 - t to 6e-5 relative
@@ -121,38 +172,91 @@ def test_q_sample_has_the_mean_and_variance_of_the_chain():
   assert float(drawn.var()) == pytest.approx(x.var(), rel=.02)
 
 
-@pytest.mark.parametrize('grid', GRIDS)
-@pytest.mark.parametrize('schedule', TABLES + CONTINUOUS)
-def test_every_number_of_steps_gives_a_strictly_monotone_grid_that_ends_clean(grid, schedule):
-  most = 1000 if callable(schedule) else len(schedule.logsnr)
-  for S in sorted({1, 2, 3, 7, 10, 13, 37, most - 1, most} & set(range(1, most + 1))):
-    if schedule is CONTINUOUS[1] and S > 900:
-      continue  # the clipped end of the continuous cosine has fewer distinct levels
-    levels = grid(S)(schedule)
-    assert len(levels.logsnr) == S + 1 and levels.logsnr.dtype == np.float64
-    assert np.all(np.diff(levels.logsnr) > 0)
-    assert take(levels, -1) == CLEAN
+# ---- level
+@pytest.mark.parametrize('name', CURVES)
+def test_level_inverts_a_curve_both_ways(name):
+  curve = CURVES[name]
+  expected = curve(np.array([.003, .02, .3, .5, .77, .95, .9985]))
+  for found, wanted in zip(schedules.level(curve, expected.logsnr), expected):
+    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-9)
+  wanted = np.linspace(*curve(np.array([.9999, .0001])).logsnr, 41)
+  found = schedules.level(curve, wanted)
+  start, end = curve(np.array([0., 1.])).time  # what these tell is linear in t
+  np.testing.assert_allclose(schedules.at(curve, (found.time - start) / (end - start)).logsnr, wanted, rtol=0, atol=1e-9)
+  np.testing.assert_array_equal(found.logsnr, wanted)
 
 
-def test_grids_visit_the_published_rows():
-  rows = lambda grid: grid(schedules.linear())[0][:-1].astype(int).tolist()
-  # arXiv:2305.08891, table 2, numbers from 1 there and from 0 here
-  assert rows(grids.trailing(10)) == [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]
-  assert rows(grids.leading(10)) == [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]
-  assert rows(grids.linspace(10)) == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]
+@pytest.mark.parametrize('name', CURVES)
+def test_level_gives_the_times_of_both_ends_infinite_and_flat_ones_included(name):
+  ends = schedules.at(CURVES[name], [0., 1.])
+  found = schedules.level(CURVES[name], ends.logsnr)
+  assert found.time.tolist() == ends.time.tolist() and found.logsnr.tolist() == ends.logsnr.tolist()
+  np.testing.assert_allclose([found.alpha, found.sigma], [ends.alpha, ends.sigma], rtol=1e-9)
+
+
+def test_level_of_a_straight_path_is_known():
+  logsnr = np.array([-np.inf, -30., -8., 0., 8., 80., np.inf])
+  sigma = 1 / (1 + np.exp(logsnr / 2))
+  found = schedules.level(schedules.flow(), logsnr)
+  np.testing.assert_allclose(found.time, 1000 * sigma, rtol=1e-12, atol=0)
+  np.testing.assert_allclose(found.sigma, sigma, rtol=1e-12)
+  assert schedules.level(schedules.flow(), 0.).time == pytest.approx(500, rel=1e-14)  # one level, no array
+
+
+@pytest.mark.parametrize('name', TABLES)
+def test_level_gives_the_rows_of_a_table_and_keeps_its_law_between_them(name):
+  table = TABLES[name]
+  for found, row in zip(schedules.level(table, table.logsnr), table):
+    np.testing.assert_allclose(found, row, rtol=1e-12, atol=1e-12)
+  between = (table.logsnr[1:] + table.logsnr[:-1]) / 2
+  between = between[np.isfinite(between)]
+  found, rows = schedules.level(table, between), len(between)
+  if name != 'variance':  # rows are told evenly: half-way in log-SNR is half-way in time
+    np.testing.assert_allclose(found.time, (table.time[:-1] + table.time[1:])[:rows] / 2, rtol=1e-9)
+  law = {'flow': found.alpha + found.sigma, 'edm': found.alpha, 'sub_vp': found.alpha ** 2 + found.sigma}
+  np.testing.assert_allclose(law.get(name, found.alpha ** 2 + found.sigma ** 2), 1, rtol=1e-12)
+  np.testing.assert_allclose(2 * np.log(found.alpha / found.sigma), between, rtol=1e-9, atol=1e-9)
+
+
+def test_level_next_to_a_row_without_signal_is_told_a_time_in_proportion_to_its_signal():
+  table = TABLES['zero_terminal']
+  share = np.array([.9, .5, .01])
+  alpha = share * table.alpha[-2]
+  found = schedules.level(table, np.log(alpha ** 2 / (1 - alpha ** 2)))
+  np.testing.assert_allclose(found.time, 999 - share, rtol=1e-9)
+  np.testing.assert_allclose(found.alpha, alpha, rtol=1e-9)
+
+
+@pytest.mark.parametrize('schedule', [schedules.linear(), schedules.cosine(None), schedules.edm()])
+def test_level_refuses_what_no_time_has_but_forgives_rounding(schedule):
+  last, first = schedules.at(schedule, [1., 0.]).logsnr
+  for beyond in (first + .1, last - .1, np.inf, -np.inf, np.nan):
+    with pytest.raises(InputError, match='outside of the schedule, which runs from'):
+      schedules.level(schedule, [0., beyond])
+  assert schedules.level(schedule, np.float32([last, first])).logsnr == pytest.approx([last, first], rel=1e-6)
+  assert schedules.level(schedule, np.array([first + 5e-6])).time == schedules.at(schedule, 0.).time
+
+
+def test_a_schedule_of_no_known_scaling_is_named():
+  def strange(t):
+    t = np.clip(t, .001, .999)
+    return Noise(1000 * t, 2 * (1 - t), t, 2 * np.log(2 * (1 - t) / t))
+  with pytest.raises(InputError, match='no known scaling'):
+    schedules.level(strange, 0.)
 
 
 @pytest.mark.parametrize('call, message', [
   (lambda: schedules.from_betas([.1, 1.2]), 'inside (0, 1)'),
   (lambda: schedules.linear(T=10), 'T >= 21'),
+  (lambda: schedules.scaled_linear(T=10), 'T >= 13'),
+  (lambda: schedules.scaled_linear(start=-.1), 'above 0'),
+  (lambda: schedules.laplace(b=0.), 'b > 0'),
+  (lambda: schedules.polynomial(precision=.5), 'precision < 0.5'),
   (lambda: schedules.cosine(T=0), 'T=0'),
   (lambda: schedules.offset_cosine(min_signal=.9, max_signal=.1), 'min_signal < max_signal'),
   (lambda: schedules.offset_cosine(told='noise'), "told='noise'"),
   (lambda: schedules.sigmoid(tau=0), 'tau'),
   (lambda: schedules.edm(sigma_min=-1), 'sigma_min'),
-  (lambda: grids.trailing(0), 'at least 1'),
-  (lambda: grids.trailing(2.5), '2.5'),
-  (lambda: grids.trailing(1001)(schedules.linear()), 'at most 1000'),
 ])
 def test_bad_input_is_named(call, message):
   with pytest.raises(InputError, match='(?s).*' + message.replace('(', r'\(').replace(')', r'\)')):

@@ -1,15 +1,16 @@
 """Every solver: its order of convergence against the exact ODE, its moments where it draws noise, and what all have in common."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.integrate import solve_ivp
 
 from diffusion import samplers, schedule_transforms, schedules
 from diffusion.errors import InputError
 from diffusion.noise import CLEAN, Noise, flow, like, take, ve, vp
 from diffusion.predict import Pred, from_x0
-from tests.exact import gaussian_denoiser, gaussian_flow, mixture_denoiser
+from tests.exact import exact_flow, gaussian_denoiser, gaussian_flow, mixture_denoiser, mixture_eps
 
 MEANS = np.random.default_rng(0).normal(size=(4, 8))
 STD = .3
@@ -48,32 +49,20 @@ def double():
     yield
 
 
-def mixture_eps(x, sigma):
-  """The exact eps of the mixture at alpha = 1, NumPy float64: shares by Bayes' rule."""
-  variance = STD ** 2 + sigma ** 2
-  gap = x[:, None] - MEANS
-  logits = -np.sum(gap ** 2, -1) / (2 * variance)
-  share = np.exp(logits - logits.max(1, keepdims=True))
-  share /= share.sum(1, keepdims=True)
-  return sigma / variance * np.einsum('bk,bkd->bd', share, gap)
-
-
-@pytest.fixture(scope='module')
-def exact_path():
-  """Starting points at sigma 40, and where the ODE dx / dsigma = eps takes them by sigma 0.05 (SciPy, relative error 1e-12)."""
-  x = 40 * np.random.default_rng(1).normal(size=(16, 8))
-  slope = lambda sigma, flat: mixture_eps(flat.reshape(x.shape), sigma).ravel()
-  solved = solve_ivp(slope, (40, .05), x.ravel(), 'DOP853', rtol=1e-12, atol=1e-12)
-  return x, solved.y[:, -1].reshape(x.shape)
+@functools.cache
+def exact_path(start):
+  """Starting points at sigma = start, and where the ODE dx / dsigma = eps takes them by 0.05 (SciPy, relative error 1e-12)."""
+  x = start * np.random.default_rng(1).normal(size=(16, 8))
+  return x, exact_flow(MEANS, STD, x, start, .05)
 
 
 @pytest.mark.parametrize('name', ODE)
-def test_order_of_convergence_on_a_mixture_of_gaussians(name, double, exact_path):
+def test_order_of_convergence_on_a_mixture_of_gaussians(name, double):
   sampler, order = ODE[name]
-  x, exact = exact_path
+  x, exact = exact_path(200)  # so noisy that the first steps, which have less history, add nothing
   denoise = mixture_denoiser(MEANS, STD)
-  steps = (240, 480) if order < 4 else (160, 320)  # order 4 meets the error of its first steps, which have less history
-  errors = [np.sqrt(np.mean((run(sampler, log_uniform(S, 40, .05), denoise, x) - exact) ** 2)) for S in steps]
+  steps = (500, 1000) if name in ('dpmpp_3m_shipped', 'unipc_3') else (240, 480)  # these two settle late
+  errors = [np.sqrt(np.mean((run(sampler, log_uniform(S, 200, .05), denoise, x) - exact) ** 2)) for S in steps]
   assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=.2)
 
 
@@ -90,8 +79,8 @@ def test_order_of_convergence_on_a_gaussian(double):
       assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=.25), name
 
 
-def test_adaptive_meets_its_tolerance_and_each_sample_steps_on_its_own(double, exact_path):
-  x, exact = exact_path
+def test_adaptive_meets_its_tolerance_and_each_sample_steps_on_its_own(double):
+  x, exact = exact_path(40)
   denoise, levels, errors, counts = mixture_denoiser(MEANS, STD), log_uniform(2, 40, .05), [], []
   for tolerance in (1e-2, 1e-4, 1e-6):
     sampler = samplers.adaptive(EDM, tolerance, tolerance)
@@ -189,9 +178,9 @@ def test_heun_is_edm_algorithm_1(double):
   levels, x = log_uniform(9, 40, .05, clean=True), 40 * np.random.default_rng(5).normal(size=(3, 8))
   y = x.copy()
   for a, b in zip(levels.sigma[:-1], levels.sigma[1:]):
-    d = mixture_eps(y, a)
+    d = mixture_eps(MEANS, STD, y, a)
     trial = y + (b - a) * d
-    y = y + (b - a) * (d + mixture_eps(trial, b)) / 2 if b > 0 else trial
+    y = y + (b - a) * (d + mixture_eps(MEANS, STD, trial, b)) / 2 if b > 0 else trial
   np.testing.assert_allclose(run(samplers.heun(), levels, mixture_denoiser(MEANS, STD), x), y, rtol=1e-9)
   np.testing.assert_allclose(run(samplers.churn(EDM, churn=0), levels, mixture_denoiser(MEANS, STD), x), y, rtol=1e-6)
   assert len(samplers.heun().plan(levels).h) == 2 * 9 - 1
@@ -200,7 +189,7 @@ def test_heun_is_edm_algorithm_1(double):
 def test_flow_heun_is_heun_of_the_straight_path(double):
   levels, x = log_uniform(9, 40, .05, flow, clean=True), np.random.default_rng(5).normal(size=(3, 8))
   def velocity(y, time):  # eps - x0 at alpha = 1 - time, sigma = time
-    eps = mixture_eps(y / (1 - time), time / (1 - time))
+    eps = mixture_eps(MEANS, STD, y / (1 - time), time / (1 - time))
     return eps - (y - time * eps) / (1 - time)
   y = x.copy()
   for a, b in zip(levels.sigma[:-1], levels.sigma[1:]):
