@@ -1,10 +1,4 @@
-"""From a config to objects: the only reader of the config.
-
-A part is one string, `name` or `name(argument, key=value)`. Arguments are Python literals; whatever is not one is taken as a string, so
-that `folder(/my/pictures, size=32)` needs no quotes. To add a schedule, a sampler, a source: write the function and name it here.
-"""
-import ast
-import difflib
+"""From a config to objects: the only reader of the config. To add a schedule, a sampler, a source: write the function and name it here."""
 import inspect
 from functools import partial
 from typing import Any, Callable, NamedTuple
@@ -13,11 +7,12 @@ import jax
 import numpy as np
 import optax
 
-from diffusion import grids, losses, nets, predict, samplers, schedules, sharding
+from diffusion import classify, corrupt, grids, guidance, losses, nets, predict, samplers, schedule_transforms, schedules, sharding, specs
+from diffusion import times, weights
 from diffusion.data import sources
-from diffusion.denoise import clip, denoiser
+from diffusion.denoise import beside, clip, denoiser, dynamic_threshold
 from diffusion.errors import InputError
-from diffusion.guidance import cfg
+from diffusion.nets.classifier import Classifier
 from diffusion.nets.unet import UNet
 from diffusion.noise import Noise, take
 from diffusion.tasks import Task
@@ -31,19 +26,25 @@ def _named(*functions):
 CHOICES = dict(
   data=_named(sources.sprites, sources.digits, sources.npy, sources.npz, sources.folder, sources.tfds),
   task=_named(image),
-  net=dict(unet=UNet),
-  schedule=_named(schedules.linear, schedules.cosine, schedules.offset_cosine, schedules.sigmoid, schedules.flow, schedules.edm,
-                  schedules.from_betas),
+  net=dict(unet=UNet, classifier=Classifier),
+  schedule=_named(schedules.linear, schedules.scaled_linear, schedules.cosine, schedules.offset_cosine, schedules.sigmoid, schedules.laplace,
+                  schedules.polynomial, schedules.flow, schedules.cosine_flow, schedules.edm, schedules.from_betas,
+                  schedule_transforms.shift, schedule_transforms.zero_terminal, schedule_transforms.sub_vp),
   predict=_named(predict.eps, predict.x0, predict.v, predict.flow, predict.score, predict.edm),
-  draw=_named(losses.uniform, losses.stratified, losses.table),
-  weight=_named(losses.one, losses.snr, losses.min_snr, losses.p2, losses.edm),
+  draw=_named(times.uniform, times.stratified, times.table, times.logit_normal, times.edm_lognormal, times.loss_aware),
+  weight=_named(weights.one, weights.snr, weights.min_snr, weights.p2, weights.edm, weights.vlb, weights.sigmoid),
+  noise=_named(corrupt.plain, corrupt.offset, corrupt.perturbed, corrupt.paired),
+  variance=_named(losses.fixed, losses.learned),
   error=_named(losses.mse, losses.mae, losses.huber),
+  guide=_named(guidance.cfg, guidance.apg, guidance.rescale, guidance.interval, guidance.classifier, dynamic_threshold, clip),
   decay=dict(cosine=optax.warmup_cosine_decay_schedule, constant=optax.warmup_constant_schedule),
-  sampler=_named(samplers.ddim, samplers.ddpm),
-  grid=_named(grids.trailing, grids.leading, grids.linspace),
+  sampler=_named(samplers.ddim, samplers.ddpm, samplers.euler, samplers.euler_ancestral, samplers.heun, samplers.churn, samplers.dpm_solver_2,
+                 samplers.dpmpp_1s, samplers.dpmpp_2s, samplers.dpmpp_2m, samplers.dpmpp_3m, samplers.dpmpp_3m_shipped, samplers.dpmpp_sde_2m,
+                 samplers.unipc, samplers.flow_pc, samplers.deis, samplers.lms, samplers.plms, samplers.flow_euler, samplers.flow_heun,
+                 samplers.flow_lms, samplers.langevin, samplers.adaptive, samplers.consistency, samplers.best),
+  grid=_named(grids.trailing, grids.leading, grids.linspace, grids.quadratic, grids.beta, grids.shifted, grids.times, grids.karras,
+              grids.exponential, grids.cosine, grids.angle, grids.sigmas) | dict(logsnr=grids.exponential),
 )
-NESTED = {'schedule', 'grid', 'sampler'}  # arguments that are specs themselves, as in shift(cosine(None), 3)
-HIDDEN = ('self', 'parent', 'name', 'constrain')  # fields of a Flax module that no spec sets
 
 
 class Plan(NamedTuple):
@@ -65,73 +66,19 @@ class Experiment(NamedTuple):
   classes: tuple         # names of the condition's entries; () = unconditional
   task: Task
   init: Callable         # key -> params
-  loss: Callable         # (key, params, x0, cond, train) -> (scalar, {'mse', 'logsnr'})
+  loss: Callable         # (key, params, x0, cond, train, *memory) -> (scalar, {'mse', 'logsnr', 'each', 'memory' where one was given})
   optimizer: optax.GradientTransformation
   rate: Callable         # step -> learning rate
   ema: Callable          # step -> decay of the averaged weights
-  denoise: Callable      # (params, cond) -> Denoise, guided and clipped as configured
+  plain: Callable        # (params, cond) -> Denoise without guidance; of a classifier, (params, label) -> its log-probability
+  guided: Callable       # (pair of predictions, log_prob=None) -> Denoise, guided and clipped as configured
+  denoise: Callable      # (params, cond) -> Denoise: both together; None of a classifier
   schedule: Any
   sampler: samplers.Sampler
   levels: Noise          # the sampling grid
   plan: Plan
-
-
-# ---- specs
-def _split(text):
-  """The comma-separated parts of an argument list; commas inside brackets and quotes do not count."""
-  parts, depth, quote, start = [], 0, None, 0
-  for i, c in enumerate(text):
-    if quote:
-      quote = None if c == quote else quote
-    elif c in '\'"':
-      quote = c
-    elif c in '([{':
-      depth += 1
-    elif c in ')]}':
-      depth -= 1
-    elif c == ',' and depth == 0:
-      parts.append(text[start:i])
-      start = i + 1
-  return [part.strip() for part in (*parts, text[start:]) if part.strip()]
-
-
-def _literal(text):
-  try:
-    return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    return text
-
-
-def parse(spec):
-  """'name(1, key=value)' -> ('name', [1], {'key': value}).
-
-  Raises:
-    InputError: brackets that do not match, or an argument by position after one by name.
-  """
-  name, bracket, rest = spec.strip().partition('(')
-  if bracket and not rest.endswith(')'):
-    raise InputError(f'{spec!r}: expected name or name(argument, key=value); the closing bracket is missing')
-  args, kwargs = [], {}
-  for part in _split(rest[:-1]):
-    key, equals, value = part.partition('=')
-    if equals and key.strip().isidentifier():
-      kwargs[key.strip()] = _literal(value.strip())
-    elif kwargs:
-      raise InputError(f'{spec!r}: {part!r} follows a named argument; give it a name too')
-    else:
-      args.append(_literal(part))
-  return name.strip(), args, kwargs
-
-
-def _usage(name, function):
-  fields = [p for p in inspect.signature(function).parameters.values() if p.name not in HIDDEN]
-  return f'{name}({", ".join(str(p.replace(annotation=p.empty)) for p in fields)})'
-
-
-def unknown(name, names):
-  """'unknown x; did you mean y? Valid: y, z': the end of an error message."""
-  close = difflib.get_close_matches(name, names, 1, .5)
-  return f'unknown {name!r}' + (f'; did you mean {close[0]!r}? Valid: ' if close else '; valid: ') + ', '.join(names)
+  self_condition: bool = False
+  memory: tuple = ()     # what the draw of times remembers before the first step (see times.loss_aware); () nothing
 
 
 def make(field, spec, **extra):
@@ -140,29 +87,7 @@ def make(field, spec, **extra):
   Raises:
     InputError: an unknown name or argument, with the valid ones.
   """
-  name, args, kwargs = parse(spec)
-  choices = CHOICES[field]
-  if name not in choices:
-    raise InputError(f'config.{field}={spec!r}: {unknown(name, choices)}')
-  function = choices[name]
-  usage, signature = _usage(name, function), inspect.signature(function)
-  strange = [k for k in kwargs if k not in signature.parameters or k in HIDDEN]
-  if strange:
-    raise InputError(f'config.{field}={spec!r}: unknown argument {strange[0]!r}; expected {usage}')
-  given = {key: value for key, value in extra.items() if key in signature.parameters and key not in kwargs}
-  try:
-    bound = signature.bind(*args, **kwargs, **given)
-  except TypeError as error:
-    raise InputError(f'config.{field}={spec!r}: {error}; expected {usage}') from None
-  for key in NESTED & bound.arguments.keys():
-    if isinstance(bound.arguments[key], str):
-      bound.arguments[key] = make(key, bound.arguments[key])
-  try:
-    return function(*bound.args, **bound.kwargs)
-  except InputError as error:
-    raise InputError(f'config.{field}={spec!r}: {error}') from error
-  except (TypeError, AttributeError, ValueError, ArithmeticError) as error:  # an argument of the wrong type, such as trailing(ten)
-    raise InputError(f'config.{field}={spec!r}: {error}; expected {usage}') from error
+  return specs.resolve(CHOICES, field, spec, **extra)
 
 
 # ---- checks
@@ -173,7 +98,7 @@ def _check_process(config, schedule, levels):
     raise InputError(f"config.predict={config.predict!r} says nothing about x0 where config.schedule={config.schedule!r} has no signal "
                      "left; use 'v', 'x0' or 'flow'")
   exploding = bool(np.all(levels.alpha == 1))
-  if exploding != (parse(config.predict)[0] == 'edm'):
+  if exploding != (specs.parse(config.predict)[0] == 'edm'):
     raise InputError(f"config.predict={config.predict!r} does not go with config.schedule={config.schedule!r}: the target 'edm' and the "
                      "schedule 'edm' (alpha = 1, its input needs scaling) belong together")
 
@@ -183,7 +108,8 @@ def _check_numbers(config):
     if config[name] < 1:
       raise InputError(f'config.{name}={config[name]}: expected at least 1')
   for name, low, high in (('condition_dropout', 0, 1), ('ema', 0, 1), ('learning_rate', 0, np.inf), ('weight_decay', 0, np.inf),
-                          ('clip_norm', 0, np.inf), ('warmup', 0, np.inf), ('seed', 0, 2 ** 31), ('beta2', 0, .99999999), ('guidance', -np.inf, np.inf)):
+                          ('clip_norm', 0, np.inf), ('warmup', 0, np.inf), ('uncertainty', 0, np.inf), ('seed', 0, 2 ** 31), ('beta2', 0, .99999999),
+                          ('guidance', -np.inf, np.inf)):
     if not low <= config[name] <= high or not np.isfinite(config[name]):
       raise InputError(f'config.{name}={config[name]}: expected a number from {low} to {high}')
 
@@ -197,7 +123,7 @@ def load_data(config):
 def _optimizer(config):
   warmup = dict(init_value=config.learning_rate / max(config.warmup, 1), peak_value=config.learning_rate, warmup_steps=config.warmup)
   if config.decay not in CHOICES['decay']:
-    raise InputError(f'config.decay={config.decay!r}: {unknown(config.decay, CHOICES["decay"])}')
+    raise InputError(f'config.decay={config.decay!r}: {specs.unknown(config.decay, CHOICES["decay"])}')
   if config.decay == 'cosine':
     warmup['decay_steps'] = max(config.steps, config.warmup + 1)
   rate = CHOICES['decay'][config.decay](**warmup)
@@ -210,13 +136,102 @@ def check(config):
   _check_numbers(config)
   schedule = make('schedule', config.schedule)
   _check_process(config, schedule, make('grid', config.grid)(schedule))
-  for field in ('task', 'draw', 'weight', 'error', 'sampler'):
-    make(field, config[field])
-  if config.guidance != 1 and not config.condition_dropout:
+  for field in ('task', 'draw', 'weight', 'error', 'noise', 'variance', 'sampler'):
+    make(field, config[field], schedule=schedule, steps=1)
+  if config.guidance != 1 and not config.condition_dropout and 'classifier' not in _guides(config):
     raise InputError(f'config.guidance={config.guidance:g} needs a model that has learned to do without its condition: '
                      'set config.condition_dropout above 0, or config.guidance=1')
-  make('net', config.net)
+  if config.variance == 'fixed' and 'learned' in config.sampler:
+    raise InputError(f"config.sampler={config.sampler!r} needs a model that has learned its variance: train with config.variance='learned'")
+  _stack(config)(None, None)
+  make('net', config.net, classes=2)
   _optimizer(config)
+
+
+def _guides(config):
+  """The names in the stack of config.guide."""
+  return [specs.parse(part)[0] for part in config.guide.split('|')]
+
+
+def _stack(config):
+  """(cond, null, log_prob=None) -> Denoise: the transforms of config.guide, from left to right."""
+  def stack(cond, null, log_prob=None):
+    told = cond
+    for part in config.guide.split('|'):
+      told = make('guide', part, guided=told, denoise=told, cond=cond, plain=cond, null=null, scale=config.guidance, log_prob=log_prob)
+    return told
+  return stack
+
+
+def _network(config, shape, example, mesh):
+  """(init, net) as in nets.make, with the channels that self-conditioning and a learned variance take, and the parameters that the loss
+  keeps beside the network's, which it ignores."""
+  twice = specs.parse(config.variance)[0] == 'learned'
+  sizes = dict(out_channels=shape[-1] * (1 + twice)) if twice or config.self_condition else {}
+  if sizes and 'out_channels' not in inspect.signature(CHOICES['net'][specs.parse(config.net)[0]]).parameters:
+    raise InputError(f'config.net={config.net!r} cannot learn its variance or see its own estimate: it has no out_channels; use unet')
+  init, net = nets.make(make('net', config.net, constrain=sharding.constrain(mesh), classes=example.shape[-1] if example is not None else 0, **sizes))
+  init = partial(init, shape=(1, *shape[:-1], shape[-1] * (1 + config.self_condition)), cond=example)
+  if not config.uncertainty:
+    return init, net
+  return lambda key: init(key) | dict(uncertainty=jax.numpy.asarray(weights.uncertainty(config.uncertainty)[0])), net
+
+
+def _loss(config, net, schedule, target, null):
+  """(loss, memory) of an Experiment."""
+  part = lambda field: make(field, config[field], schedule=schedule)
+  options = dict(predict=target, weight=part('weight'), error=part('error'), corrupt=part('noise'), variance=part('variance'),
+                 uncertainty=weights.uncertainty(config.uncertainty)[1] if config.uncertainty else None,
+                 self_condition=config.self_condition, null=null)
+  drawn, aware, level = part('draw'), specs.parse(config.draw)[0] == 'loss_aware', times.levels(schedule)
+  draw = times.drawn_from(times.stratified() if aware else drawn, schedule)
+
+  def loss(key, params, x0, cond, train, memory=None):
+    call = partial(losses.loss, key, net, params, x0, cond, dropout=config.condition_dropout if train else 0., train=train, **options)
+    if memory is None:
+      return call(draw=draw)
+    return losses.with_memory(call, jax.random.fold_in(key, 5), len(x0), drawn, level, memory)  # the loss splits its key in 5
+  return loss, (drawn.start(),) if aware else ()
+
+
+def is_classifier(config):
+  """Whether the config trains a noisy classifier, which draws nothing."""
+  return specs.parse(config.net)[0] == 'classifier'
+
+
+def _classifier_loss(config, net, schedule, target):
+  draw = times.drawn_from(make('draw', config.draw, schedule=schedule), schedule)
+  return lambda key, params, x0, cond, train: classify.loss(key, net, params, x0, cond, draw=draw, predict=target, train=train)
+
+
+def _denoisers(config, net, target, classes, null):
+  """(plain, guided, denoise) of an Experiment."""
+  stack = _stack(config)
+  if config.negative and config.negative not in classes:
+    raise InputError(f'config.negative={config.negative!r}: {specs.unknown(config.negative, classes)}')
+  if config.guidance != 1 and not classes:
+    raise InputError(f'config.guidance={config.guidance:g} needs conditions, and these pictures have no classes: set config.guidance=1')
+
+  def away(cond):  # the condition that guidance leads away from
+    return null(cond) if not config.negative else jax.numpy.zeros_like(cond).at[..., classes.index(config.negative)].set(1.)
+
+  def plain(params, cond, previous=None):
+    return denoiser(beside(net, previous) if config.self_condition else net, params, cond, target)
+
+  def guided(pair, log_prob=None):
+    told = guidance.once(pair, lambda cond, null: stack(cond, null, log_prob))
+    return clip(told) if config.clip else told
+
+  def pair(params, cond, previous):
+    if cond is None or config.guidance == 1:
+      return lambda x, noise: (plain(params, cond, previous)(x, noise),) * 2
+    if config.self_condition:  # its estimates would have to be doubled too
+      return guidance.two_calls(plain(params, cond, previous), plain(params, away(cond), previous))
+    return guidance.one_call(net, params, cond, away(cond), target)
+
+  def denoise(params, cond):
+    return lambda x, noise, previous=None: guided(pair(params, cond, previous))(x, noise)
+  return plain, guided, denoise
 
 
 def build(config, shape, classes, mesh):
@@ -229,31 +244,21 @@ def build(config, shape, classes, mesh):
   task = make('task', config.task)
   schedule, target = make('schedule', config.schedule), make('predict', config.predict)
   levels = make('grid', config.grid)(schedule)
-  init, net = nets.make(make('net', config.net, constrain=sharding.constrain(mesh)))
-  example = np.zeros((1, len(classes)), np.float32) if classes else None
-  init = partial(init, shape=(1, *shape), cond=example)
+  init, net = _network(config, shape, np.zeros((1, len(classes)), np.float32) if classes else None, mesh)
   try:
     jax.eval_shape(init, jax.random.key(0))  # sizes and options that do not fit are named here
   except InputError:
     raise
   except (TypeError, ValueError) as error:
-    raise InputError(f'config.net={config.net!r}: {error}; expected {_usage("unet", UNet)}'.replace('\n', ' ')) from error
+    raise InputError(f'config.net={config.net!r}: {error}; expected {specs.usage("unet", UNet)}'.replace('\n', ' ')) from error
   optimizer, rate = _optimizer(config)
-  draw = losses.drawn_from(make('draw', config.draw), schedule)
-  loss_options = dict(draw=draw, predict=target, weight=make('weight', config.weight), error=make('error', config.error), null=task.null)
-
-  def loss(key, params, x0, cond, train):
-    dropout = config.condition_dropout if train else 0.
-    return losses.loss(key, net, params, x0, cond, dropout=dropout, train=train, **loss_options)
-
-  def denoise(params, cond):
-    told = denoiser(net, params, cond, target)
-    if cond is not None and config.guidance != 1:
-      told = cfg(told, denoiser(net, params, task.null(cond), target), config.guidance)
-    return clip(told) if config.clip else told
-
-  def ema(step):
-    return jax.numpy.minimum(config.ema, (1. + step) / (10. + step))
-
-  return Experiment(mesh, tuple(shape), tuple(classes), task, init, loss, optimizer, rate, ema, denoise, schedule,
-                    make('sampler', config.sampler), levels, Plan(*(config[name] for name in Plan._fields)))
+  ema = lambda step: jax.numpy.minimum(config.ema, (1. + step) / (10. + step))
+  if is_classifier(config):
+    loss, memory, plain, guided, denoise = (
+      _classifier_loss(config, net, schedule, target), (), lambda params, label: classify.log_prob(net, params, label, target), None, None)
+  else:
+    loss, memory = _loss(config, net, schedule, target, task.null)
+    plain, guided, denoise = _denoisers(config, net, target, tuple(classes), task.null)
+  return Experiment(mesh, tuple(shape), tuple(classes), task, init, loss, optimizer, rate, ema, plain, guided, denoise, schedule,
+                    make('sampler', config.sampler, schedule=schedule, steps=len(levels.logsnr) - 1), levels,
+                    Plan(*(config[name] for name in Plan._fields)), config.self_condition, memory)

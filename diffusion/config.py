@@ -21,9 +21,13 @@ def default():
   # The process and the loss.
   c.schedule = 'cosine'
   c.predict = 'x0'           # what the network outputs: eps, x0, v, flow, score, edm
-  c.draw = 'stratified'       # how times are drawn: uniform, stratified, table(weights)
-  c.weight = 'min_snr(5)'     # one, snr, min_snr(gamma), p2(gamma, k), edm(sd)
+  c.draw = 'stratified'       # how times are drawn: uniform, stratified, table(weights), logit_normal, edm_lognormal, loss_aware(bins)
+  c.weight = 'min_snr(5)'     # one, snr, min_snr(gamma), p2(gamma, k), edm(sd), vlb, sigmoid(bias)
   c.error = 'mse'             # mse, mae, huber(delta)
+  c.noise = 'plain'           # plain, offset(strength), perturbed(gamma), paired (optimal transport within the batch)
+  c.variance = 'fixed'        # fixed, or learned(strength) with a second half of output channels; needs a schedule of T levels
+  c.uncertainty = 0           # size of a learned log error, by which each level is divided (EDM2: 128); 0: off
+  c.self_condition = False    # the network also sees its own earlier estimate of x0
   c.condition_dropout = .1    # share of the training pictures whose condition is hidden, for guidance
 
   # Optimisation; everything is a function of the step.
@@ -38,9 +42,11 @@ def default():
   c.ema = .998                # decay of the averaged weights; rises to it as (1 + step) / (10 + step)
 
   # Sampling.
-  c.sampler = 'ddim'          # ddim(eta), ddpm(variance)
-  c.grid = 'trailing(50)'     # which noise levels are visited: trailing, leading, linspace
+  c.sampler = 'best'          # the one of least error for the steps of the grid; ddim(eta), ddpm(variance), heun, unipc(order), .. (samplers/)
+  c.grid = 'trailing(50)'     # which noise levels are visited: trailing, karras, angle, times([..]), .. (grids.py)
   c.guidance = 2.             # 1: conditional, 0: unconditional, above 1: exaggerated
+  c.guide = 'cfg'             # from left to right, such as 'cfg(lo=-3, hi=4) | rescale(.7) | dynamic_threshold'; apg(eta, norm), classifier
+  c.negative = ''             # a class to lead away from, in place of no class
   c.clip = True               # keep x0 in [-1, 1] on the way
   c.sample = ml_collections.ConfigDict()
   c.sample.number = 48
@@ -49,7 +55,26 @@ def default():
   c.sample.seed = 0           # picture k is the same whatever the number and the batch
   c.sample.batch = 48
   c.sample.weights = 'ema'    # ema or raw
+  c.sample.bad = ''           # autoguidance: leads away from this work directory's weights, 'runs/x' or 'runs/x@600' of an earlier step
+  c.sample.classifier = ''    # work directory of configs/noisy_classifier.py, for config.guide='classifier'
   c.sample.show = 'film'      # besides the grid, of: film, gif, noising, interpolation, comparison; or all
+
+  # Editing your own pictures, with --mode=edit.
+  c.edit = ml_collections.ConfigDict()
+  c.edit.task = 'inpaint'     # inpaint, repaint, outpaint, img2img, invert, interpolate, colourise, upscale
+  c.edit.picture = ''         # the file, any format, of the model's size
+  c.edit.mask = ''            # inpaint, repaint: a file of the same size, white where the picture is painted anew
+  c.edit.second = ''          # interpolate: the other picture
+  c.edit.resize = False       # scale and crop pictures of another size
+  c.edit.number = 4           # variants; of an interpolation, pictures on the way
+  c.edit.classes = ''         # what is painted: '' no class; 'hero, food' in turn; of an interpolation, of the first and the second
+  c.edit.source = ''          # invert: the class of the picture as it is; '' no class
+  c.edit.strength = .6        # img2img: 0 the picture as it is, 1 nothing of it
+  c.edit.factor = 2           # upscale: by how much the model's pictures are larger
+  c.edit.shift = (0, 0)       # outpaint: pixels by which the picture is moved down and to the right
+  c.edit.jump = 5             # repaint, outpaint: steps in a way down and up again
+  c.edit.repeats = 5          # repaint, outpaint: times that each is gone; 1 is inpaint
+  c.edit.seed = 1             # not that of sampling: its noises would paint a picture of yours that they have made just as it was
 
   # What is written and when, in steps.
   c.log_every = 50

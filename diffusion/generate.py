@@ -7,7 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffusion import grids, samplers, sharding
-from diffusion.build import unknown
+from diffusion.specs import unknown
 from diffusion.data.dataset import from_unit, to_unit
 from diffusion.errors import InputError
 from diffusion.noise import Noise, q_sample
@@ -31,6 +31,7 @@ def make_draw(run, seed, batch, sampler=None, levels=None, trace=None):
       uint8 [S+1, len(trace), H, W, C], the starting noise first.
   """
   sampler, levels = sampler or run.sampler, run.levels if levels is None else levels
+  sampler = samplers.self_conditioned(sampler) if run.self_condition else sampler
   batch = -(-batch // run.mesh.size) * run.mesh.size
   follow = None if trace is None else lambda state: run.task.decode(state.x[np.asarray(trace)])
 

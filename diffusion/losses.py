@@ -1,63 +1,21 @@
-"""The training loss: how times are drawn, how errors are measured and weighed, and `loss` itself.
+"""The training loss: draw a level and a noise for each example, ask the network, measure the error and weigh it.
 
-Times: functions (key, B) -> u [B] in [0, 1). Errors: functions (out, target) -> elementwise error. Weights: functions
-(noise, to_x0) -> w [B], where to_x0 = (sigma / determinant)^2 turns a squared error in the network's output into one in x0,
-so that a weight defined in x0-space means the same for every parameterisation.
+How levels are drawn is in times.py, which noise in corrupt.py, what an error counts in weights.py. Here: errors, functions
+(out, target) -> elementwise error; the learned variance; and `loss`.
 """
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion import likelihood
+from diffusion.corrupt import plain
+from diffusion.denoise import beside, denoiser, split_variance
 from diffusion.errors import InputError
-from diffusion.noise import Noise, like, q_sample, take
+from diffusion.noise import like, q_sample
 from diffusion.predict import determinant
-
-
-def _positive(name, **arguments):
-  for argument, value in arguments.items():
-    if not isinstance(value, (int, float)) or not value > 0:
-      raise InputError(f'{name}({argument}={value!r}): expected a number above 0')
-
-
-# ---- times
-def uniform():
-  """Independent uniform times."""
-  return lambda key, batch: jax.random.uniform(key, (batch,))
-
-
-def stratified():
-  """One uniform offset and an even spread over the batch, in order: each time is uniform, and a batch covers [0, 1) evenly,
-  which lowers the variance of the loss (VDM, arXiv:2107.00630, appendix I.1). Batches must come shuffled, as ours do."""
-  def times(key, batch):
-    return jnp.minimum((jax.random.uniform(key) + jnp.arange(batch)) / batch, 1 - 2 ** -24)
-  return times
-
-
-def table(weights):
-  """Times with the density of a histogram: weights[i] for the i-th of equal bins of [0, 1), cleanest first.
-
-  The loss is not divided by the density: drawing a bin more often weighs it more.
-  """
-  density = np.asarray(weights, np.float64)
-  if density.ndim != 1 or not len(density) or not np.all(density >= 0) or not density.sum() > 0:
-    raise InputError(f'table({weights!r:.80}): expected a list of weights, none negative and not all zero')
-  edges = np.arange(len(density) + 1) / len(density)
-  cumulative = np.append(0., np.cumsum(density / density.sum()))
-  def times(key, batch):
-    return jnp.minimum(jnp.interp(jax.random.uniform(key, (batch,)), cumulative, edges), 1 - 2 ** -24)
-  return times
-
-
-def drawn_from(times, schedule):
-  """The Draw (key, B) -> Noise[B] of times on a schedule: rows of a table, or points of a curve."""
-  if callable(schedule):
-    return lambda key, batch: schedule(jnp.clip(times(key, batch), 1e-5, 1 - 1e-5))  # logsnr stays finite
-  T = len(schedule.logsnr)
-  rows = Noise(*(np.asarray(a, np.float32) for a in schedule))
-  def draw(key, batch):
-    index = (times(key, batch) * T).astype(jnp.int32)
-    return take(Noise(*map(jnp.asarray, rows)), jnp.minimum(index, T - 1))
-  return draw
+from diffusion.times import positive, row as nearest_row
+from diffusion.times import drawn_from, stratified, uniform  # their former place: callers that still say losses.uniform
+from diffusion.weights import one
 
 
 # ---- errors
@@ -71,42 +29,53 @@ def mae():
 
 def huber(delta=1.):
   """Quadratic up to delta, linear beyond; equals half the squared error near zero."""
-  _positive('huber', delta=delta)
+  positive('huber', delta=delta)
   def error(out, target):
     gap = jnp.abs(out - target)
     return jnp.where(gap <= delta, .5 * gap ** 2, delta * (gap - .5 * delta))
   return error
 
 
-# ---- weights
-def one():
-  """The error in the network's output as it is (L_simple of DDPM, when it predicts eps)."""
-  return lambda noise, to_x0: jnp.ones_like(noise.logsnr)
+# ---- variance
+def fixed():
+  """The sampler chooses the variance of a step; the network says nothing about it."""
+  return None
 
 
-def snr():
-  """SNR times the x0 error, which is the eps error (arXiv:2202.00512, section 4)."""
-  return lambda noise, to_x0: jnp.exp(noise.logsnr) * to_x0
+def learned(strength=.001, levels=256, *, schedule):
+  """The variational bound that trains the variance of the steps, to be added to the loss (improved DDPM, arXiv:2102.09672, equation 16).
 
+  A step's term is the KL of the true step from the model's; of row 0, from which a sampler goes to clean data, the likelihood of
+  x0 under the Gaussian around the model's x0, whose variance lies between those of row 1 (small) and row 0 (large) as in the
+  paper's code. Terms are means over dimensions, in bits, times T: with uniform times their mean is the bound in bits a dimension.
 
-def min_snr(gamma=5.):
-  """min(SNR, gamma) times the x0 error (arXiv:2303.09556, section 3.4)."""
-  _positive('min_snr', gamma=gamma)
-  return lambda noise, to_x0: jnp.minimum(jnp.exp(noise.logsnr), gamma) * to_x0
+  Args:
+    strength: lambda of the paper.
+    levels: of the data between -1 and 1 (DDPM, equation 13); None: x0 is continuous, and its density is used.
+    schedule: a table; the range of the variance depends on the step, so a curve will not do.
+  Returns:
+    (noise [B], x0, gap, variance) -> [B]. gap: the model's x0 less the true one, without gradient.
+  """
+  positive('learned', strength=strength)
+  if callable(schedule) or len(schedule.logsnr) < 2:
+    raise InputError('learned: a learned variance belongs to steps of a fixed size; give the schedule a number of levels, as in flow(1000)')
+  T, snr, log_sigma2 = len(schedule.logsnr), np.exp(schedule.logsnr), 2 * np.log(schedule.sigma)
+  log_k1 = np.log(-np.expm1(schedule.logsnr[1] - schedule.logsnr[0]))  # row 0 as the cleaner end of row 1: small variance sigma_0^2 k_1
+  ratios = jnp.asarray(np.append(-log_k1, np.diff(log_sigma2)), jnp.float32)
+  gains = jnp.asarray(np.append(0., -np.diff(snr)), jnp.float32)
+  smallest, index = log_sigma2[0] + log_k1, nearest_row(schedule)
 
+  def log_likelihood(x0, mean, log_std):
+    return (likelihood.gaussian_log_density(x0, mean, log_std) if levels is None else
+            likelihood.discretised_log_likelihood(x0, mean, log_std, levels))
 
-def p2(gamma=1., k=1.):
-  """The eps error over (k + SNR)^gamma (perception prioritised, arXiv:2204.00227, equation 8)."""
-  _positive('p2', gamma=gamma, k=k)
-  return lambda noise, to_x0: jnp.exp(noise.logsnr) * to_x0 / (k + jnp.exp(noise.logsnr)) ** gamma
-
-
-def edm(sd=.5):
-  """(s^2 + sd^2) / (s * sd)^2 times the x0 error, s = sigma / alpha (EDM, arXiv:2206.00364, table 1)."""
-  _positive('edm', sd=sd)
-  def weight(noise, to_x0):
-    return (jnp.exp(noise.logsnr) + sd ** -2) * to_x0
-  return weight
+  def bound(noise, x0, gap, variance):
+    i = index(noise.logsnr)
+    ratio, gain, first = (jnp.reshape(a, (-1,) + (1,) * (x0.ndim - 1)) for a in (ratios[i], gains[i], i == 0))
+    step = likelihood.step_kl(variance, ratio, gain, gap)
+    decoder = -log_likelihood(x0, x0 + gap, .5 * (smallest + variance * ratio))
+    return strength * T / np.log(2).item() * jnp.mean(jnp.where(first, decoder, step), tuple(range(1, x0.ndim)))
+  return bound
 
 
 # ---- the loss
@@ -119,7 +88,16 @@ def drop_condition(key, cond, null, probability):
   return jax.tree.map(pick, cond, null(cond))
 
 
-def loss(key, net, params, x0, cond, *, draw, predict, weight, error=mse(), null=None, dropout=0., train=True):
+def own_estimate(key, net, params, x, noise, cond, predict):
+  """The network's own x0 to set beside its input, without gradient; for half of the batches zeros, as at the first step of sampling
+  (Analog Bits, arXiv:2208.04202, algorithm 1)."""
+  def guess():
+    return denoiser(beside(net), jax.lax.stop_gradient(params), cond, predict)(x, noise).x0
+  return jax.lax.cond(jax.random.bernoulli(key), guess, lambda: jnp.zeros(x.shape, jnp.float32))
+
+
+def loss(key, net, params, x0, cond, *, draw, predict, weight, error=mse(), corrupt=plain(), variance=None, uncertainty=None,
+         self_condition=False, null=None, dropout=0., train=True):
   """The denoising loss of a batch.
 
   Args:
@@ -132,23 +110,54 @@ def loss(key, net, params, x0, cond, *, draw, predict, weight, error=mse(), null
     predict: noise -> Row, the target.
     weight: (noise, to_x0) -> [B].
     error: (out, target) -> elementwise error.
+    corrupt: (key, x0) -> the noise that the network sees and the one it is asked for (see corrupt.py).
+    variance: of a network with twice the channels as output, which learns the variance: the bound to add (see `learned`).
+    uncertainty: (params, logsnr) -> u, learned with params['uncertainty'] (see weights.py); None: off.
+    self_condition: the network takes x and an estimate of x0 side by side on the last axis.
     null: cond -> the unconditional cond, for condition dropout.
     dropout: probability of dropping the condition of an example.
     train: whether the network's dropout is on.
   Returns:
-    (scalar loss, {'mse': [B] unweighted squared error of the output, 'logsnr': [B]}).
+    (scalar loss, {'mse': [B] unweighted squared error of the output, 'logsnr': [B], 'each': [B], whose mean is the loss}).
   """
-  draw_key, eps_key, cond_key, net_key = jax.random.split(key, 4)
+  draw_key, eps_key, cond_key, net_key, self_key = jax.random.split(key, 5)
   noise = draw(draw_key, len(x0))
-  eps = jax.random.normal(eps_key, x0.shape)
+  seen, eps = corrupt(eps_key, x0)
   if dropout and cond is not None:
     cond = drop_condition(cond_key, cond, null, dropout)
-  level = like(noise, x0)
+  level, x = like(noise, x0), q_sample(x0, noise, seen)
+  if self_condition:
+    net = beside(net, own_estimate(self_key, net, params, x, noise, cond, predict))
   row = predict(level)
-  out = net(params, row.scale * q_sample(x0, noise, eps), noise.time, cond, train, {'dropout': net_key})
+  out = net(params, row.scale * x, noise.time, cond, train, {'dropout': net_key})
+  out, learned_variance = split_variance(out, x0.shape[-1])
   target = row.a * x0 + row.b * eps
-  to_x0 = jnp.reshape(jnp.square(level.sigma / determinant(row, level)), (-1,))
+  to_x0 = level.sigma / determinant(row, level)
   pixels = tuple(range(1, x0.ndim))
-  weighted = weight(noise, to_x0) * jnp.mean(error(out, target), pixels)
+  each = weight(noise, jnp.reshape(jnp.square(to_x0), (-1,))) * jnp.mean(error(out, target), pixels)
+  if uncertainty:
+    u = uncertainty(params['uncertainty'], noise.logsnr)
+    each = each * jnp.exp(-u) + u
+  if variance:
+    each += variance(noise, x0, jax.lax.stop_gradient(to_x0 * (target - out)), learned_variance)
   squared = jnp.mean(jnp.square(out - target), pixels)
-  return jnp.mean(weighted), {'mse': squared, 'logsnr': noise.logsnr}
+  return jnp.mean(each), {'mse': squared, 'logsnr': noise.logsnr, 'each': each}
+
+
+def with_memory(call, key, batch, aware, level, memory):
+  """The loss at times that follow it, and divided by their density.
+
+  Args:
+    call: draw -> (scalar, parts), as partial(loss, ...) is.
+    key: of the times.
+    batch: B.
+    aware: a times.LossAware.
+    level: u [B] -> Noise[B] (times.levels).
+    memory: what `aware` remembers.
+  Returns:
+    (scalar loss, parts with the new 'memory').
+  """
+  u, share = aware.times(key, batch, memory)
+  noise = level(u)
+  _, parts = call(draw=lambda key, batch: noise)
+  return jnp.mean(share * parts['each']), parts | {'memory': aware.remember(memory, u, parts['each'])}

@@ -70,7 +70,7 @@ def determinant(row, noise):
 
 
 def solve(row, noise, x, out):
-  """Recovers both parts of x from the network's output, in float32.
+  """Recovers both parts of x from the network's output, in float32 (float64 where x is).
 
   Args:
     row: the Row at this noise level.
@@ -78,9 +78,10 @@ def solve(row, noise, x, out):
     x: x_t [B, ...].
     out: network output [B, ...].
   Returns:
-    Pred(x0, eps), each [B, ...] float32.
+    Pred(x0, eps), each [B, ...].
   """
-  x, out = x.astype(jnp.float32), out.astype(jnp.float32)
+  precise = jnp.promote_types(x.dtype, jnp.float32)
+  x, out = x.astype(precise), out.astype(precise)
   det = determinant(row, noise)
   return Pred((row.b * x - noise.sigma * out) / det, (noise.alpha * out - row.a * x) / det)
 

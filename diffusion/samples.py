@@ -5,7 +5,8 @@ import json
 import numpy as np
 
 from diffusion import generate, grids, pictures
-from diffusion.build import load_data, unknown
+from diffusion.build import load_data
+from diffusion.specs import unknown
 from diffusion.errors import InputError
 from diffusion.files import write_atomic
 

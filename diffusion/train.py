@@ -31,13 +31,13 @@ def host_batch(data, indices):
 
 def make_state(run, key):
   """The state at step 0, laid out on the mesh."""
-  make = lambda: init_state(key, run.init, run.optimizer)
+  make = lambda: init_state(key, run.init, run.optimizer, run.memory)
   return jax.device_put(make(), sharding.replicated(run.mesh))
 
 
 def abstract_state(run):
   """The shapes and places of a state, without making one."""
-  shapes = jax.eval_shape(lambda key: init_state(key, run.init, run.optimizer), jax.random.key(0))
+  shapes = jax.eval_shape(lambda key: init_state(key, run.init, run.optimizer, run.memory), jax.random.key(0))
   return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding.replicated(run.mesh)), shapes)
 
 

@@ -17,9 +17,9 @@ import sys
 from diffusion import platform
 
 ODE = ('ddim', 'heun', 'flow_heun', 'dpm_solver_2', 'dpmpp_2s', 'dpmpp_2m', "dpmpp_2m('heun')", 'dpmpp_3m', 'dpmpp_3m_shipped', 'unipc(1)',
-       'unipc(2)', "unipc(2, 'bh1')", 'unipc(3)', 'deis(2)', 'deis(3)', 'lms(2)', 'lms(3)', 'lms(4)', 'flow_lms(2)', 'flow_lms(3)', 'plms(4)')
+       'unipc(2)', "unipc(2, 'bh1')", 'unipc(3)', 'deis(2)', 'deis(3)', 'lms(2)', 'lms(3)', 'lms(4)', 'flow_lms(2)', 'flow_lms(3)', 'plms(3)', 'flow_pc(1)', 'flow_pc(2)', 'flow_pc(3)')
 NOISY = ('ddim(1)', 'ddpm', 'dpmpp_sde_2m', 'churn', 'langevin')
-GRIDS = ('trailing', 'karras', 'exponential', 'cosine')
+GRIDS = ('trailing', 'angle', 'karras', 'exponential')
 SHOWN = (5, 10, 20, 50)  # budgets of the Markdown table
 
 
@@ -176,10 +176,10 @@ def contact(problem, samplers, grid, budgets, decode, label):
 
 def _grid(name):
   """The grid function of a name, called with a number of steps."""
-  from diffusion import build
+  from diffusion import build, specs
   from diffusion.errors import InputError
   if name not in build.CHOICES['grid']:
-    raise InputError(f'--grids: {build.unknown(name, build.CHOICES["grid"])}')
+    raise InputError(f'--grids: {specs.unknown(name, build.CHOICES["grid"])}')
   return build.CHOICES['grid'][name]
 
 
@@ -187,18 +187,18 @@ def main():
   options = arguments()
   platform.start()
   from etils import epath
-  from diffusion import build, pictures
+  from diffusion import build, pictures, specs
   from diffusion.errors import InputError
   from diffusion.files import write_atomic
   from diffusion.main import say, versions
   try:
     budgets = sorted({int(b) for b in options.budgets.split(',')})
-    specs, names = build.split(options.samplers), build.split(options.grids)
+    wanted, names = specs.split(options.samplers), specs.split(options.grids)
     grids = {name: _grid(name) for name in names}
     out = epath.Path(options.out or (f'{options.workdir}/solvers' if options.workdir else 'runs/solvers'))
     toy = mixture(options.seed)
-    make = lambda schedule, some: {s: build.make('sampler', s, schedule=schedule) for s in some}
-    deterministic = [s for s in specs if s not in NOISY]
+    make = lambda schedule, some: {s: build.make('sampler', s, schedule=schedule, steps=1) for s in some}
+    deterministic = [s for s in wanted if s not in NOISY]
     trained = model(options.workdir, options.number, options.seed) if options.workdir else None
     rows = errors(toy, make(toy.schedule, deterministic), grids, budgets)
     out.mkdir(parents=True, exist_ok=True)
@@ -206,7 +206,7 @@ def main():
       problem, decode, labels, config = trained
       rows += errors(problem, make(problem.schedule, deterministic), grids, budgets)
       title = f'{labels[0] if labels else "one noise"}, grid {names[0]}, guidance {config.guidance:g}'
-      page = contact(problem, make(problem.schedule, specs), grids[names[0]], budgets, decode, title)
+      page = contact(problem, make(problem.schedule, wanted), grids[names[0]], budgets, decode, title)
       pictures.save_png(page, out / 'contact.png')
       say('wrote', out / 'contact.png')
   except (InputError, OSError, ValueError) as error:

@@ -19,3 +19,13 @@ def gaussian_flow(mean, std, x, level):
   """Where the probability-flow ODE takes x from `level` to clean: it keeps the quantile of the marginal."""
   spread = np.sqrt(level.alpha ** 2 * std ** 2 + level.sigma ** 2)
   return mean + std / spread * (np.asarray(x, np.float64) - level.alpha * mean)
+
+
+def correlated_denoiser(mean, covariance):
+  """E[x0 | x_t] for data N(mean [D], covariance [D, D]), x [B, D]; in the axes of the covariance each coordinate is alone."""
+  spread, axes = np.linalg.eigh(covariance)
+  def denoise(x, noise):
+    n = like(noise, x)
+    gain = n.alpha * spread / (n.alpha ** 2 * spread + n.sigma ** 2)
+    return from_x0(n, x, mean + ((x - n.alpha * mean) @ axes * gain) @ axes.T)
+  return denoise

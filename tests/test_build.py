@@ -3,7 +3,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion import build, sharding
+from diffusion import build, schedules, sharding, specs
 from diffusion.config import default, tiny
 from diffusion.errors import InputError
 
@@ -32,7 +32,7 @@ def config(**changes):
   ('linear(T=None)', ('linear', [], dict(T=None))),
 ])
 def test_specs_are_parsed(spec, expected):
-  assert build.parse(spec) == expected
+  assert specs.parse(spec) == expected
 
 
 @pytest.mark.parametrize('changes, message', [
@@ -53,7 +53,12 @@ def test_specs_are_parsed(spec, expected):
   (dict(net='unet(channels=16, constrain=1)'), "unknown argument 'constrain'"),
   (dict(net='unet(channels=16, multipliers=(1, 1, 1, 1, 1))'), '16'),
   (dict(batch=0), 'config.batch=0'), (dict(beta2=1.5), 'beta2=1.5'), (dict(guidance=float('nan')), 'guidance'),
-  (dict(condition_dropout=0., guidance=2.), 'learned to do without'), (dict(weight='min_snr(abc)'), "gamma='abc'"),
+  (dict(condition_dropout=0., guidance=2.), 'learned to do without'), (dict(guide='cgf'), "did you mean 'cfg'"),
+  (dict(guide='cfg | rescale(2)'), 'from 0 to 1'), (dict(guide='cfg(lo=3, hi=1)'), 'lower one first'), (dict(guide='apg(eta=7)'), 'eta=7'),
+  (dict(guide='dynamic_threshold(99.5)'), 'share above 0'), (dict(negative='c'), "negative='c'.*valid: a, b"), (dict(sampler='unipc(order=7)'), 'from 1 to 3'),
+  (dict(sampler="ddpm(variance='learned')"), 'learned its variance'), (dict(schedule='zero_terminal(linear)', predict='eps'), 'says nothing about x0'),
+  (dict(grid='karras(5, rho=-1)'), 'rho=-1'), (dict(grid='times([0.1, 0.5])'), 'noise to clean'), (dict(grid='sigmas([1, 2])'), 'noise to clean'),
+  (dict(schedule='shift(cosinus, 3)'), "did you mean 'cosine'"), (dict(net='classifier(channels=17)'), 'channels=17'), (dict(weight='min_snr(abc)'), "gamma='abc'"),
   (dict(net='unet(attention=(4))'), r'such as \(4,\)'), (dict(net='unet(channels=abc)'), 'whole numbers'),
   (dict(schedule='from_betas(abc)'), 'from_betas'), (dict(draw='table([1, [2]])'), 'table'),
   (dict(log_every=0), 'config.log_every=0'), (dict(ema=1.5), 'config.ema=1.5'),
@@ -73,14 +78,15 @@ def test_a_batch_must_divide_over_the_devices():
 
 
 def test_every_choice_of_every_field_can_be_built_from_its_bare_name_or_says_what_it_needs(mesh):
-  needs = dict(from_betas='betas', table='weights')
-  for field in ('task', 'net', 'schedule', 'predict', 'draw', 'weight', 'error', 'sampler', 'grid'):
+  needs = dict(from_betas='betas', table='weights', shift='ratio', times='values', sigmas='values', sub_vp='schedule', zero_terminal='schedule')
+  extra = dict(schedule=schedules.cosine(), steps=10, classes=2)
+  for field in ('task', 'net', 'schedule', 'predict', 'draw', 'weight', 'error', 'noise', 'sampler', 'grid'):
     for name in build.CHOICES[field]:
       if name in needs:
         with pytest.raises(InputError, match=needs[name]):
           build.make(field, name)
       else:
-        assert build.make(field, name) is not None
+        assert build.make(field, name, **extra) is not None
 
 
 def test_the_learning_rate_warms_up_to_its_peak_and_falls_to_zero(mesh):
@@ -112,3 +118,38 @@ def test_guidance_and_clipping_are_as_configured(mesh):
   assert float(abs(c - u).max()) > .01
   np.testing.assert_allclose(g, u + 3 * (c - u), atol=1e-4)
   np.testing.assert_allclose(preds[3., True], np.clip(g, -1, 1), atol=1e-5)
+  for guide, negative, expected in (('cfg(lo=99) | rescale(0.)', '', c), ('cfg | dynamic_threshold(1.)', '', np.asarray(g) / np.maximum(1, np.abs(g).max((1, 2, 3), keepdims=True)))):
+    run = build.build(config(guidance=3., clip=False, net=net, guide=guide, negative=negative), SHAPE, CLASSES, mesh)
+    np.testing.assert_allclose(run.denoise(run.init(jax.random.key(0)), cond)(x, level).x0, expected, atol=1e-4)
+  run = build.build(config(guidance=0., clip=False, net=net, negative='b'), SHAPE, CLASSES, mesh)  # nothing but what it leads away from
+  away = run.denoise(run.init(jax.random.key(0)), cond)(x, level).x0
+  np.testing.assert_allclose(away[1], c[1], atol=1e-4)
+  assert float(abs(away[0] - c[0]).max()) > .01
+
+
+def test_guidance_needs_conditions(mesh):
+  with pytest.raises(InputError, match='guidance=2 needs conditions.*guidance=1'):
+    build.build(config(guidance=2.), SHAPE, (), mesh)
+
+
+def test_nested_specs_are_schedules_themselves():
+  table = build.make('schedule', 'zero_terminal(scaled_linear(T=50))')
+  assert len(table.alpha) == 50 and table.alpha[-1] == 0
+  shifted = build.make('schedule', 'shift(cosine(None), ratio=4)')
+  assert shifted(.5).logsnr == pytest.approx(build.make('schedule', 'cosine(None)')(.5).logsnr - 2 * np.log(4))
+
+
+def test_a_self_conditioned_model_is_told_its_last_estimate(mesh):
+  from diffusion import samplers
+  net = 'unet(channels=16, multipliers=(1,), blocks=1, zero_init=False)'
+  run = build.build(config(self_condition=True, net=net, grid='trailing(3)', sampler='ddim', guidance=2.), SHAPE, CLASSES, mesh)
+  cond, keys = np.eye(2, dtype=np.float32), samplers.sample_keys(0, np.arange(2))
+  params, x = run.init(jax.random.key(0)), samplers.prior(keys, run.levels, SHAPE)
+  told = samplers.sample(keys, run.denoise(params, cond), samplers.self_conditioned(run.sampler), run.levels, x)
+  steps, here, estimate = samplers.steps(run.levels), x, np.zeros_like(x)
+  for i in range(3):
+    t, s = build.take(steps.t, i), build.take(steps.s, i)
+    pred = run.denoise(params, cond)(here, t, estimate)
+    here, estimate = s.alpha * pred.x0 + s.sigma * pred.eps, pred.x0
+  np.testing.assert_allclose(told, here, atol=1e-4)
+  assert float(abs(told - samplers.sample(keys, run.denoise(params, cond), run.sampler, run.levels, x)).max()) > 1e-3

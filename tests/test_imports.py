@@ -6,9 +6,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / 'diffusion'
 LEVELS = [
-  ['errors'], ['noise', 'files'], ['schedules'], ['grids', 'predict'], ['denoise', 'data', 'checkpoint', 'log', 'pictures'],
-  ['losses', 'samplers', 'guidance', 'sharding', 'nets', 'platform'], ['tasks'], ['config'], ['build', 'state'], ['train', 'generate'],
-  ['evaluate', 'samples'], ['main'],
+  ['errors'], ['noise', 'files'], ['schedules'], ['schedule_transforms', 'grids', 'predict', 'times'],
+  ['denoise', 'data', 'checkpoint', 'log', 'pictures', 'weights', 'corrupt', 'likelihood'],
+  ['losses', 'samplers', 'guidance', 'classify', 'specs', 'sharding', 'nets', 'platform'], ['tasks', 'edit', 'learned'], ['config'], ['build', 'state'], ['train', 'generate'],
+  ['evaluate', 'samples'], ['editing'], ['main'],
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import losses, predict, schedules
+from diffusion import losses, predict, schedules, times, weights
 from diffusion.errors import InputError
 from diffusion.noise import Noise, like
 
@@ -23,9 +23,9 @@ def exact_gaussian_net(target, std):
   return net
 
 
-def call(net, target, x0, key=KEY, times=losses.uniform(), **options):
-  options = dict(weight=losses.one(), error=losses.mse()) | options
-  return losses.loss(key, net, None, x0, None, draw=losses.drawn_from(times, SCHEDULE), predict=target, **options)
+def call(net, target, x0, key=KEY, sampled=times.uniform(), params=None, **options):
+  options = dict(weight=weights.one(), error=losses.mse()) | options
+  return losses.loss(key, net, params, x0, None, draw=times.drawn_from(sampled, SCHEDULE), predict=target, **options)
 
 
 @pytest.mark.parametrize('target, name', [(predict.eps(), 'eps'), (predict.x0(), 'x0'), (predict.v(), 'v')])
@@ -50,31 +50,6 @@ def test_loss_is_deterministic_in_its_key_and_new_under_another():
   assert value(KEY) == value(KEY) != value(jax.random.key(1))
 
 
-@pytest.mark.parametrize('weight, expected', [
-  (losses.snr(), dict(eps=lambda snr: 1 + 0 * snr, x0=lambda snr: snr, v=lambda snr: snr / (snr + 1))),
-  (losses.min_snr(5.), dict(eps=lambda snr: np.minimum(snr, 5) / snr, x0=lambda snr: np.minimum(snr, 5),
-                            v=lambda snr: np.minimum(snr, 5) / (snr + 1))),  # arXiv:2303.09556, section 3.4
-  (losses.p2(1., 1.), dict(eps=lambda snr: 1 / (1 + snr))),                  # arXiv:2204.00227, equation 8
-  (losses.one(), dict(eps=lambda snr: 1 + 0 * snr, v=lambda snr: 1 + 0 * snr)),
-])
-def test_weights_are_those_that_their_papers_state_for_each_target(weight, expected):
-  table = Noise(*(a[50:950] for a in SCHEDULE))
-  snr = table.alpha ** 2 / table.sigma ** 2
-  for name, formula in expected.items():
-    row = getattr(predict, name)()(table)
-    to_x0 = (table.sigma / predict.determinant(row, table)) ** 2
-    np.testing.assert_allclose(weight(Noise(*map(jnp.asarray, table)), to_x0), formula(snr), rtol=2e-5)
-
-
-def test_edm_weight_is_one_for_the_edm_target_and_lambda_for_x0():
-  table = schedules.edm(T=50)
-  level, sd = Noise(*map(jnp.asarray, table)), .5
-  def weigh(row):
-    return losses.edm(sd)(level, (table.sigma / predict.determinant(row, table)) ** 2)
-  np.testing.assert_allclose(weigh(predict.edm(sd)(table)), 1., rtol=1e-5)
-  np.testing.assert_allclose(weigh(predict.x0()(table)), (table.sigma ** 2 + sd ** 2) / (table.sigma * sd) ** 2, rtol=1e-5)
-
-
 def test_a_loss_in_eps_space_is_the_snr_weighted_loss_of_the_same_denoiser_in_v_space():
   """One denoiser, x0 = 0.4 x, written as an eps and as a v network: its SNR-weighted losses must be the same number."""
   def net_for(target):
@@ -84,8 +59,8 @@ def test_a_loss_in_eps_space_is_the_snr_weighted_loss_of_the_same_denoiser_in_v_
       return row.a * x0 + row.b * (x - n.alpha * x0) / n.sigma
     return net
   x0 = jax.random.normal(jax.random.key(1), (64, 2, 2, 1))
-  times = losses.table([0, 1, 1, 1, 0])  # away from the ends, where float32 runs out
-  values = [float(call(net_for(t), t, x0, weight=losses.snr(), times=times)[0]) for t in (predict.eps(), predict.v())]
+  middle = times.table([0, 1, 1, 1, 0])  # away from the ends, where float32 runs out
+  values = [float(call(net_for(t), t, x0, weight=weights.snr(), sampled=middle)[0]) for t in (predict.eps(), predict.v())]
   assert values[0] == pytest.approx(values[1], rel=1e-4)
 
 
@@ -99,27 +74,6 @@ def test_errors_of_a_known_gap():
     assert float(losses.huber(delta)(gap, 0.)[-1]) == pytest.approx(area, rel=1e-4)
 
 
-def test_uniform_and_stratified_times_are_uniform_and_the_second_spread_evenly():
-  for times in (losses.uniform(), losses.stratified()):
-    u = np.concatenate([times(jax.random.key(i), 64) for i in range(200)])
-    assert 0 <= u.min() and u.max() < 1
-    assert np.histogram(u, 8, (0, 1))[0] / len(u) == pytest.approx(np.full(8, 1 / 8), abs=.015)
-  u = np.asarray(losses.stratified()(KEY, 64))
-  np.testing.assert_array_equal(np.histogram(u, 32, (0, 1))[0], np.full(32, 2))  # two in each 32nd
-
-
-def test_table_times_follow_their_histogram():
-  u = np.asarray(losses.table([1, 0, 3])(KEY, 30_000))
-  np.testing.assert_allclose(np.histogram(u, 3, (0, 1))[0] / 30_000, [.25, 0, .75], atol=.01)
-
-
-def test_draws_from_a_table_cover_its_rows_and_curves_stay_finite():
-  rows = np.asarray(losses.drawn_from(losses.uniform(), schedules.linear(T=50))(KEY, 20_000).time)
-  np.testing.assert_allclose(np.bincount(rows.astype(int), minlength=50), 400, atol=120)
-  for curve in (schedules.flow(), schedules.cosine(None), schedules.linear(None), schedules.sigmoid()):
-    assert np.isfinite(losses.drawn_from(losses.uniform(), curve)(KEY, 10_000).logsnr).all()
-
-
 def test_conditions_are_dropped_as_often_as_asked_and_wholly():
   cond = dict(label=jnp.ones((20_000, 3)), extra=jnp.ones((20_000,)))
   dropped = losses.drop_condition(KEY, cond, lambda c: jax.tree.map(jnp.zeros_like, c), .2)
@@ -131,8 +85,8 @@ def test_loss_works_under_jit_vmap_grad_and_pmap():
   net = lambda params, x, time, cond, train, rngs: params * x
   x0 = jax.random.normal(jax.random.key(1), (8, 2, 2, 1))
   def value(params, key, x0):
-    return losses.loss(key, net, params, x0, None, draw=losses.drawn_from(losses.uniform(), SCHEDULE),
-                       predict=predict.eps(), weight=losses.one())[0]
+    return losses.loss(key, net, params, x0, None, draw=times.drawn_from(times.uniform(), SCHEDULE),
+                       predict=predict.eps(), weight=weights.one())[0]
   expected = value(.5, KEY, x0)
   assert float(jax.jit(value)(.5, KEY, x0)) == pytest.approx(float(expected), rel=1e-5)
   keys = jax.random.split(KEY, 3)
@@ -143,8 +97,119 @@ def test_loss_works_under_jit_vmap_grad_and_pmap():
   assert float(slope) == pytest.approx(float(value(.51, KEY, x0) - value(.49, KEY, x0)) / .02, rel=1e-3)
 
 
+# ---- learned variance
+STD = .5
+
+
+def true_step_variance(table):
+  """Var[x_s | x_t] of data N(0, STD^2), from the covariance of the two; of row 0, Var[x0 | x_t]."""
+  s = Noise(0., *(np.append(first, a[:-1]) for first, a in zip((1., 0., np.inf), table[1:])))
+  marginal = lambda n: n.alpha ** 2 * STD ** 2 + n.sigma ** 2
+  a = table.alpha / s.alpha                                                   # x_t = a x_s + noise
+  return marginal(s) - (a * marginal(s)) ** 2 / marginal(table)
+
+
+def learned_case(schedule, examples=200, dims=500):
+  """(noise, x0, gap) of the exact denoiser, `examples` of each row."""
+  n = like(Noise(*(jnp.repeat(jnp.asarray(a, jnp.float32), examples) for a in schedule)), np.zeros((1, 1)))
+  x0 = STD * jax.random.normal(jax.random.key(0), (len(n.alpha), dims))
+  x = n.alpha * x0 + n.sigma * jax.random.normal(jax.random.key(1), x0.shape)
+  guess = n.alpha * STD ** 2 / (n.alpha ** 2 * STD ** 2 + n.sigma ** 2) * x
+  return Noise(*(a[:, 0] for a in n)), x0, guess - x0
+
+
+def test_the_learned_variance_is_best_at_the_true_variance_of_the_reverse_step():
+  """Gaussian data: the variance of q(x_s | x_t) is known, and lies between the two bounds; row 0 is its likelihood's."""
+  table = schedules.cosine(12)
+  noise, x0, gap = learned_case(table)
+  bound = losses.learned(strength=1., levels=None, schedule=table)
+  def step(v, _):
+    slope = jax.grad(lambda v: jnp.sum(bound(noise, x0, gap, jnp.repeat(v, 200)[:, None])))(v) / 200 / 12
+    return v - .3 * jnp.clip(slope, -.3, .3), None
+  v = jax.jit(lambda: jax.lax.scan(step, jnp.full(12, .5), None, 300))()[0]
+  small = np.append(table.sigma[0] ** 2 * -np.expm1(table.logsnr[1] - table.logsnr[0]),
+                    table.sigma[:-1] ** 2 * -np.expm1(np.diff(table.logsnr)))
+  large = table.sigma ** 2 * np.append(1., -np.expm1(np.diff(table.logsnr)))
+  ours = np.exp(np.asarray(v) * np.log(large) + (1 - np.asarray(v)) * np.log(small))
+  np.testing.assert_allclose(ours[1:], true_step_variance(table)[1:], rtol=.02)
+  np.testing.assert_allclose(ours[0], true_step_variance(table)[0], rtol=.02)  # Var[x0 | x_t]: inside the bounds too
+  assert np.all((v[1:] > 0) & (v[1:] < 1))
+
+
+@pytest.mark.parametrize('schedule', [schedules.cosine(12), schedules.flow(12), schedules.edm(12)], ids=['vp', 'flow', 've'])
+def test_the_bound_of_a_step_is_the_divergence_of_its_two_gaussians(schedule):
+  """Against means and variances written out in float64, in every scaling; at the last row of `flow` there is no signal."""
+  noise, x0, gap = learned_case(schedule, 2, 3)
+  v = jax.random.uniform(jax.random.key(2), x0.shape, minval=-.2, maxval=1.2)
+  got = losses.learned(strength=1., schedule=schedule)(noise, x0, gap, v)[2:]
+  t, s = (Noise(*(np.repeat(a[part], 2)[:, None] for a in schedule)) for part in (slice(1, None), slice(None, -1)))
+  a = t.alpha / s.alpha
+  forward = t.sigma ** 2 - a ** 2 * s.sigma ** 2                              # of q(x_t | x_s)
+  small = forward * s.sigma ** 2 / t.sigma ** 2
+  log_model = v[2:] * np.log(small * t.sigma ** 2 / s.sigma ** 2) + (1 - v[2:]) * np.log(small)
+  shift = s.alpha * forward / t.sigma ** 2 * np.asarray(gap[2:], np.float64)  # x0's part of the posterior mean
+  kl = .5 * (log_model - np.log(small) + (small + shift ** 2) / np.exp(log_model) - 1)
+  np.testing.assert_allclose(got, 12 / np.log(2) * np.asarray(kl).mean(1), rtol=2e-4)
+
+
+def test_the_bound_trains_the_variance_and_leaves_the_mean_to_the_loss():
+  x0 = jnp.clip(.5 * jax.random.normal(jax.random.key(1), (64, 4, 4, 1)), -1, 1)
+  net = lambda params, x, time, cond, train, rngs: jnp.concatenate([params[0] * x, jnp.tanh(params[1]) + 0 * x], -1)
+  def value(params, strength):
+    variance = losses.learned(strength, schedule=SCHEDULE) if strength else None
+    return call(net, predict.eps(), x0, params=params, variance=variance)[0]
+  params = jnp.array([.7, .2])
+  plain, hybrid, more = (jax.grad(value)(params, strength) for strength in (0, .001, .002))
+  np.testing.assert_allclose([hybrid[0], more[0]], [plain[0], plain[0]], rtol=1e-6)
+  assert plain[1] == 0 != hybrid[1]
+  assert float(more[1]) == pytest.approx(2 * float(hybrid[1]), rel=1e-5)
+
+
+# ---- self-conditioning
+def test_a_self_conditioned_network_sees_its_own_first_estimate_in_half_of_the_batches():
+  """The 'network' says .3 x + .5 times what stands beside x, as an estimate of x0: by hand, for the two kinds of batch."""
+  x0 = jax.random.normal(jax.random.key(1), (4, 3, 2))
+  seen = []
+  def net(params, x, time, cond, train, rngs):
+    seen.append(x.shape)
+    return params * x[..., :2] + .5 * x[..., 2:]
+  options = dict(self_condition=True, draw=lambda key, batch: Noise(*(jnp.full(batch, v) for v in (1., .6, .8, np.log(.36 / .64)))),
+                 predict=predict.x0(), weight=weights.one(), corrupt=lambda key, x0: (jnp.ones_like(x0), jnp.ones_like(x0)))
+  x = .6 * x0 + .8
+  by_hand = {kind: float(jnp.mean((.3 * x + .5 * beside - x0) ** 2)) for kind, beside in (('alone', 0.), ('beside', .3 * x))}
+  slopes = {kind: float(jnp.mean(2 * (.3 * x + .5 * beside - x0) * x)) for kind, beside in (('alone', 0.), ('beside', .3 * x))}
+  found = dict(alone=0, beside=0)
+  step = jax.jit(jax.value_and_grad(lambda params, key: losses.loss(key, net, params, x0, None, **options)[0]))
+  for i in range(60):
+    value, slope = step(.3, jax.random.key(i))
+    kind = min(by_hand, key=lambda k: abs(by_hand[k] - float(value)))
+    found[kind] += 1
+    assert float(value) == pytest.approx(by_hand[kind], rel=1e-5)
+    assert float(slope) == pytest.approx(slopes[kind], rel=1e-4)  # no gradient through the first estimate
+  assert 18 <= found['beside'] <= 42
+  assert set(seen) == {(4, 3, 4)}
+
+
+# ---- loss-aware times
+def test_a_loss_with_memory_has_the_expectation_of_the_loss_without():
+  x0 = .5 * jax.random.normal(jax.random.key(1), (256, 2, 2, 1))
+  aware, level = times.loss_aware(bins=10), times.levels(SCHEDULE)
+  net = lambda params, x, time, cond, train, rngs: .2 * x
+  memory = jnp.stack([jnp.linspace(1, 30, 10), jnp.full(10, 100.)])
+  def one(key):
+    with_draw = lambda draw: losses.loss(key, net, None, x0, None, draw=draw, predict=predict.x0(), weight=weights.snr())
+    middle = lambda u: level(.1 + .8 * u)
+    plain = with_draw(lambda key, batch: middle(jax.random.uniform(key, (batch,))))[0]
+    value, parts = losses.with_memory(with_draw, jax.random.fold_in(key, 1), 256, aware, middle, memory)
+    return plain, value, parts['memory'][0]
+  plain, value, after = jax.jit(lambda: jax.lax.map(one, jax.random.split(KEY, 300)))()
+  assert float(value.mean()) == pytest.approx(float(plain.mean()), rel=.03)
+  assert not np.array_equal(after[0], memory[0])
+
+
 def test_bad_input_is_named():
-  for make, message in ((lambda: losses.table([-1, 2]), 'none negative'), (lambda: losses.table([]), 'list of weights'),
-                        (lambda: losses.huber(0), 'above 0')):
+  for make, message in ((lambda: losses.huber(0), 'above 0'),
+                        (lambda: losses.learned(schedule=schedules.flow()), 'number of levels'),
+                        (lambda: losses.learned(0., schedule=SCHEDULE), 'above 0')):
     with pytest.raises(InputError, match=message):
       make()

@@ -23,6 +23,7 @@ ODE = dict(
   dpmpp_3m=(samplers.dpmpp_3m(), 3), dpmpp_3m_shipped=(samplers.dpmpp_3m_shipped(), 2),
   unipc_1=(samplers.unipc(1), 2), unipc_2=(samplers.unipc(2), 3), unipc_2_bh1=(samplers.unipc(2, 'bh1'), 3), unipc_3=(samplers.unipc(3), 4),
   unipc_2_predictor=(samplers.unipc(2, corrector=False), 2), unipc_3_predictor=(samplers.unipc(3, corrector=False), 3),
+  flow_pc_1=(samplers.flow_pc(1), 2), flow_pc_2=(samplers.flow_pc(2), 3), flow_pc_3=(samplers.flow_pc(3), 4),
   deis_2=(samplers.deis(2), 2), deis_3=(samplers.deis(3), 3), lms_2=(samplers.lms(2), 2), lms_3=(samplers.lms(3), 3),
   lms_4=(samplers.lms(4), 4), flow_lms_2=(samplers.flow_lms(2), 2), flow_lms_3=(samplers.flow_lms(3), 3), plms_2=(samplers.plms(2), 2))
 NOISY = dict(
@@ -137,7 +138,7 @@ def no_signal(S):
 
 # a schedule, and a grid of its scaling and range
 GRIDS = [(schedules.linear(), lambda S: log_uniform(S, 100, .011, vp, True)), (EDM, lambda S: log_uniform(S, 80, .002, ve, True)),
-         (schedules.flow(), lambda S: log_uniform(S, 1e4, 1e-4, flow, True)), (schedule_transforms.zero_terminal(schedules.linear()), no_signal)]
+         (schedules.flow(), lambda S: log_uniform(S, 999, 1 / 999, flow, True)), (schedule_transforms.zero_terminal(schedules.linear()), no_signal)]
 FOR_A_SCHEDULE = dict(churn=samplers.churn, adaptive=samplers.adaptive)
 
 

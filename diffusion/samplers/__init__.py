@@ -16,10 +16,10 @@ and in each of them the step with a constant right-hand side is the same: alpha_
 differ in which of the three they take to be smooth, and in how they use earlier or intermediate evaluations to correct that
 step. Nothing depends on the scaling: VP, VE and flow give equal pictures.
 """
-from diffusion.samplers.core import Sample, Sampler, Step, gaussian, prior, sample, sample_keys, steps
+from diffusion.samplers.core import Sample, Sampler, Step, gaussian, prior, sample, sample_keys, self_conditioned, steps
 from diffusion.samplers.adaptive import adaptive
 from diffusion.samplers.ancestral import (consistency, ddim, ddim_step, ddpm, ddpm_step, dpmpp_1s, euler, euler_ancestral, flow_euler,
                                           langevin)
+from diffusion.samplers.corrected import best, flow_pc, unipc
 from diffusion.samplers.multistep import deis, dpmpp_2m, dpmpp_3m, dpmpp_3m_shipped, dpmpp_sde_2m, flow_lms, lms, plms
 from diffusion.samplers.two_stage import churn, dpm_solver_2, dpmpp_2s, flow_heun, heun
-from diffusion.samplers.unipc import unipc

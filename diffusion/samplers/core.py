@@ -100,3 +100,26 @@ def sample(keys, denoise, sampler, levels, x, trace=None):
   plan = jax.tree.map(lambda a: jnp.asarray(a, precise(x) if a.dtype == np.float64 else a.dtype), sampler.plan(levels))
   state, stacked = jax.lax.scan(body, sampler.init(x), plan)
   return (state.x, stacked) if trace else state.x
+
+
+class SelfConditioned(NamedTuple):
+  """The state of a sampler of a self-conditioned network: that of the sampler inside, and the last estimate of x0."""
+  x: jax.Array
+  inner: Any
+  x0: jax.Array
+
+
+def self_conditioned(sampler):
+  """The same sampler, telling the network its last estimate of x0 (Analog Bits, arXiv:2208.04202, section 3.2).
+
+  `denoise` must take that as a third argument; the first estimate is zeros.
+  """
+  def step(keys, denoise, state, step):
+    estimates = [state.x0]
+    def remembering(x, noise):
+      pred = denoise(x, noise, state.x0)
+      estimates.append(pred.x0)
+      return pred
+    inner = sampler.step(keys, remembering, state.inner, step)
+    return SelfConditioned(inner.x, inner, estimates[-1])
+  return Sampler(lambda x: SelfConditioned(x, sampler.init(x), blank(x)), step, sampler.plan)

@@ -3,10 +3,12 @@ from typing import Callable, NamedTuple
 
 import numpy as np
 
+from diffusion.predict import Row
+
 
 class Form(NamedTuple):
   """One of the three ways: x / scale is y, and d y / d variable is smooth."""
-  smooth: Callable   # Pred -> what is taken to be smooth
+  row: Row           # what is taken to be smooth, as a * x0 + b * eps
   weight: Callable   # (t, s) -> scale_s * (variable_s - variable_t): what a constant weighs over an interval
   density: Callable  # (s, v) -> scale_s * d variable / d lambda at lambda_s + v, v <= 0
 
@@ -18,7 +20,8 @@ def lam(noise):
 
 def ratio(noise):
   """sigma / alpha: the noise level in units of the data."""
-  return noise.sigma / noise.alpha
+  with np.errstate(divide='ignore'):  # infinite without signal
+    return noise.sigma / noise.alpha
 
 
 def share(noise):
@@ -29,12 +32,17 @@ def share(noise):
 def data(eta=0.):
   """x0 is smooth; with eta > 0 along the stochastic equation whose noise decays (1 + eta) times as fast."""
   rate = 1 + eta
-  return Form(lambda pred: pred.x0, lambda t, s: s.alpha * -np.expm1(-rate * (lam(s) - lam(t))),
+  return Form(Row(1., 0.), lambda t, s: s.alpha * -np.expm1(-rate * (lam(s) - lam(t))),
               lambda s, v: s.alpha * rate * np.exp(rate * v))
 
 
-NOISE = Form(lambda pred: pred.eps, lambda t, s: s.sigma - s.alpha * ratio(t), lambda s, v: -s.sigma * np.exp(-v))
-FLOW = Form(lambda pred: pred.eps - pred.x0, lambda t, s: s.sigma - (s.alpha + s.sigma) * share(t), None)
+NOISE = Form(Row(0., 1.), lambda t, s: s.sigma - s.alpha * ratio(t), lambda s, v: -s.sigma * np.exp(-v))
+FLOW = Form(Row(-1., 1.), lambda t, s: s.sigma - (s.alpha + s.sigma) * share(t), None)
+
+
+def smooth(form, pred):
+  """What the form takes to be smooth."""
+  return form.row.a * pred.x0 + form.row.b * pred.eps
 
 
 def move(pred, s, kept=1.):
@@ -59,6 +67,12 @@ def integrals(nodes, low, high, density):
 def exact(form, t, s, nodes):
   """Weights [nodes] of the polynomial in lambda through the nodes (levels), integrated over the interval from t to s."""
   return integrals([lam(n) - lam(s) for n in nodes], lam(t) - lam(s), 0., lambda v: form.density(s, v))
+
+
+def straight(form, variable, t, s, nodes):
+  """Weights [nodes] of the polynomial in the form's own variable, which is its plain integral."""
+  scale = form.weight(t, s) / (variable(s) - variable(t))
+  return scale * integrals([variable(n) for n in nodes], variable(t), variable(s), np.ones_like)
 
 
 def midpoint(form, t, s, nodes):

@@ -14,7 +14,7 @@ import numpy as np
 from diffusion.errors import InputError
 from diffusion.noise import take
 from diffusion.samplers.core import Sampler, blank, gaussian, steps
-from diffusion.samplers.forms import FLOW, NOISE, data, exact, integrals, lam, midpoint, move, ratio, share
+from diffusion.samplers.forms import FLOW, NOISE, data, exact, lam, midpoint, move, ratio, share, smooth, straight
 
 ADAMS_BASHFORTH = ((1.,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
@@ -42,34 +42,37 @@ def check_kind(name, kind, kinds):
     raise InputError(f'{name}(kind={kind!r}): expected {" or ".join(map(repr, kinds))}')
 
 
-def multistep_step(keys, denoise, state, step, smooth, fresh):
+def multistep_step(keys, denoise, state, step, form, fresh):
   """One step of the formula above; `fresh`: whether it draws noise."""
   pred, weights = denoise(state.x, step.t), step.extra
-  now = smooth(pred)
+  now = smooth(form, pred)
   x = move(pred, step.s, weights.kept) + sum(c * (m - now) for c, m in zip(weights.past, state.past))
   if fresh:
     x += weights.noise * gaussian(keys, step.index, x)
   return Multistep(x, (now, *state.past)[:len(state.past)])
 
 
-def usable(levels, i, order, falls):
-  """The levels whose evaluations step i may use, newest first: history so far, none without signal, fewer towards CLEAN."""
-  left = len(levels.logsnr) - 1 - i if falls and levels.sigma[-1] == 0 else order
+def usable(levels, i, order, variable):
+  """The levels whose evaluations step i may use, newest first: at most `order`, all of finite `variable`.
+
+  Where the variable of the last level is infinite, the order falls to 1 towards it.
+  """
+  left = order if np.isfinite(variable(take(levels, -1))) else len(levels.logsnr) - 1 - i
   nodes = [take(levels, i - j) for j in range(min(order, i + 1, left))]
-  return nodes[:1] + [n for n in nodes[1:] if n.alpha > 0]
+  return nodes[:1] + [n for n in nodes[1:] if np.isfinite(variable(n))]
 
 
-def multistep(form, order, weights, falls=True, eta=0.):
-  """The sampler of a rule: weights(t, s, nodes) -> [nodes], where nodes[0] is t. falls: whether the order falls towards CLEAN."""
+def multistep(form, order, variable, weights, eta=0.):
+  """The sampler of a rule: weights(t, s, nodes) -> [nodes] of a polynomial in `variable`, where nodes[0] is t."""
   def plan(levels):
     rows, past = steps(levels), np.zeros((order - 1, len(levels.logsnr) - 1))
     for i in range(past.shape[1]):
-      nodes = usable(levels, i, order, falls)
+      nodes = usable(levels, i, order, variable)
       if len(nodes) > 1:
         past[:len(nodes) - 1, i] = weights(nodes[0], take(levels, i + 1), nodes)[1:]
     decay = eta * rows.h if eta else np.zeros_like(rows.h)
     return rows._replace(extra=Weights(tuple(past), np.exp(-decay), rows.s.sigma * np.sqrt(-np.expm1(-2 * decay))))
-  return Sampler(lambda x: Multistep(x, (blank(x),) * (order - 1)), partial(multistep_step, smooth=form.smooth, fresh=eta > 0), plan)
+  return Sampler(lambda x: Multistep(x, (blank(x),) * (order - 1)), partial(multistep_step, form=form, fresh=eta > 0), plan)
 
 
 def dpmpp_2m(kind='midpoint'):
@@ -82,12 +85,12 @@ def dpmpp_sde_2m(eta=1., kind='midpoint'):
   check_kind('dpmpp_2m', kind, ('midpoint', 'heun'))
   if not 0 <= eta < np.inf:
     raise InputError(f'dpmpp_sde_2m(eta={eta!r}): expected a number from 0')
-  return multistep(data(eta), 2, partial(midpoint if kind == 'midpoint' else exact, data(eta)), eta=eta)
+  return multistep(data(eta), 2, lam, partial(midpoint if kind == 'midpoint' else exact, data(eta)), eta=eta)
 
 
 def dpmpp_3m():
   """DPM-Solver++(3M) with the factor 2 in its second difference that the shipped form lacks: third order."""
-  return multistep(data(), 3, partial(exact, data()))
+  return multistep(data(), 3, lam, partial(exact, data()))
 
 
 def dpmpp_3m_shipped():
@@ -99,29 +102,25 @@ def dpmpp_3m_shipped():
       second = np.array([1 / r0, -1 / r0 - 1 / r1, 1 / r1]) * h ** 2 / (r0 + r1)
       c += s.alpha * ((1 + np.expm1(-h) / h) / h - .5) * second
     return c
-  return multistep(data(), 3, weights)
+  return multistep(data(), 3, lam, weights)
 
 
 def deis(order=3):
   """DEIS (arXiv:2204.13902, section 3.3) with polynomials of eps in log(sigma / alpha), order 1 to 4."""
   check_order('deis', order, 4)
-  return multistep(NOISE, order, partial(exact, NOISE))
+  return multistep(NOISE, order, lam, partial(exact, NOISE))
 
 
 def lms(order=4):
   """Linear multistep in sigma / alpha (Adams-Bashforth on any grid; k-diffusion's LMS, and rho-AB of arXiv:2204.13902)."""
   check_order('lms', order, 4)
-  def weights(t, s, nodes):
-    return integrals([ratio(n) for n in nodes], ratio(t), ratio(s), lambda u: s.alpha + 0 * u)
-  return multistep(NOISE, order, weights, falls=False)
+  return multistep(NOISE, order, ratio, partial(straight, NOISE, ratio))
 
 
 def flow_lms(order=2):
   """Linear multistep of the velocity of a straight path, in its time sigma / (alpha + sigma)."""
   check_order('flow_lms', order, 4)
-  def weights(t, s, nodes):
-    return integrals([share(n) for n in nodes], share(t), share(s), lambda w: s.alpha + s.sigma + 0 * w)
-  return multistep(FLOW, order, weights, falls=False)
+  return multistep(FLOW, order, share, partial(straight, FLOW, share))
 
 
 def plms(order=4):
@@ -130,4 +129,4 @@ def plms(order=4):
   The first steps rise in order as in iPNDM (arXiv:2204.13902), where PNDM spends three Runge-Kutta steps of four evaluations.
   """
   check_order('plms', order, 4)
-  return multistep(NOISE, order, lambda t, s, nodes: NOISE.weight(t, s) * np.array(ADAMS_BASHFORTH[len(nodes) - 1]), falls=False)
+  return multistep(NOISE, order, ratio, lambda t, s, nodes: NOISE.weight(t, s) * np.array(ADAMS_BASHFORTH[len(nodes) - 1]))

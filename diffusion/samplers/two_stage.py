@@ -17,7 +17,7 @@ from diffusion.errors import InputError
 from diffusion.noise import Noise, take
 from diffusion.predict import Pred
 from diffusion.samplers.core import Sampler, blank, gaussian, walk
-from diffusion.samplers.forms import FLOW, NOISE, data, midpoint, move, ratio
+from diffusion.samplers.forms import FLOW, NOISE, data, midpoint, move, ratio, smooth
 from diffusion.schedules import at, level
 
 
@@ -35,7 +35,7 @@ class Stage(NamedTuple):
   noise: Any = ()  # and the noise that is added
 
 
-def two_stage_step(keys, denoise, state, step, smooth, strength=0.):
+def two_stage_step(keys, denoise, state, step, form, strength=0.):
   """One evaluation: of a new base, with a trial step, or of a trial point, with the step itself.
 
   strength: of the noise that is added before an evaluation where the level is raised.
@@ -45,11 +45,11 @@ def two_stage_step(keys, denoise, state, step, smooth, strength=0.):
     x = stage.scale * x + strength * stage.noise * gaussian(keys, step.index, x)
   pred = denoise(x, step.t)._replace(variance=None)
   base = jax.tree.map(lambda new, old: jnp.where(stage.first, new, old), pred, state.base)
-  return TwoStage(move(base, step.s) + stage.c * (smooth(pred) - smooth(base)), base)
+  return TwoStage(move(base, step.s) + stage.c * (smooth(form, pred) - smooth(form, base)), base)
 
 
 def _sampler(form, plan, strength=0.):
-  step = partial(two_stage_step, smooth=form.smooth, strength=strength)
+  step = partial(two_stage_step, form=form, strength=strength)
   return Sampler(lambda x: TwoStage(x, Pred(blank(x), blank(x))), step, plan)
 
 

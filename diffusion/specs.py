@@ -1,0 +1,109 @@
+"""Parts of a config as one string, `name` or `name(argument, key=value)`.
+
+Arguments are Python literals; whatever is not one is taken as a string, so that `folder(/my/pictures, size=32)` needs no quotes. An
+argument called schedule, grid or sampler may be a spec itself, as in `shift(cosine(None), 3)`.
+"""
+import ast
+import difflib
+import inspect
+
+from diffusion.errors import InputError
+
+NESTED = {'schedule', 'grid', 'sampler'}
+HIDDEN = ('self', 'parent', 'name', 'constrain')  # fields of a Flax module that no spec sets
+
+
+def split(text):
+  """The comma-separated parts of an argument list; commas inside brackets and quotes do not count."""
+  parts, depth, quote, start = [], 0, None, 0
+  for i, c in enumerate(text):
+    if quote:
+      quote = None if c == quote else quote
+    elif c in '\'"':
+      quote = c
+    elif c in '([{':
+      depth += 1
+    elif c in ')]}':
+      depth -= 1
+    elif c == ',' and depth == 0:
+      parts.append(text[start:i])
+      start = i + 1
+  return [part.strip() for part in (*parts, text[start:]) if part.strip()]
+
+
+def _literal(text):
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
+
+
+def parse(spec):
+  """'name(1, key=value)' -> ('name', [1], {'key': value}).
+
+  Raises:
+    InputError: brackets that do not match, or an argument by position after one by name.
+  """
+  name, bracket, rest = spec.strip().partition('(')
+  if bracket and not rest.endswith(')'):
+    raise InputError(f'{spec!r}: expected name or name(argument, key=value); the closing bracket is missing')
+  args, kwargs = [], {}
+  for part in split(rest[:-1]):
+    key, equals, value = part.partition('=')
+    if equals and key.strip().isidentifier():
+      kwargs[key.strip()] = _literal(value.strip())
+    elif kwargs:
+      raise InputError(f'{spec!r}: {part!r} follows a named argument; give it a name too')
+    else:
+      args.append(_literal(part))
+  return name.strip(), args, kwargs
+
+
+def usage(name, function, given=()):
+  """'name(argument, key=default)' of a function, without what is given to it anyway."""
+  fields = [p for p in inspect.signature(function).parameters.values() if p.name not in HIDDEN and p.name not in given]
+  return f'{name}({", ".join(str(p.replace(annotation=p.empty)) for p in fields)})'
+
+
+def unknown(name, names):
+  """'unknown x; did you mean y? Valid: y, z': the end of an error message."""
+  close = difflib.get_close_matches(name, names, 1, .5)
+  return f'unknown {name!r}' + (f'; did you mean {close[0]!r}? Valid: ' if close else '; valid: ') + ', '.join(names)
+
+
+def resolve(choices, field, spec, **extra):
+  """The object that a spec describes.
+
+  Args:
+    choices: {field: {name: function}}.
+    field: whose functions the spec may name.
+    spec: 'name' or 'name(argument, key=value)'. Arguments by position go to the parameters that are not in `extra`.
+    extra: arguments that are given to those functions that ask for them by name.
+  Raises:
+    InputError: an unknown name or argument, with the valid ones.
+  """
+  name, args, kwargs = parse(spec)
+  if name not in choices[field]:
+    raise InputError(f'config.{field}={spec!r}: {unknown(name, choices[field])}')
+  function = choices[field][name]
+  signature = inspect.signature(function)
+  given = {key: value for key, value in extra.items() if key in signature.parameters and key not in kwargs}
+  told, free = usage(name, function, given), [key for key in signature.parameters if key not in given and key not in HIDDEN]
+  wrong = [f'unknown argument {key!r}' for key in kwargs if key not in signature.parameters or key in HIDDEN]
+  wrong += ['too many positional arguments'] * (len(args) > len(free))
+  try:
+    bound = signature.bind(**(dict(zip(free, args)) | kwargs | given)) if not wrong else None
+    wrong += [f'{key!r} is given twice' for key in kwargs if key in free[:len(args)]]
+  except TypeError as error:
+    wrong = [str(error)]
+  if wrong:
+    raise InputError(f'config.{field}={spec!r}: {wrong[0]}; expected {told}')
+  for key in NESTED & bound.arguments.keys():
+    if isinstance(bound.arguments[key], str):
+      bound.arguments[key] = resolve(choices, key, bound.arguments[key])
+  try:
+    return function(*bound.args, **bound.kwargs)
+  except InputError as error:
+    raise InputError(f'config.{field}={spec!r}: {error}') from error
+  except (TypeError, AttributeError, ValueError, ArithmeticError) as error:  # an argument of the wrong type, such as trailing(ten)
+    raise InputError(f'config.{field}={spec!r}: {error}; expected {told}') from error

@@ -1,0 +1,157 @@
+"""How the times of a training batch are drawn: functions (key, B) -> u [B] in [0, 1), 0 the cleanest.
+
+`drawn_from` turns such a function and a schedule into the Draw (key, B) -> Noise[B] that the loss takes. Only `loss_aware` divides
+the loss by the density of its times; for all others, drawing a level more often weighs it more.
+"""
+from typing import Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion.errors import InputError
+from diffusion.noise import Noise, take
+from diffusion.schedules import at
+
+LAST = 1 - 2 ** -24  # the largest float32 below 1
+
+
+def positive(name, **arguments):
+  """Raises InputError for the first argument that is not a number above 0."""
+  for argument, value in arguments.items():
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < np.inf:
+      raise InputError(f'{name}({argument}={value!r}): expected a number above 0')
+
+
+# ---- times
+def uniform():
+  """Independent uniform times."""
+  return lambda key, batch: jax.random.uniform(key, (batch,))
+
+
+def stratified():
+  """One uniform offset and an even spread over the batch, in order: each time is uniform, and a batch covers [0, 1) evenly,
+  which lowers the variance of the loss (VDM, arXiv:2107.00630, appendix I.1). Batches must come shuffled, as ours do."""
+  def times(key, batch):
+    return jnp.minimum((jax.random.uniform(key) + jnp.arange(batch)) / batch, LAST)
+  return times
+
+
+def table(weights):
+  """Times with the density of a histogram: weights[i] for the i-th of equal bins of [0, 1), cleanest first."""
+  density = np.asarray(weights, np.float64)
+  if density.ndim != 1 or not len(density) or not np.all(density >= 0) or not density.sum() > 0:
+    raise InputError(f'table({weights!r:.80}): expected a list of weights, none negative and not all zero')
+  return lambda key, batch: _from_histogram(jax.random.uniform(key, (batch,)), jnp.asarray(density / density.sum(), jnp.float32))
+
+
+def _from_histogram(u, shares):
+  """Uniform u -> times whose i-th equal bin has probability shares[i]."""
+  cumulative = jnp.append(0., jnp.cumsum(shares))
+  return jnp.minimum(jnp.interp(u, cumulative / cumulative[-1], jnp.linspace(0, 1, len(shares) + 1)), LAST)
+
+
+def logit_normal(mean=0., std=1.):
+  """log(t / (1 - t)) is normal: more of the middle (Stable Diffusion 3, arXiv:2403.03206, section 3.1). A mean above 0 leans to noise."""
+  positive('logit_normal', std=std)
+  return lambda key, batch: jnp.minimum(jax.nn.sigmoid(mean + std * jax.random.normal(key, (batch,))), LAST)
+
+
+def edm_lognormal(mean=-1.2, std=1.2, *, schedule):
+  """log(sigma / alpha) is normal (EDM, arXiv:2206.00364, table 1), on any schedule.
+
+  The defaults are the paper's, for data of standard deviation 0.5. What falls outside the schedule's range is drawn at its ends.
+
+  Args:
+    mean, std: of log(sigma / alpha).
+    schedule: a curve, inverted to about 1e-4 in log-SNR, or a table, of which the nearest row is drawn.
+  """
+  positive('edm_lognormal', std=std)
+  time = inverse(schedule)
+  return lambda key, batch: jnp.minimum(time(-2 * (mean + std * jax.random.normal(key, (batch,)))), LAST)
+
+
+# ---- times that follow the loss
+class LossAware(NamedTuple):
+  """Times and what they remember: an array [2, bins] of the running mean square of the loss, and how many losses it holds."""
+  start: Callable     # () -> memory
+  times: Callable     # (key, B, memory) -> (u [B], share [B]): share * loss has the expectation of the loss at uniform times
+  remember: Callable  # (memory, u, loss [B]) -> memory
+
+
+def loss_aware(bins=100, history=100, least=10, floor=.01):
+  """Times drawn in proportion to the root mean square of their loss, which is divided by their density: the expectation stays that of
+  uniform times, and its variance falls (improved DDPM, arXiv:2102.09672, equation 18).
+
+  The paper keeps the last 10 losses of each of 4000 steps; here, bins of time keep a running mean. The memory follows from the losses
+  alone, so a resumed run draws what an uninterrupted one would.
+
+  Args:
+    bins: equal bins of time.
+    history: about how many of its last losses the mean of a bin holds.
+    least: every bin must have seen so many; until then times are uniform.
+    floor: share of the times that stays uniform, so that no weight exceeds 1 / floor.
+  """
+  for name, value in dict(bins=bins, history=history, least=least).items():
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+      raise InputError(f'loss_aware({name}={value!r}): expected a whole number of at least 1')
+  if least > history or not 0 < floor <= 1:
+    raise InputError(f'loss_aware(history={history}, least={least}, floor={floor}): expected least <= history and 0 < floor <= 1')
+
+  def times(key, batch, memory):
+    mean_square, count = memory
+    root = jnp.sqrt(mean_square)
+    share = (1 - floor) * root / jnp.maximum(jnp.sum(root), 1e-30) + floor / bins
+    share = jnp.where(jnp.all(count >= least) & (jnp.sum(root) > 0), share, 1 / bins)
+    u = _from_histogram(stratified()(key, batch), share)
+    return u, 1 / (bins * share[_bin(u)])
+
+  def remember(memory, u, loss):
+    mean_square, count = memory
+    loss = jax.lax.stop_gradient(loss)
+    new = jax.ops.segment_sum(jnp.ones_like(loss), _bin(u), bins)
+    gap = jax.ops.segment_sum(loss ** 2 - mean_square[_bin(u)], _bin(u), bins)
+    return jnp.stack([mean_square + gap / jnp.maximum(count + new, 1), jnp.minimum(count + new, history)])
+
+  def _bin(u):
+    return (u * bins).astype(jnp.int32)
+
+  return LossAware(lambda: np.zeros((2, bins), np.float32), times, remember)
+
+
+# ---- from times to levels and back
+def levels(schedule):
+  """u [B] -> Noise[B]: rows of a table, or points of a curve."""
+  if callable(schedule):
+    return lambda u: schedule(jnp.clip(u, 1e-5, 1 - 1e-5))  # logsnr stays finite
+  T = len(schedule.logsnr)
+  rows = Noise(*(np.asarray(a, np.float32) for a in schedule))
+  return lambda u: take(Noise(*map(jnp.asarray, rows)), jnp.minimum((u * T).astype(jnp.int32), T - 1))
+
+
+def drawn_from(times, schedule):
+  """The Draw (key, B) -> Noise[B] of times on a schedule."""
+  level = levels(schedule)
+  return lambda key, batch: level(times(key, batch))
+
+
+def row(schedule):
+  """logsnr [B] -> the nearest row of a table, traced."""
+  logsnr = np.clip(schedule.logsnr, -1e4, 1e4)  # a level without signal has a midpoint to its neighbour too
+  edges = jnp.asarray(-(logsnr[1:] + logsnr[:-1]) / 2, jnp.float32)
+  return lambda value: jnp.searchsorted(edges, -value)
+
+
+def nodes(schedule):
+  """Times of a curve, dense at both ends, and their logsnr, which rises: on the host in float64, for interpolation."""
+  t = 1 / (1 + np.exp(np.linspace(-12, 12, 4097)))
+  return t, at(schedule, t).logsnr
+
+
+def inverse(schedule):
+  """logsnr [B] -> u [B], traced: the time of a curve, or the middle of the nearest row of a table."""
+  if callable(schedule):
+    t, logsnr = (jnp.asarray(a, jnp.float32) for a in nodes(schedule))
+    return lambda value: jnp.interp(value, logsnr, t)
+  nearest, T = row(schedule), len(schedule.logsnr)
+  return lambda value: (nearest(value) + .5) / T
