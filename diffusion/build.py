@@ -108,7 +108,7 @@ def _check_numbers(config):
     if config[name] < 1:
       raise InputError(f'config.{name}={config[name]}: expected at least 1')
   for name, low, high in (('condition_dropout', 0, 1), ('ema', 0, 1), ('learning_rate', 0, np.inf), ('weight_decay', 0, np.inf),
-                          ('clip_norm', 0, np.inf), ('warmup', 0, np.inf), ('uncertainty', 0, np.inf), ('seed', 0, 2 ** 31), ('beta2', 0, .99999999),
+                          ('clip_norm', 0, np.inf), ('warmup', 0, np.inf), ('uncertainty', 0, np.inf), ('keep_every', 0, np.inf), ('seed', 0, 2 ** 31), ('beta2', 0, .99999999),
                           ('guidance', -np.inf, np.inf)):
     if not low <= config[name] <= high or not np.isfinite(config[name]):
       raise InputError(f'config.{name}={config[name]}: expected a number from {low} to {high}')
@@ -138,7 +138,7 @@ def check(config):
   _check_process(config, schedule, make('grid', config.grid)(schedule))
   for field in ('task', 'draw', 'weight', 'error', 'noise', 'variance', 'sampler'):
     make(field, config[field], schedule=schedule, steps=1)
-  if config.guidance != 1 and not config.condition_dropout and 'classifier' not in _guides(config):
+  if config.guidance != 1 and not config.condition_dropout and 'classifier' not in guides(config):
     raise InputError(f'config.guidance={config.guidance:g} needs a model that has learned to do without its condition: '
                      'set config.condition_dropout above 0, or config.guidance=1')
   if config.variance == 'fixed' and 'learned' in config.sampler:
@@ -148,7 +148,7 @@ def check(config):
   _optimizer(config)
 
 
-def _guides(config):
+def guides(config):
   """The names in the stack of config.guide."""
   return [specs.parse(part)[0] for part in config.guide.split('|')]
 
@@ -224,7 +224,7 @@ def _denoisers(config, net, target, classes, null):
 
   def pair(params, cond, previous):
     if cond is None or config.guidance == 1:
-      return lambda x, noise: (plain(params, cond, previous)(x, noise),) * 2
+      return lambda x, noise: (plain(params, cond, previous)(x, noise),) * 2  # one call, whatever the stack makes of it
     if config.self_condition:  # its estimates would have to be doubled too
       return guidance.two_calls(plain(params, cond, previous), plain(params, away(cond), previous))
     return guidance.one_call(net, params, cond, away(cond), target)

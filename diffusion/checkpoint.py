@@ -99,8 +99,10 @@ def open_checkpoints(directory, keep=2, keep_every=None) -> Checkpoints:
         writer().reload()  # it may remember the steps that were moved
       writer().save(step, args=ocp.args.Composite(**items), force=True)
 
-  def restore(abstract):
-    found = _newest(root, steps(), damaged, lambda folder: _read(folder, abstract))
+  def restore(abstract, step=None):
+    if step is not None and step not in steps():
+      raise InputError(f'{root} holds no checkpoint of step {step}; there are {", ".join(map(str, steps())) or "none"}')
+    found = _newest(root, steps() if step is None else [step], damaged, lambda folder: _read(folder, abstract))
     notes = [f'checkpoint {step} is damaged: {reason}' for step, reason in damaged.items()]
     return found and Restored(found[0], *found[1], notes)
 

@@ -83,7 +83,15 @@ def default():
   c.save_every = 300
   c.heldout_number = 512      # held-out pictures in the loss that is followed during training
   c.keep = 2                  # newest checkpoints that stay
+  c.keep_every = 0            # steps that divide by it stay as well; 0: none do
   return c
+
+
+def filled(config):
+  """A stored config with the settings that have come since, at their defaults; its sampler stays what it was."""
+  complete = default()
+  complete.update(config)
+  return complete
 
 
 def variant(config, name, **variants):
@@ -102,7 +110,7 @@ def tiny(c):
   """The same recipe, small enough to run in seconds: for tests, and to see that everything is in place."""
   if c.data.startswith('sprites'):
     c.data = 'sprites(size=16, n=256)'
-  c.net = "unet(channels=16, multipliers=(1, 2), blocks=1, attention=())"
+  c.net = c.net.split('(')[0] + '(channels=16, multipliers=(1, 2), blocks=1, attention=())'
   c.batch, c.steps, c.warmup = 16, 8, 2
   c.grid = c.grid.split('(')[0] + '(4)'
   c.log_every = c.heldout_every = c.sample_every = c.save_every = 4

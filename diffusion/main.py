@@ -6,6 +6,7 @@ r"""Train a diffusion model, sample from it, look at it.
   python -m diffusion.main --config=configs/cosine_ddim.py --config.data='folder(/my/pictures, size=32)' --workdir=runs/mine
   python -m diffusion.main --mode=sample --workdir=runs/cosine_ddim --config.guidance=2 --config.sample.show=all
   python -m diffusion.main --mode=evaluate --workdir=runs/cosine_ddim            held-out loss by log-SNR
+  python -m diffusion.main --mode=edit --workdir=runs/cosine_ddim --config.edit.task=repaint --config.edit.picture=my.png --config.edit.mask=mask.png
 
 Every setting is --config.NAME=VALUE; diffusion/config.py lists them with their defaults. With --workdir alone, the config
 and the weights come from its checkpoint.
@@ -19,15 +20,15 @@ from etils import epath
 from ml_collections import config_flags
 
 from diffusion import platform
-from diffusion.config import default
+from diffusion.config import default, filled
 from diffusion.errors import InputError
 
-MODES = ('train', 'sample', 'evaluate')
+MODES = ('train', 'sample', 'evaluate', 'edit')
 # What the weights mean: these cannot change within a work directory.
-FIXED = ('net', 'schedule', 'predict')
-FREE = {'dtype', 'remat', 'fast', 'dropout'}  # arguments of the network that may change: its weights stay what they are
+FIXED = ('net', 'schedule', 'predict', 'variance', 'self_condition', 'uncertainty')
+FREE = {'dtype', 'remat', 'fast', 'dropout', 'strength', 'levels'}  # arguments that may change: the weights stay what they are
 # What a resumed run may change, but says so.
-NOTED = ('seed', 'data', 'task', 'draw', 'weight', 'error', 'condition_dropout', 'batch', 'steps', 'learning_rate', 'warmup', 'decay',
+NOTED = ('seed', 'data', 'task', 'draw', 'weight', 'error', 'noise', 'condition_dropout', 'batch', 'steps', 'learning_rate', 'warmup', 'decay',
          'weight_decay', 'clip_norm', 'beta2', 'ema')
 
 
@@ -56,16 +57,10 @@ def stored(workdir):
   return found[1] if found else None
 
 
-def filled(config):
-  """A stored config with the settings that have come since, at their defaults."""
-  complete = default()
-  complete.update(config)
-  return complete
-
-
 def define_flags(argv):
   """Defines the flags; with --workdir and no --config, the config is the one in the checkpoint."""
-  flags.DEFINE_enum('mode', 'train', MODES, 'train: train, then sample; sample: draw pictures; evaluate: held-out loss.')
+  flags.DEFINE_enum('mode', 'train', MODES, 'train: train, then sample; sample: draw pictures; evaluate: held-out loss; '
+                    'edit: your own picture, painted anew in part or whole.')
   flags.DEFINE_string('workdir', None, 'Where everything is written; runs/NAME_OF_THE_CONFIG if not given.')
   workdir = argument(argv, 'workdir')
   if argument(argv, 'config') is not None:
@@ -93,7 +88,7 @@ def open_run(config, workdir, data=None):
   """(Experiment, checkpoints, meta). The shape and the classes come from the data where there is some, else from the checkpoint."""
   from diffusion import build, samples, sharding
   from diffusion.checkpoint import open_checkpoints
-  checkpoints = open_checkpoints(workdir / 'checkpoints', config.keep)
+  checkpoints = open_checkpoints(workdir / 'checkpoints', config.keep, config.keep_every or None)
   found = checkpoints.latest_meta()
   old = found[1] if found else None
   if old is None and data is None:
@@ -121,8 +116,8 @@ def same_model(workdir, config, old, facts, old_facts):
 
 def essence(spec):
   """A spec without spaces and without what does not change the meaning of the weights."""
-  from diffusion.build import parse
-  name, args, kwargs = parse(spec)
+  from diffusion.specs import parse
+  name, args, kwargs = parse(str(spec))
   return name, args, {key: value for key, value in kwargs.items() if key not in FREE}
 
 
@@ -179,6 +174,9 @@ def train(config, workdir):
     if not complete:
       say('stopped', f'at step {int(state.step)}, which is saved; the same command goes on from there')
       return
+  if run.denoise is None:
+    say('try next', f'python -m diffusion.main --mode=sample --workdir=MODEL --config.guide=classifier --config.sample.classifier={workdir}')
+    return
   write_samples(run, config, workdir, state, data)
   closing(config, workdir, int(state.step))
 
@@ -186,6 +184,8 @@ def train(config, workdir):
 def look(run, config, workdir, log):
   """Draws and keeps the grid that is followed during training: always the same noises and conditions."""
   from diffusion import generate, pictures, samples
+  if run.denoise is None:
+    return lambda step, params: None
   draw, number, _ = samples.make_draw(run, config.sample)
   cond, labels = generate.class_conditions(run.classes, '', number)
   def show(step, params):
@@ -198,6 +198,8 @@ def look(run, config, workdir, log):
 def sample(config, workdir):
   """Draws pictures from the newest checkpoint."""
   run, checkpoints, _ = open_run(config, workdir)
+  if run.denoise is None:
+    raise InputError(f'{workdir} holds a classifier, which draws nothing; it guides another model: --config.sample.classifier={workdir}')
   write_samples(run, config, workdir, restore(run, checkpoints))
 
 
@@ -214,6 +216,19 @@ def evaluate(config, workdir):
     say('wrote', path)
 
 
+def edit(config, workdir):
+  """Edits the user's picture as config.edit says, with the newest checkpoint."""
+  from diffusion import editing
+  editing.check(config.edit)
+  run, checkpoints, _ = open_run(config, workdir)
+  given = editing.read(run, config)
+  state = restore(run, checkpoints)
+  say('editing', f'{config.edit.picture}: {config.edit.task}, step {int(state.step)}, {len(run.levels.logsnr) - 1} steps of {config.sampler}')
+  folder = editing.write(run, config, given, workdir / 'edits', weights(config, state), int(state.step), versions())
+  for path in sorted(folder.iterdir()):
+    say('wrote', path)
+
+
 def weights(config, state):
   return state.ema if config.sample.weights == 'ema' else state.params
 
@@ -221,9 +236,11 @@ def weights(config, state):
 def write_samples(run, config, workdir, state, data=None):
   """Draws what config.sample asks for into a new folder of the work directory."""
   from diffusion.samples import write
+  from diffusion.second import helped
+  run, params = helped(run, config, weights(config, state))
   steps, options = len(run.levels.logsnr) - 1, config.sample
   say('sampling', f'{options.number} pictures of step {int(state.step)}, {steps} steps of {config.sampler} each')
-  folder = write(run, config, workdir / 'samples', weights(config, state), int(state.step), versions(), data)
+  folder = write(run, config, workdir / 'samples', params, int(state.step), versions(), data)
   for path in sorted(folder.iterdir()):
     say('wrote', path)
 
@@ -245,7 +262,7 @@ def main(argv):
   if argument(sys.argv, 'verbosity') is None:
     logging.set_verbosity(logging.WARNING)
   workdir = epath.Path(flags.FLAGS.workdir or default_workdir(sys.argv))
-  dict(train=train, sample=sample, evaluate=evaluate)[flags.FLAGS.mode](flags.FLAGS.config, workdir)
+  dict(train=train, sample=sample, evaluate=evaluate, edit=edit)[flags.FLAGS.mode](flags.FLAGS.config, workdir)
 
 
 def parse_flags(argv):

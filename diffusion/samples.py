@@ -88,7 +88,8 @@ def write(run, config, parent, params, step, versions, data=None):
   images, frames = draw(params, np.arange(options.number), cond)
 
   folder = new_folder(parent, step)
-  title = f'step {step}, {config.sampler}, {config.grid}, guidance {config.guidance:g}' + (f', {options.mix}' if mix else '')
+  guide = '' if config.guide == 'cfg' else f' by {config.guide}'
+  title = f'step {step}, {config.sampler}, {config.grid}, guidance {config.guidance:g}{guide}' + (f', {options.mix}' if mix else '')
   pictures.save_png(page(images, labels, title), folder / 'grid.png')
   save_arrays(folder, images, cond, run.classes)
   record = dict(step=step, config=json.loads(config.to_json()), classes=list(run.classes), versions=versions)

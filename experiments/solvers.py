@@ -102,12 +102,13 @@ def model(workdir, number, seed):
   import jax
   import numpy as np
   from etils import epath
-  from diffusion import build, generate, grids, main, samplers
+  from diffusion import generate, grids, main, samplers
+  from diffusion.config import filled
   from diffusion.errors import InputError
   meta = main.stored(workdir)
   if meta is None:
     raise InputError(f'--workdir={workdir} holds no checkpoint; train first, with python -m diffusion.main --config=configs/cosine_ddim.py')
-  config = main.filled(meta['config'])
+  config = filled(meta['config'])
   run, checkpoints, _ = main.open_run(config, epath.Path(workdir))
   state = main.restore(run, checkpoints)
   cond, labels = generate.class_conditions(run.classes, '', number)

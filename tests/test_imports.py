@@ -9,7 +9,7 @@ LEVELS = [
   ['errors'], ['noise', 'files'], ['schedules'], ['schedule_transforms', 'grids', 'predict', 'times'],
   ['denoise', 'data', 'checkpoint', 'log', 'pictures', 'weights', 'corrupt', 'likelihood'],
   ['losses', 'samplers', 'guidance', 'classify', 'specs', 'sharding', 'nets', 'platform'], ['tasks', 'edit', 'learned'], ['config'], ['build', 'state'], ['train', 'generate'],
-  ['evaluate', 'samples'], ['editing'], ['main'],
+  ['evaluate', 'samples', 'second'], ['editing'], ['main'],
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
 

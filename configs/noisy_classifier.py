@@ -1,0 +1,17 @@
+"""A classifier of noisy sprites, for classifier guidance (arXiv:2105.05233): it tells the class at every noise level of the main job.
+
+  python -m diffusion.main --config=configs/noisy_classifier.py
+  python -m diffusion.main --mode=sample --workdir=runs/cosine_ddim --config.guide=classifier --config.sample.classifier=runs/noisy_classifier
+
+The loss is the cross-entropy; `--mode=evaluate` lists it by log-SNR. At the noisiest levels it cannot go below the entropy of the labels,
+log 6 = 1.79 for six even classes.
+"""
+from diffusion.config import default, variant
+
+
+def get_config(name=''):
+  c = default()
+  c.net = 'classifier(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(4,))'
+  c.schedule = 'cosine'
+  c.steps, c.learning_rate = 600, 1e-3
+  return variant(c, name)
