@@ -35,7 +35,8 @@ def inpaint(sampler, known, mask):
   known ones less than they should; repaint and ddnm mend that in two ways.
 
   Args:
-    sampler: any Sampler; its step.s is the level that its x is at after the step.
+    sampler: any Sampler; its step.s is the level that its x is at after the step. One with another inside, such as
+      samplers.self_conditioned, goes around this one.
     known: the picture, in the range of x0; painted pixels of it are not looked at.
     mask: 1 where pixels are painted, 0 where they are known.
   Returns:

@@ -16,9 +16,12 @@ import numpy as np
 from diffusion import build, edit, generate, pictures, samplers, specs
 from diffusion.data.dataset import from_unit, to_unit
 from diffusion.data.pictures import decoder
+from diffusion.denoise import clip
 from diffusion.errors import InputError
 from diffusion.files import write_atomic
 from diffusion.samples import new_folder
+from diffusion.second import helped
+from diffusion.specs import unknown
 
 COLUMNS = 8  # of the before/after page
 TINT = np.array([255, 0, 160])  # of what is to be painted
@@ -48,11 +51,12 @@ class Job(NamedTuple):
   run: build.Experiment
   config: object
   params: object
+  plain: object = None  # the Job of the same model without guidance, whose steps can be gone back
 
   def draw(self, cond, number, start=None, **other):
-    """Pictures uint8 [number, H, W, C]; other: another run, sampler or grid."""
+    """Pictures uint8 [number, H, W, C]; other: another sampler or grid."""
     batch = min(self.config.sample.batch, number)
-    draw = generate.make_draw(other.pop('run', self.run), self.config.edit.seed, batch, **other)
+    draw = generate.make_draw(self.run, self.config.edit.seed, batch, **other)
     return draw(self.params, np.arange(number), cond, start)[0]
 
 
@@ -90,43 +94,32 @@ def img2img(job, given):
 
 def invert(job, given):
   """The noise that DDIM makes the picture of, what it makes of it, and what it makes with other classes."""
-  plain = _plain(job)
-  noise = _noise(job, plain, given.picture[None], given.source)
-  back = job.draw(given.source, 1, noise, run=plain, sampler=samplers.ddim())
-  rms = float(np.sqrt(np.mean((back[0].astype(np.float64) - given.picture) ** 2)))
-  before = [('input', given.picture), ('its noise', from_unit(noise[0] / (2 * job.run.levels.sigma[0])))]  # two standard deviations are shown
-  images, labels = back, ['back again']
+  noise = _noise(job.plain, given.picture[None], given.source)
+  images, labels = job.plain.draw(given.source, 1, noise, sampler=samplers.ddim()), ['back again']
+  rms = float(np.sqrt(np.mean((images[0].astype(np.float64) - given.picture) ** 2)))
   wanted = [name.strip() for name in job.config.edit.classes.split(',') if name.strip()]
   if wanted:
-    cond = given.cond[:len(wanted)]
-    other = job.draw(cond, len(wanted), np.repeat(noise, len(wanted), 0), sampler=samplers.ddim())
-    images, labels = np.concatenate([back, other]), labels + wanted
-  return Done(images, labels, before, dict(noise=noise), dict(reconstruction_rms=rms))
+    others = job.draw(given.cond[:len(wanted)], len(wanted), np.repeat(noise, len(wanted), 0), sampler=samplers.ddim())
+    images, labels = np.concatenate([images, others]), labels + wanted
+  shown = from_unit(noise[0] / (2 * job.run.levels.sigma[0]))  # two standard deviations
+  return Done(images, labels, [('input', given.picture), ('its noise', shown)], dict(noise=noise), dict(reconstruction_rms=rms))
 
 
 def interpolate(job, given):
   """From one picture to another along the great circle between their noises, and evenly between their classes."""
-  plain, number = _plain(job), len(given.labels)
-  cond = None if given.cond is None else given.cond[[0, 1]]
-  noise = _noise(job, plain, np.stack([given.picture, given.second]), cond)
-  w = np.linspace(0, 1, number)
+  cond, w = given.cond, np.linspace(0, 1, len(given.labels))
+  noise = _noise(job.plain, np.stack([given.picture, given.second]), None if cond is None else cond[:2])
   path = generate.slerp(noise[0], noise[1], w).astype(np.float32)
   between = None if cond is None else ((1 - w[:, None]) * cond[0] + w[:, None] * cond[1]).astype(np.float32)
-  images = job.draw(between, number, path, run=plain, sampler=samplers.ddim())
+  images = job.plain.draw(between, len(w), path, sampler=samplers.ddim())
   return Done(images, [f'{share:.2f}' for share in w], [('first', given.picture), ('second', given.second)], dict(noise=noise))
 
 
-def _plain(job):
-  """The model without guidance, whose steps can be gone back."""
-  config = job.config.copy_and_resolve_references()
-  config.guidance = 1.
-  return build.build(config, job.run.shape, job.run.classes, job.run.mesh)
-
-
-def _noise(job, run, images, cond):
+def _noise(plain, images, cond):
   """The noises of pictures uint8 [n, H, W, C]: float32 [n, H, W, C]."""
+  run = plain.run
   back = jax.jit(lambda params, x0, cond: edit.invert(run.denoise(params, cond), run.levels, x0))
-  return np.asarray(back(job.params, to_unit(images), cond))
+  return np.asarray(back(plain.params, to_unit(images), cond))
 
 
 def colourise(job, given):
@@ -148,8 +141,11 @@ def upscale(job, given):
 
 def _measured(job, given, operator, y):
   def denoise(params, cond):
-    return edit.ddnm(job.run.denoise(params, cond), operator, jnp.asarray(y))
-  return job.draw(given.cond, len(given.labels), run=job.run._replace(denoise=denoise))
+    told = job.run.denoise(params, cond)
+    def constrained(x, noise, *previous):  # its own earlier estimate, where the network sees that
+      return edit.ddnm(lambda x, noise: told(x, noise, *previous), operator, jnp.asarray(y))(x, noise)
+    return constrained
+  return job._replace(run=job.run._replace(denoise=denoise)).draw(given.cond, len(given.labels))
 
 
 # What each reads besides the picture. Outpaint is repaint of what a picture that is small or moved leaves bare.
@@ -168,8 +164,9 @@ def check(options):
       raise InputError(f'config.edit.task={options.task!r} needs a file: give --config.edit.{field}=FILE')
     if options[field] and not needed:
       raise InputError(f'config.edit.{field}={options[field]!r}: the task {options.task!r} does not use it; leave it out')
-  for field, low, high in (('number', 2 if options.task == 'interpolate' else 1, 10_000), ('factor', 2, 64), ('jump', 1, 10_000), ('repeats', 1, 10_000), ('seed', 0, 2 ** 31 - 1),
-                           ('strength', 0, 1)):
+  fewest = 2 if options.task == 'interpolate' else 1
+  for field, low, high in (('number', fewest, 10_000), ('factor', 2, 64), ('jump', 1, 10_000), ('repeats', 1, 10_000),
+                           ('seed', 0, 2 ** 31 - 1), ('strength', 0, 1)):
     if not low <= options[field] <= high:
       raise InputError(f'config.edit.{field}={options[field]}: expected a number from {low} to {high}')
   if len(options.shift) != 2 or not all(type(n) is int for n in options.shift):
@@ -183,6 +180,8 @@ def read(run, config):
     InputError: a file that is missing or no picture, a size, a mask, a class or colours that do not fit.
   """
   options = config.edit
+  if run.denoise is None:
+    raise InputError('this work directory holds a classifier, which draws nothing; give that of a diffusion model')
   size, channels = run.shape[:2], run.shape[-1]
   if options.task == 'upscale':
     if any(side % options.factor for side in size):
@@ -225,7 +224,8 @@ def _decode(options, field, **how):
   try:
     return decoder(**how)(path)
   except Exception as error:  # readers of broken files raise nearly anything
-    raise InputError(f'config.edit.{field}={path!r} cannot be read as a picture ({" ".join(str(error).split())}); save it anew as PNG') from error
+    why = ' '.join(str(error).split())
+    raise InputError(f'config.edit.{field}={path!r} cannot be read as a picture ({why}); save it anew as PNG') from error
 
 
 def _picture(options, field, size, channels):
@@ -236,8 +236,8 @@ def _picture(options, field, size, channels):
   if native.shape[:2] == size:
     return _decode(options, field, channels=channels)
   if not options.resize:
-    raise InputError(f'config.edit.{field}={options[field]!r} is {_by(native.shape)} (height x width), {options.task} with this model takes '
-                     f'{_by(size)}; crop it, or set --config.edit.resize=True to scale and crop')
+    raise InputError(f'config.edit.{field}={options[field]!r} is {_by(native.shape)} (height x width), {options.task} with this '
+                     f'model takes {_by(size)}; crop it, or set --config.edit.resize=True to scale and crop')
   return _decode(options, field, channels=channels, size=size)
 
 
@@ -251,10 +251,11 @@ def _mask(options, size):
     native = _decode(options, 'mask', channels=1, size=size, resample='nearest')
   mask = native > 127
   if not mask.any():
-    raise InputError(f'config.edit.mask={options.mask!r} is black everywhere: there is nothing to paint; make white what is to be painted')
+    raise InputError(f'config.edit.mask={options.mask!r} is black everywhere: there is nothing to paint; make white what is '
+                     'to be painted')
   if mask.all():
-    raise InputError(f'config.edit.mask={options.mask!r} is white (or transparent) everywhere: nothing of the picture would stay; make black '
-                     'what is to stay')
+    raise InputError(f'config.edit.mask={options.mask!r} is white (or transparent) everywhere: nothing of the picture would stay; '
+                     'make black what is to stay')
   return mask
 
 
@@ -270,10 +271,10 @@ def _canvas(options, size, channels):
   wide[top:top + h, left:left + w], bare[top:top + h, left:left + w] = picture, False
   canvas, bare = wide[H:2 * H, W:2 * W], bare[H:2 * H, W:2 * W]
   if not bare.any():
-    raise InputError(f'config.edit.picture={options.picture!r} fills all {_by(size)} pixels: there is nothing to paint; give a smaller picture, '
-                     "or move it with --config.edit.shift='(4, 0)' (down, right)")
+    raise InputError(f'config.edit.picture={options.picture!r} fills all {_by(size)} pixels: there is nothing to paint; give a smaller '
+                     "picture, or move it with --config.edit.shift='(4, 0)' (down, right)")
   if bare.all():
-    raise InputError(f'config.edit.shift={tuple(options.shift)}: nothing of the picture is left on a canvas of {_by(size)}; move it by less')
+    raise InputError(f'config.edit.shift={tuple(options.shift)}: nothing of the picture is left on {_by(size)} pixels; move it by less')
   return canvas, None, bare
 
 
@@ -289,7 +290,12 @@ def write(run, config, given, parent, params, step, versions):
   Returns:
     The folder.
   """
-  done = TASKS[config.edit.task][0](Job(run, config, params), given)
+  def unguided(params, cond):
+    told = run.plain(params, cond)
+    return clip(told) if config.clip else told
+  plain = Job(run._replace(denoise=unguided, self_condition=False), config, params)
+  guided, both = helped(run, config, params)
+  done = TASKS[config.edit.task][0](Job(guided, config, both, plain), given)
   folder = new_folder(parent, step)
   pages = [_rgb(picture) for _, picture in done.before] + [_rgb(image) for image in done.images]
   labels = [label for label, _ in done.before] + list(done.labels)
@@ -301,8 +307,8 @@ def write(run, config, given, parent, params, step, versions):
   arrays = dict(images=done.images, picture=given.picture) | done.arrays
   np.savez_compressed(buffer, **arrays)
   write_atomic(folder / 'samples.npz', buffer.getvalue())
-  record = dict(step=step, config=json.loads(config.to_json()), classes=list(run.classes), labels=labels, versions=versions) | done.facts
-  write_atomic(folder / 'record.json', json.dumps(record, indent=2).encode())
+  record = dict(step=step, config=json.loads(config.to_json()), classes=list(run.classes), labels=labels, versions=versions)
+  write_atomic(folder / 'record.json', json.dumps(record | done.facts, indent=2).encode())
   return folder
 
 

@@ -14,8 +14,6 @@ from diffusion.errors import InputError
 from diffusion.noise import like, q_sample
 from diffusion.predict import determinant
 from diffusion.times import positive, row as nearest_row
-from diffusion.times import drawn_from, stratified, uniform  # their former place: callers that still say losses.uniform
-from diffusion.weights import one
 
 
 # ---- errors

@@ -168,11 +168,11 @@ def contact(problem, samplers, grid, budgets, decode, label):
     row = []
     for budget in budgets:
       found = within(samplers[solver], grid, problem.schedule, budget)
-      x = np.zeros_like(problem.z[:1]) if found is None else stepwise(
+      x = np.ones_like(problem.z[:1]) if found is None else stepwise(
         problem.keys, problem.denoise, samplers[solver], found[0], float(found[0].sigma[0]) * problem.z)[:1]
       row.append(np.asarray(decode(x))[0])
     pages.append(np.stack(row))
-  return pictures.rows(pages, list(samplers), [f'{b} evaluations' for b in budgets], title=label)
+  return pictures.rows(pages, list(samplers), [f'{b} evals' for b in budgets], title=label)
 
 
 def _grid(name):

@@ -13,7 +13,7 @@ import json, sys
 from diffusion import platform
 platform.start(int(sys.argv[1]))
 import jax, jax.numpy as jnp, numpy as np
-from diffusion import build, generate, losses, predict, samplers, schedules, sharding, train
+from diffusion import build, generate, losses, predict, samplers, schedules, sharding, times, train, weights
 from diffusion.config import default, tiny
 devices = int(sys.argv[1])
 assert len(jax.devices()) == devices
@@ -43,8 +43,8 @@ if devices > 1:  # the pure functions under pmap, one key a device
   keys = jax.random.split(jax.random.key(2), devices)
   x0 = jnp.stack([jnp.asarray(rng.standard_normal((4, 2, 2, 1)), jnp.float32)] * devices)
   net = lambda params, x, time, cond, train, rngs: params * x
-  value = lambda key, x0: losses.loss(key, net, .5, x0, None, draw=losses.drawn_from(losses.uniform(), schedules.cosine()),
-                                      predict=predict.eps(), weight=losses.one())[0]
+  value = lambda key, x0: losses.loss(key, net, .5, x0, None, draw=times.drawn_from(times.uniform(), schedules.cosine()),
+                                      predict=predict.eps(), weight=weights.one())[0]
   np.testing.assert_allclose(jax.pmap(value)(keys, x0), [value(k, x) for k, x in zip(keys, x0)], rtol=1e-5)
 print(json.dumps(result))
 '''

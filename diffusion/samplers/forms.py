@@ -24,6 +24,11 @@ def ratio(noise):
     return noise.sigma / noise.alpha
 
 
+def silent(noise):
+  """Whether there is so little signal (SNR below 1e-6) that an interval of sigma / alpha from here is all but infinite."""
+  return ratio(noise) > 1000
+
+
 def share(noise):
   """sigma / (alpha + sigma): the time of a straight path."""
   return noise.sigma / (noise.alpha + noise.sigma)

@@ -17,7 +17,7 @@ from diffusion.errors import InputError
 from diffusion.noise import Noise, take
 from diffusion.predict import Pred
 from diffusion.samplers.core import Sampler, blank, gaussian, walk
-from diffusion.samplers.forms import FLOW, NOISE, data, midpoint, move, ratio, smooth
+from diffusion.samplers.forms import FLOW, NOISE, data, midpoint, move, ratio, silent, smooth
 from diffusion.schedules import at, level
 
 
@@ -54,13 +54,14 @@ def _sampler(form, plan, strength=0.):
 
 
 def _trapezoid(form, lift=lambda levels: levels):
-  """Rows that cross every interval by the mean of both ends; the interval to CLEAN by its start alone.
+  """Rows that cross every interval by the mean of both ends; the interval to CLEAN, and one from a silent level, by its start alone.
 
   lift: levels [N] -> the levels that they are raised to before the first evaluation, by adding noise.
   """
   def plan(levels):
+    single = (form is NOISE) & silent(levels)
     rows = np.array([row for i in range(len(levels.logsnr) - 1) for row in [(i, i + 1, 1, i), (i + 1, i + 1, 0, i)]
-                     if levels.sigma[row[0]] > 0])
+                     if row[2] or levels.sigma[i + 1] > 0 and not single[i]])
     starts, ends, first, interval = rows[:, 0], rows[:, 1], rows[:, 2] == 1, rows[:, 3]
     start = take(levels, interval)
     raised = lift(start)
@@ -68,8 +69,7 @@ def _trapezoid(form, lift=lambda levels: levels):
       half = form.weight(raised, take(levels, interval + 1)) / 2
       grown = np.nan_to_num(raised.alpha / start.alpha, nan=1.)
       fresh = np.nan_to_num(raised.alpha * np.sqrt(np.maximum(ratio(raised) ** 2 - ratio(start) ** 2, 0)))
-    stage = Stage(first, np.where(first | ~np.isfinite(half), 0, half),
-                  np.where(first, grown, 1), np.where(first, fresh, 0))
+    stage = Stage(first, np.where(first, 0, half), np.where(first, grown, 1), np.where(first, fresh, 0))
     step = walk(levels, starts, ends)
     t = Noise(*(np.where(first, a, b) for a, b in zip(raised, step.t)))
     return step._replace(t=t, h=(step.s.logsnr - t.logsnr) / 2, extra=stage)
@@ -79,8 +79,9 @@ def _trapezoid(form, lift=lambda levels: levels):
 def _pairs(form):
   """Intervals in pairs, the level between them as the trial point; leftover intervals are single, at the noisy end."""
   def plan(levels):
-    S, start = len(levels.logsnr) - 1, int(levels.alpha[0] == 0)
+    S = len(levels.logsnr) - 1
     crossed = S - (levels.sigma[-1] == 0)
+    start = min(np.sum(silent(levels) if form is NOISE else levels.alpha == 0), crossed)
     start += (crossed - start) % 2
     second = np.zeros(S, bool)
     second[start + 1:crossed:2] = True
@@ -93,7 +94,10 @@ def _pairs(form):
 
 
 def heun():
-  """Heun's method in sigma / alpha (EDM, arXiv:2206.00364, algorithm 1): 2S - 1 evaluations on a grid of S steps."""
+  """Heun's method in sigma / alpha (EDM, arXiv:2206.00364, algorithm 1): 2S - 1 evaluations on a grid of S steps.
+
+  EDM starts at sigma / alpha = 80. A step from above 1000, where schedules such as cosine start, is Euler's.
+  """
   return _sampler(NOISE, _trapezoid(NOISE))
 
 

@@ -50,7 +50,7 @@ def ours(options, fast=None):
   import jax.numpy as jnp
   import numpy as np
   import optax
-  from diffusion import grids, losses, nets, predict, samplers, schedules, sharding
+  from diffusion import grids, losses, nets, predict, samplers, schedules, sharding, times, weights
   from diffusion.denoise import denoiser
   from diffusion.nets.unet import UNet
   from diffusion.state import init_state, train_step
@@ -63,8 +63,8 @@ def ours(options, fast=None):
   ones = np.ones((options.batch, *shape), np.float32), np.ones(options.batch, np.float32)
   images, times = sharding.put_batch(ones, mesh)
 
-  draw = losses.drawn_from(losses.stratified(), schedules.cosine())
-  kind = dict(draw=draw, predict=predict.eps(), weight=losses.one())
+  draw = times.drawn_from(times.stratified(), schedules.cosine())
+  kind = dict(draw=draw, predict=predict.eps(), weight=weights.one())
 
   def loss(key, params, x0, cond, train):
     return losses.loss(key, net, params, x0, cond, train=train, **kind)
