@@ -68,8 +68,8 @@ def repaint(sampler, known, mask, jump=10, repeats=10):
 
   jump=1 is algorithm 1 of the paper, which uses DDPM. Up is the forward process, q(x_t | x_s), and costs nothing: it is part of the
   row before it, so that S steps of a solver with one evaluation cost repeats * (S - 1) + 1 evaluations. The clean end is reached once.
-  A solver with memory starts afresh on each way down. With many levels and repeats the result is a draw of p(painted | known); with few
-  levels, DDPM's small variance paints with too little spread, and DDIM or the large variance does better.
+  A solver with memory starts afresh on each way down, whose plan uses no history at first. With many levels and repeats the result is a
+  draw of p(painted | known); with few levels, DDPM's small variance paints with too little spread, and DDIM or the large one does better.
 
   Args:
     sampler, known, mask: as for inpaint.
@@ -87,8 +87,8 @@ def repaint(sampler, known, mask, jump=10, repeats=10):
   def step(keys, denoise, state, step):
     turn, keys = step.extra, _stream(keys, step.extra.number)
     state = replaced.step(keys, denoise, state, step._replace(extra=turn.inner))
-    up = turn.ratio * state.x + turn.std * samplers.gaussian(_stream(keys, _UP), step.index, state.x)
-    return jax.tree.map(lambda new, old: jnp.where(turn.std > 0, new, old), sampler.init(up), state)
+    z = samplers.gaussian(_stream(keys, _UP), step.index, state.x)
+    return state._replace(x=turn.ratio * state.x + turn.std * z)
   return samplers.Sampler(sampler.init, step, lambda levels: _walk(replaced, levels, jump, repeats))
 
 

@@ -299,7 +299,8 @@ def write(run, config, given, parent, params, step, versions):
   folder = new_folder(parent, step)
   pages = [_rgb(picture) for _, picture in done.before] + [_rgb(image) for image in done.images]
   labels = [label for label, _ in done.before] + list(done.labels)
-  title = f'{config.edit.task}, step {step}, {config.sampler}, {config.grid}'
+  sampler = 'ddim' if config.edit.task in ('invert', 'interpolate') else config.sampler
+  title = f'{config.edit.task}, step {step}, {sampler}, {config.grid}'
   pictures.save_png(pictures.grid(np.stack(pages), COLUMNS, labels, title), folder / 'before_after.png')
   for i, image in enumerate(done.images):
     pictures.save_png(image, folder / f'edit_{i:02d}.png')

@@ -74,7 +74,10 @@ def define_flags(argv):
     meta = stored(workdir)
     if meta is None:
       raise InputError(f'--workdir={workdir} holds no checkpoint yet; train first, with --config=configs/cosine_ddim.py')
-    config_flags.DEFINE_config_dict('config', filled(meta['config']), 'Settings of the checkpoint.')
+    try:
+      config_flags.DEFINE_config_dict('config', filled(meta['config']), 'Settings of the checkpoint.')
+    except (AttributeError, KeyError) as error:
+      raise InputError(f'unknown setting {" ".join(str(error.args[0]).split())} (diffusion/config.py lists them all)') from error
 
 
 def default_workdir(argv):
@@ -223,7 +226,7 @@ def edit(config, workdir):
   run, checkpoints, _ = open_run(config, workdir)
   given = editing.read(run, config)
   state = restore(run, checkpoints)
-  say('editing', f'{config.edit.picture}: {config.edit.task}, step {int(state.step)}, {len(run.levels.logsnr) - 1} steps of {config.sampler}')
+  say('editing', f'{config.edit.picture}: {config.edit.task}, step {int(state.step)}, {config.grid}')
   folder = editing.write(run, config, given, workdir / 'edits', weights(config, state), int(state.step), versions())
   for path in sorted(folder.iterdir()):
     say('wrote', path)

@@ -13,11 +13,13 @@ import csv
 import io
 import json
 import sys
+from typing import Any, Callable, NamedTuple
 
 from diffusion import platform
 
 ODE = ('ddim', 'heun', 'flow_heun', 'dpm_solver_2', 'dpmpp_2s', 'dpmpp_2m', "dpmpp_2m('heun')", 'dpmpp_3m', 'dpmpp_3m_shipped', 'unipc(1)',
-       'unipc(2)', "unipc(2, 'bh1')", 'unipc(3)', 'deis(2)', 'deis(3)', 'lms(2)', 'lms(3)', 'lms(4)', 'flow_lms(2)', 'flow_lms(3)', 'plms(3)', 'flow_pc(1)', 'flow_pc(2)', 'flow_pc(3)')
+       'unipc(2)', "unipc(2, 'bh1')", 'unipc(3)', 'deis(2)', 'deis(3)', 'lms(2)', 'lms(3)', 'lms(4)', 'flow_lms(2)', 'flow_lms(3)', 'plms(3)', 'flow_pc(1)', 'flow_pc(2)',
+       'flow_pc(3)')
 NOISY = ('ddim(1)', 'ddpm', 'dpmpp_sde_2m', 'churn', 'langevin')
 GRIDS = ('trailing', 'angle', 'karras', 'exponential')
 SHOWN = (5, 10, 20, 50)  # budgets of the Markdown table
@@ -61,11 +63,14 @@ def within(sampler, grid, schedule, budget):
   return None
 
 
-class Problem:
-  """What is solved: a schedule, its denoiser, starting noise of unit variance and the solution from it."""
-
-  def __init__(self, name, schedule, denoise, z, keys, truth):
-    self.name, self.schedule, self.denoise, self.z, self.keys, self.truth = name, schedule, denoise, z, keys, truth
+class Problem(NamedTuple):
+  """What is solved."""
+  name: str
+  schedule: Any
+  denoise: Callable
+  z: Any      # starting noise of unit variance
+  keys: Any
+  truth: Any  # the exact solution from it
 
 
 def errors(problem, samplers, grids, budgets):
@@ -115,11 +120,10 @@ def model(workdir, number, seed):
   denoise = jax.jit(lambda x, noise: run.denoise(state.ema, cond)(x, noise))
   keys = samplers.sample_keys(seed, np.arange(number))
   z = samplers.gaussian(keys, 0, jax.ShapeDtypeStruct((number, *run.shape), np.float32))
-  problem = Problem('model', run.schedule, denoise, z, keys, None)
   levels = grids.exponential(400)(run.schedule)
   print('solving the model by 400 steps of UniPC-3 ..', flush=True)
-  problem.truth = np.asarray(stepwise(keys, denoise, samplers.unipc(3), levels, float(levels.sigma[0]) * z))
-  return problem, run.task.decode, labels, config
+  truth = np.asarray(stepwise(keys, denoise, samplers.unipc(3), levels, float(levels.sigma[0]) * z))
+  return Problem('model', run.schedule, denoise, z, keys, truth), run.task.decode, labels, config
 
 
 # ---- what is written

@@ -6,6 +6,9 @@ import numpy as np
 from diffusion.predict import Row
 
 
+GAUSS_LEGENDRE = np.polynomial.legendre.leggauss(48)  # nodes in [-1, 1], weights
+
+
 class Form(NamedTuple):
   """One of the three ways: x / scale is y, and d y / d variable is smooth."""
   row: Row           # what is taken to be smooth, as a * x0 + b * eps
@@ -64,7 +67,7 @@ def lagrange(nodes, points):
 
 def integrals(nodes, low, high, density):
   """The integral of density times each Lagrange polynomial from low to high, [nodes]: Gauss-Legendre, exact to rounding here."""
-  z, w = np.polynomial.legendre.leggauss(48)
+  z, w = GAUSS_LEGENDRE
   points = (low + high) / 2 + (high - low) / 2 * z
   return lagrange(nodes, points) @ (w * (high - low) / 2 * density(points))
 
