@@ -77,7 +77,8 @@ def define_flags(argv):
     try:
       config_flags.DEFINE_config_dict('config', filled(meta['config']), 'Settings of the checkpoint.')
     except (AttributeError, KeyError) as error:
-      raise InputError(f'unknown setting {" ".join(str(error.args[0]).split())} (diffusion/config.py lists them all)') from error
+      inner = error.args[0].args[0] if isinstance(error.args[0], KeyError) else error.args[0]
+      raise InputError(f'unknown setting {" ".join(str(inner).split())} (diffusion/config.py lists them all)') from error
 
 
 def default_workdir(argv):
