@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import optax
 
-from diffusion import classify, corrupt, grids, guidance, losses, nets, predict, samplers, schedule_transforms, schedules, sharding, specs
-from diffusion import times, weights
+from diffusion import classify, corrupt, grids, guidance, learned, losses, nets, predict, samplers, schedule_transforms, schedules, sharding
+from diffusion import specs, times, weights
 from diffusion.data import sources
 from diffusion.denoise import beside, clip, denoiser, dynamic_threshold
 from diffusion.errors import InputError
@@ -29,7 +29,7 @@ CHOICES = dict(
   net=dict(unet=UNet, classifier=Classifier),
   schedule=_named(schedules.linear, schedules.scaled_linear, schedules.cosine, schedules.offset_cosine, schedules.sigmoid, schedules.laplace,
                   schedules.polynomial, schedules.flow, schedules.cosine_flow, schedules.edm, schedules.from_betas,
-                  schedule_transforms.shift, schedule_transforms.zero_terminal, schedule_transforms.sub_vp),
+                  schedule_transforms.shift, schedule_transforms.zero_terminal, schedule_transforms.sub_vp, learned.learned),
   predict=_named(predict.eps, predict.x0, predict.v, predict.flow, predict.score, predict.edm),
   draw=_named(times.uniform, times.stratified, times.table, times.logit_normal, times.edm_lognormal, times.loss_aware),
   weight=_named(weights.one, weights.snr, weights.min_snr, weights.p2, weights.edm, weights.vlb, weights.sigmoid),
@@ -143,6 +143,9 @@ def check(config):
                      'set config.condition_dropout above 0, or config.guidance=1')
   if config.variance == 'fixed' and 'learned' in config.sampler:
     raise InputError(f"config.sampler={config.sampler!r} needs a model that has learned its variance: train with config.variance='learned'")
+  if learns_schedule(config) and (config.weight != 'vlb' or config.uncertainty or config.draw != 'stratified' or config.variance != 'fixed'):
+    raise InputError("config.schedule='learned' is trained by the variational bound: set config.weight='vlb', config.draw='stratified', "
+                     "config.variance='fixed' and config.uncertainty=0")
   _stack(config)(None, None)
   make('net', config.net, classes=2)
   _optimizer(config)
@@ -172,9 +175,16 @@ def _network(config, shape, example, mesh):
     raise InputError(f'config.net={config.net!r} cannot learn its variance or see its own estimate: it has no out_channels; use unet')
   init, net = nets.make(make('net', config.net, constrain=sharding.constrain(mesh), classes=example.shape[-1] if example is not None else 0, **sizes))
   init = partial(init, shape=(1, *shape[:-1], shape[-1] * (1 + config.self_condition)), cond=example)
-  if not config.uncertainty:
-    return init, net
-  return lambda key: init(key) | dict(uncertainty=jax.numpy.asarray(weights.uncertainty(config.uncertainty)[0])), net
+  extra = dict(uncertainty=jax.numpy.asarray(weights.uncertainty(config.uncertainty)[0])) if config.uncertainty else {}
+  if learns_schedule(config):
+    _, args, kwargs = specs.parse(config.schedule)
+    extra['curve'] = jax.tree.map(jax.numpy.asarray, learned.init(*args, **kwargs))
+  return (lambda key: init(key) | extra) if extra else init, net
+
+
+def learns_schedule(config):
+  """Whether the noise schedule is trained with the network."""
+  return specs.parse(config.schedule)[0] == 'learned'
 
 
 def _loss(config, net, schedule, target, null):
@@ -185,6 +195,13 @@ def _loss(config, net, schedule, target, null):
                  self_condition=config.self_condition, null=null)
   drawn, aware, level = part('draw'), specs.parse(config.draw)[0] == 'loss_aware', times.levels(schedule)
   draw = times.drawn_from(times.stratified() if aware else drawn, schedule)
+
+  if learns_schedule(config):
+    def bound(key, params, x0, cond, train):
+      dropped = options | dict(dropout=config.condition_dropout if train else 0., train=train)
+      call = lambda params, draw, weight: losses.loss(key, net, params, x0, cond, draw=draw, **(dropped | dict(weight=weight)))
+      return learned.bound(jax.random.fold_in(key, 5), params, x0, call)
+    return bound, ()
 
   def loss(key, params, x0, cond, train, memory=None):
     call = partial(losses.loss, key, net, params, x0, cond, dropout=config.condition_dropout if train else 0., train=train, **options)
@@ -243,7 +260,6 @@ def build(config, shape, classes, mesh):
   check(config)
   task = make('task', config.task)
   schedule, target = make('schedule', config.schedule), make('predict', config.predict)
-  levels = make('grid', config.grid)(schedule)
   init, net = _network(config, shape, np.zeros((1, len(classes)), np.float32) if classes else None, mesh)
   try:
     jax.eval_shape(init, jax.random.key(0))  # sizes and options that do not fit are named here
@@ -259,6 +275,14 @@ def build(config, shape, classes, mesh):
   else:
     loss, memory = _loss(config, net, schedule, target, task.null)
     plain, guided, denoise = _denoisers(config, net, target, tuple(classes), task.null)
-  return Experiment(mesh, tuple(shape), tuple(classes), task, init, loss, optimizer, rate, ema, plain, guided, denoise, schedule,
-                    make('sampler', config.sampler, schedule=schedule, steps=len(levels.logsnr) - 1), levels,
-                    Plan(*(config[name] for name in Plan._fields)), config.self_condition, memory)
+  plan = Plan(*(config[name] for name in Plan._fields))
+  run = Experiment(mesh, tuple(shape), tuple(classes), task, init, loss, optimizer, rate, ema, plain, guided, denoise, schedule, None, None, plan,
+                   config.self_condition, memory)
+  return on_schedule(run, config, schedule)
+
+
+def on_schedule(run, config, schedule):
+  """The experiment with the sampler and the grid of a schedule."""
+  levels = make('grid', config.grid)(schedule)
+  sampler = make('sampler', config.sampler, schedule=schedule, steps=len(levels.logsnr) - 1)
+  return run._replace(schedule=schedule, levels=levels, sampler=sampler)

@@ -19,7 +19,7 @@ def default():
   c.net = 'unet(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(4,))'
 
   # The process and the loss.
-  c.schedule = 'cosine'
+  c.schedule = 'cosine'       # linear, cosine, flow, edm, .. (schedules.py); nested: 'shift(cosine(None), 2)', 'zero_terminal(linear)'; learned
   c.predict = 'x0'           # what the network outputs: eps, x0, v, flow, score, edm
   c.draw = 'stratified'       # how times are drawn: uniform, stratified, table(weights), logit_normal, edm_lognormal, loss_aware(bins)
   c.weight = 'min_snr(5)'     # one, snr, min_snr(gamma), p2(gamma, k), edm(sd), vlb, sigmoid(bias)

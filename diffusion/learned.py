@@ -4,9 +4,9 @@ The curve of log-SNR is piecewise linear in time: `ends` say where above 0 it st
 shared among equal pieces of time. The variational bound depends on the ends alone: where the curve runs in between only changes how noisy an
 estimate at random times is. So the ends follow the bound, and `inner` the mean square of the estimates, whose mean it cannot move.
 
-To train one, give the parameters a 'curve' = init() beside the network's and take `bound` as the loss, with a `call` such as
+With config.schedule='learned' the parameters hold a 'curve' = init() beside the network's, and `bound` is the loss, with a `call` such as
   lambda params, draw, weight: losses.loss(key, net, params, x0, cond, draw=draw, weight=weight, predict=predict.eps())
-and to sample, `schedule(params['curve'])` is a continuous schedule like any other: grids.trailing(50)(schedule(params['curve'])).
+To sample, `schedule(params['curve'])` is a continuous schedule like any other: grids.trailing(50)(schedule(params['curve'])).
 """
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,11 @@ def schedule(curve):
     value, _ = logsnr(curve, t)
     return vp(told(value), value)
   return continuous
+
+
+def learned(pieces=64, start=13.3, end=-5.):
+  """The schedule before it is trained; arguments as for `init`. The network is told the log-SNR, so it knows every curve's levels."""
+  return schedule(init(pieces, start, end))
 
 
 def bound(key, params, x0, call, levels=256):

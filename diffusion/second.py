@@ -1,8 +1,9 @@
-"""A second model at sampling: the worse one of autoguidance, or a classifier."""
+"""What sampling takes from weights: a learned schedule, and a second model, the worse one of autoguidance or a classifier."""
+import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from diffusion import build, guidance
+from diffusion import build, guidance, learned
 from diffusion.checkpoint import open_checkpoints
 from diffusion.config import filled
 from diffusion.errors import InputError
@@ -10,7 +11,7 @@ from diffusion.train import abstract_state
 
 
 def helped(run, config, params):
-  """(run, params) with the second model that config.sample.bad or config.sample.classifier names; as they are where none is named.
+  """(run, params) with the second model that config.sample.bad or config.sample.classifier names, and a learned schedule as it has become.
 
   Autoguidance (arXiv:2406.02507) leads from the prediction of worse weights to that of the model, both with the condition. A
   classifier leads the model without condition to the class (arXiv:2105.05233), or with it where the stack has cfg or apg too.
@@ -19,6 +20,8 @@ def helped(run, config, params):
     InputError: a model that is missing, of another shape or other classes, or a stack that has no use for it.
   """
   options, guides = config.sample, build.guides(config)
+  if build.learns_schedule(config):
+    run = build.on_schedule(run, config, learned.schedule(jax.device_get(params['curve'])))
   if options.bad and options.classifier:
     raise InputError('config.sample.bad and config.sample.classifier: give one of them')
   if ('classifier' in guides) != bool(options.classifier):

@@ -183,7 +183,7 @@ def test_help_lists_the_commands(command):
   assert '--mode=sample' in done.stdout and 'configs/cosine_ddim.py' in done.stdout and '--config.NAME=VALUE' in done.stdout
 
 
-@pytest.mark.parametrize('recipe', ['linear_ddpm', 'offset_cosine', 'sprites_course', 'fashion_mnist', 'cifar10', 'learned_variance'])
+@pytest.mark.parametrize('recipe', ['linear_ddpm', 'offset_cosine', 'sprites_course', 'fashion_mnist', 'cifar10', 'learned_variance', 'vdm'])
 def test_every_recipe_runs_in_its_tiny_form(recipe, command, tmp_path):
   data = []
   if recipe == 'fashion_mnist':

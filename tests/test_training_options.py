@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion import build, sharding, train
+from diffusion import build, second, sharding, train
 from diffusion.checkpoint import open_checkpoints
 from diffusion.config import default, tiny
 from diffusion.errors import InputError
@@ -117,3 +117,27 @@ def test_the_step_hands_the_memory_to_the_loss_and_keeps_what_comes_back():
 def test_what_does_not_fit_is_named(changes, message):
   with pytest.raises(InputError, match=message):
     experiment(**changes)
+
+
+def test_a_learned_schedule_moves_stays_monotone_and_is_what_samples_are_drawn_on(tmp_path):
+  c = config(schedule='learned(pieces=6)', predict='eps', weight='vlb', grid='trailing(5)', guidance=1., learning_rate=3e-2)
+  run = build.build(c, SHAPE, CLASSES, sharding.make_mesh(jax.devices()[:1]))
+  step, key = train.make_train_step(run), jax.random.key(0)
+  state = train.make_state(run, key)
+  before, losses = jax.device_get(state.params['curve']), []
+  for batch in batches(12):
+    state, metrics = step(state, sharding.put_batch(batch, run.mesh), key)
+    losses.append(float(metrics['loss']))
+  after = jax.device_get(state.params['curve'])
+  assert np.isfinite(losses).all() and np.mean(losses[-3:]) < np.mean(losses[:3])
+  assert all(np.abs(after[name] - before[name]).max() > .01 for name in ('ends', 'inner'))
+  helped, params = second.helped(run, c, state.params)
+  assert np.all(np.diff(helped.levels.logsnr) > 0)
+  assert helped.levels.logsnr[0] == pytest.approx(-float(np.logaddexp(0, after['ends'][1])), rel=1e-6)  # where the learned curve ends
+  assert helped.levels.logsnr[0] != run.levels.logsnr[0] == pytest.approx(-5)
+
+
+def test_a_learned_schedule_goes_with_the_bound_alone():
+  for changes in (dict(weight='one'), dict(uncertainty=8), dict(draw='uniform')):
+    with pytest.raises(InputError, match="set config.weight='vlb'"):
+      experiment(**(dict(schedule='learned', predict='eps', weight='vlb', guidance=1.) | changes))

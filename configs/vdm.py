@@ -1,0 +1,16 @@
+"""Variational diffusion models (arXiv:2107.00630): trained on the variational bound, with a noise schedule that is learned with the network.
+
+  python -m diffusion.main --config=configs/vdm.py
+  python -m diffusion.main --config=configs/vdm.py:tiny
+
+The loss is the bound in nats per dimension. Its full length has not been run here.
+"""
+from diffusion.config import default, variant
+
+
+def get_config(name=''):
+  c = default()
+  c.schedule = 'learned(pieces=64)'
+  c.predict, c.weight, c.draw = 'eps', 'vlb', 'stratified'
+  c.guidance = 1.  # conditional, without exaggeration
+  return variant(c, name)
