@@ -42,7 +42,7 @@ def default():
   c.ema = .998                # decay of the averaged weights; rises to it as (1 + step) / (10 + step)
 
   # Sampling.
-  c.sampler = 'best'          # the one of least error for the steps of the grid; ddim(eta), ddpm(variance), heun, unipc(order), .. (samplers/)
+  c.sampler = 'best'          # of the steps of a `trailing` grid, the one of least error; ddim(eta), ddpm(variance), heun, unipc(order), .. (samplers/)
   c.grid = 'trailing(50)'     # which noise levels are visited: trailing, karras, angle, times([..]), .. (grids.py)
   c.guidance = 2.             # 1: conditional, 0: unconditional, above 1: exaggerated
   c.guide = 'cfg'             # from left to right, such as 'cfg(lo=-3, hi=4) | rescale(.7) | dynamic_threshold'; apg(eta, norm), classifier

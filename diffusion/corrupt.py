@@ -21,7 +21,8 @@ def offset(strength=.1):
   positive('offset', strength=strength)
   def noise(key, x0):
     shared = (x0.shape[0],) + (1,) * (x0.ndim - 2) + x0.shape[-1:]
-    eps = jax.random.normal(key, x0.shape) + strength * jax.random.normal(jax.random.fold_in(key, 1), shared)
+    own_key, shared_key = jax.random.split(key)
+    eps = jax.random.normal(own_key, x0.shape) + strength * jax.random.normal(shared_key, shared)
     return eps, eps
   return noise
 
@@ -31,8 +32,9 @@ def perturbed(gamma=.1):
   (input perturbation, arXiv:2301.11706, algorithm 1)."""
   positive('perturbed', gamma=gamma)
   def noise(key, x0):
-    eps = jax.random.normal(key, x0.shape)
-    return eps + gamma * jax.random.normal(jax.random.fold_in(key, 1), x0.shape), eps
+    eps_key, more_key = jax.random.split(key)
+    eps = jax.random.normal(eps_key, x0.shape)
+    return eps + gamma * jax.random.normal(more_key, x0.shape), eps
   return noise
 
 

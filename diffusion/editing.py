@@ -290,11 +290,11 @@ def write(run, config, given, parent, params, step, versions):
   Returns:
     The folder.
   """
+  guided, both = helped(run, config, params, config.edit.classes or 'none')
   def unguided(params, cond):
     told = run.plain(params, cond)
     return clip(told) if config.clip else told
-  plain = Job(run._replace(denoise=unguided, self_condition=False), config, params)
-  guided, both = helped(run, config, params)
+  plain = Job(guided._replace(denoise=unguided, self_condition=False), config, params)
   done = TASKS[config.edit.task][0](Job(guided, config, both, plain), given)
   folder = new_folder(parent, step)
   pages = [_rgb(picture) for _, picture in done.before] + [_rgb(image) for image in done.images]

@@ -1,4 +1,4 @@
-"""The squared error of the output on held-out pictures, unweighted, by log-SNR: a table, a plot and a JSON record."""
+"""The squared error of the output on held-out pictures, unweighted, by log-SNR (of a classifier, its cross-entropy): a table, a plot, JSON."""
 import io
 import json
 from functools import partial
@@ -21,7 +21,7 @@ def heldout_by_logsnr(run, params, data, draws=8, seed=0):
     params: weights to evaluate.
     data: a Dataset.
   Returns:
-    {'loss', 'loss_error', 'number', 'bins': [{'low', 'high', 'mean', 'error', 'count'}]}; errors are standard errors, over
+    {'what', 'loss', 'loss_error', 'number', 'bins': [{'low', 'high', 'mean', 'error', 'count'}]}; errors are standard errors, over
     pictures for the loss and over draws in a bin.
   Raises:
     InputError: there are no held-out pictures.
@@ -49,7 +49,8 @@ def heldout_by_logsnr(run, params, data, draws=8, seed=0):
   pictures = squared.reshape(draws, n).mean(0)
   edges = [-np.inf, *LOGSNR_EDGES, np.inf]
   bins = [_bin(low, high, squared[(logsnr > low) & (logsnr <= high)]) for low, high in zip(edges, edges[1:])]
-  return dict(loss=float(pictures.mean()), loss_error=_standard_error(pictures), number=n, draws=draws, seed=seed,
+  what = 'squared error of the output' if run.denoise else 'cross-entropy of the class'
+  return dict(what=what, loss=float(pictures.mean()), loss_error=_standard_error(pictures), number=n, draws=draws, seed=seed,
               bins=[b for b in bins if b['count']])
 
 
@@ -64,7 +65,7 @@ def _bin(low, high, values):
 
 def table(result):
   """The result as text."""
-  lines = [f'held-out squared error of the output {result["loss"]:.5f} +- {result["loss_error"]:.5f} ({result["number"]} pictures, {result["draws"]} draws each)',
+  lines = [f'held-out {result["what"]} {result["loss"]:.5f} +- {result["loss_error"]:.5f} ({result["number"]} pictures, {result["draws"]} draws each)',
            '     log-SNR          loss           +-    draws']
   lines += [f'{b["low"]:5g} to {b["high"]:5g}  {b["mean"]:12.5f} {b["error"]:12.5f} {b["count"]:8d}' for b in result['bins']]
   return '\n'.join(lines)
@@ -85,8 +86,8 @@ def _plot(result):
   axes = figure.subplots()
   centres = [(max(b['low'], LOGSNR_EDGES[0] - 3) + min(b['high'], LOGSNR_EDGES[-1] + 3)) / 2 for b in result['bins']]
   axes.errorbar(centres, [b['mean'] for b in result['bins']], yerr=[b['error'] for b in result['bins']], marker='o', capsize=3)
-  axes.set(xlabel='log-SNR (noisy on the left)', ylabel='squared error of the output', yscale='log',
-           title=f'held-out squared error {result["loss"]:.4f} ± {result["loss_error"]:.4f}')
+  axes.set(xlabel='log-SNR (noisy on the left)', ylabel=result['what'], yscale='log',
+           title=f'held-out {result["what"]} {result["loss"]:.4f} ± {result["loss_error"]:.4f}')
   axes.grid(alpha=.3)
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=130)

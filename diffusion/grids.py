@@ -13,7 +13,7 @@ to snap to. Unless sigma_max and sigma_min say otherwise the ends are the schedu
 row or a curve at t = 1/1000. Where t = 1 has no signal, sigma / alpha is infinite: karras and exponential then begin one row
 cleaner (a curve at t = 0.999), whose signal is as good as lost in the noise; cosine begins at t = 1 all the same, for it can.
 
-Every grid takes any S from 1 as long as its levels differ; one step goes from the noisiest level to clean.
+Every grid takes any S from 1 as long as its levels differ (angle: and stay inside the schedule); one step goes from the noisiest level to clean.
 """
 import numpy as np
 from scipy.special import betaincinv
@@ -153,7 +153,8 @@ def _in_noise(name, steps, forward, inverse, sigma_min, sigma_max, snap, infinit
 def karras(steps=18, rho=7., sigma_min=None, sigma_max=None, snap=False):
   """(sigma / alpha)^(1/rho) falls evenly (EDM, arXiv:2206.00364, equation 5); larger rho means more steps near the clean end.
 
-  karras(18, sigma_min=.002) on the schedule `edm` is EDM's own grid from 80 to 0.002 (on the curve; t = 1/1000 has 0.00202).
+  karras(18, sigma_min=.002) on the schedule `edm` is EDM's own grid from 80 to 0.002 (on the curve; t = 1/1000 has 0.00202). Other
+  schedules begin far above 80 (cosine at 2e4), which wastes the first steps: give them sigma_max=80.
 
   Args:
     steps: number of steps; the first is at sigma_max, the last goes from sigma_min to clean.
@@ -196,7 +197,9 @@ def angle(steps=50):
   """
   _check('angle', steps)
   def grid(schedule):
-    noisiest = np.arctan(np.exp(-at(schedule, 1.).logsnr / 2))
+    noisiest, cleanest = np.arctan(np.exp(-at(schedule, [1., 0.]).logsnr / 2))
+    if noisiest / steps < cleanest:
+      raise InputError(f'angle({steps}): its last level would be cleaner than the schedule; ask for at most {int(noisiest / cleanest)} steps')
     return _at_noise(f'angle({steps})', schedule, np.append(at(schedule, [1.]).logsnr, -2 * np.log(np.tan(noisiest * _even(steps)[1:]))), False)
   return grid
 

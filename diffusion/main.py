@@ -110,6 +110,8 @@ def same_model(workdir, config, old, facts, old_facts):
   """Raises InputError where the work directory's checkpoint is of another model; says what else has changed."""
   gaps = [f'config.{key}: {config[key]!r} here, {old[key]!r} in the checkpoint' for key in FIXED
           if essence(config[key]) != essence(old[key])]
+  if old.draw != config.draw and 'loss_aware' in old.draw + config.draw:  # what its times remember is part of the checkpoint
+    gaps.append(f'config.draw: {config.draw!r} here, {old.draw!r} in the checkpoint')
   gaps += [f'{key}: {facts[key]} here, {old_facts[key]} in the checkpoint' for key in facts if facts[key] != old_facts[key]]
   if gaps:
     raise InputError(f'{workdir} holds a checkpoint of another model ({"; ".join(gaps)}); use another --workdir')
@@ -150,6 +152,8 @@ def train(config, workdir):
   from diffusion.log import open_log
   from diffusion.train import fit, make_state
   build.check(config)
+  if 'classifier' in build.guides(config):
+    raise InputError("config.guide='classifier' is for --mode=sample: train without it, then sample with config.sample.classifier")
   sharding.check_batch('config.batch', config.batch, sharding.make_mesh())
   samples.wanted_shows(config.sample.show)
   say('data', config.data)
@@ -182,7 +186,7 @@ def train(config, workdir):
     say('try next', f'python -m diffusion.main --mode=sample --workdir=MODEL --config.guide=classifier --config.sample.classifier={workdir}')
     return
   write_samples(run, config, workdir, state, data)
-  closing(config, workdir, int(state.step))
+  closing(config, workdir, int(state.step), run.classes)
 
 
 def look(run, config, workdir, log):
@@ -241,7 +245,7 @@ def write_samples(run, config, workdir, state, data=None):
   """Draws what config.sample asks for into a new folder of the work directory."""
   from diffusion.samples import write
   from diffusion.second import helped
-  run, params = helped(run, config, weights(config, state))
+  run, params = helped(run, config, weights(config, state), config.sample.classes)
   steps, options = len(run.levels.logsnr) - 1, config.sample
   say('sampling', f'{options.number} pictures of step {int(state.step)}, {steps} steps of {config.sampler} each')
   folder = write(run, config, workdir / 'samples', params, int(state.step), versions(), data)
@@ -249,11 +253,11 @@ def write_samples(run, config, workdir, state, data=None):
     say('wrote', path)
 
 
-def closing(config, workdir, step):
+def closing(config, workdir, step, classes):
   command = f'python -m diffusion.main --workdir={workdir}'
   say('checkpoint', workdir / 'checkpoints' / str(step))
   say('TensorBoard', f'tensorboard --logdir={workdir / "tensorboard"}    (pip install tensorboard)')
-  say('try next', f"{command} --mode=sample --config.guidance=2 --config.sample.show=all\n"
+  say('try next', f"{command} --mode=sample{' --config.guidance=2' if classes else ''} --config.sample.show=all\n"
       f"{command} --mode=sample --config.sampler=ddpm --config.grid='trailing(200)'\n"
       f'{command} --mode=evaluate')
 

@@ -89,6 +89,7 @@ def write(run, config, parent, params, step, versions, data=None):
 
   folder = new_folder(parent, step)
   guide = '' if config.guide == 'cfg' else f' by {config.guide}'
+  guide += ''.join(f', {word} {value}' for word, value in (('not', config.negative), ('away from', options.bad)) if value)
   title = f'step {step}, {config.sampler}, {config.grid}, guidance {config.guidance:g}{guide}' + (f', {options.mix}' if mix else '')
   pictures.save_png(page(images, labels, title), folder / 'grid.png')
   save_arrays(folder, images, cond, run.classes)

@@ -3,51 +3,64 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from diffusion import build, guidance, learned
+from diffusion import build, guidance, learned, specs
 from diffusion.checkpoint import open_checkpoints
+from diffusion.checks import guides as named, learns_schedule
 from diffusion.config import filled
 from diffusion.errors import InputError
 from diffusion.train import abstract_state
 
 
-def helped(run, config, params):
+def helped(run, config, params, wanted):
   """(run, params) with the second model that config.sample.bad or config.sample.classifier names, and a learned schedule as it has become.
 
   Autoguidance (arXiv:2406.02507) leads from the prediction of worse weights to that of the model, both with the condition. A
   classifier leads the model without condition to the class (arXiv:2105.05233), or with it where the stack has cfg or apg too.
 
+  Args:
+    wanted: the classes asked for, as in config.sample.classes.
   Raises:
     InputError: a model that is missing, of another shape or other classes, or a stack that has no use for it.
   """
-  options, guides = config.sample, build.guides(config)
-  if build.learns_schedule(config):
+  options, guides = config.sample, named(config)
+  if learns_schedule(config):
     run = build.on_schedule(run, config, learned.schedule(jax.device_get(params['curve'])))
   if options.bad and options.classifier:
     raise InputError('config.sample.bad and config.sample.classifier: give one of them')
   if ('classifier' in guides) != bool(options.classifier):
-    raise InputError(f"config.guide={config.guide!r}, config.sample.classifier={options.classifier!r}: the stack names 'classifier' where "
-                     'a classifier is given, and only there')
+    raise InputError(f"config.guide={config.guide!r}, config.sample.classifier={options.classifier!r}: for classifier guidance set both, "
+                     "config.guide='classifier' and the work directory of a run of configs/noisy_classifier.py")
   if options.bad:
     if config.guidance == 1:
       raise InputError('config.sample.bad: autoguidance needs a scale above 1; set config.guidance=2')
-    other, weights = _open(run, options.bad, 'config.sample.bad')
+    other, weights = _open(run, config, options.bad, 'config.sample.bad')
+    if other.denoise is None:
+      raise InputError(f'config.sample.bad={options.bad!r} is a classifier; it belongs in config.sample.classifier')
     def denoise(both, cond):
-      return run.guided(guidance.two_calls(run.plain(both[0], cond), other.plain(both[1], cond)))
+      def pair(previous):
+        return guidance.two_calls(run.plain(both[0], cond, previous), other.plain(both[1], cond, previous))
+      return lambda x, noise, previous=None: run.guided(pair(previous))(x, noise)
     return run._replace(denoise=denoise), (params, weights)
   if options.classifier:
-    other, weights = _open(run, options.classifier, 'config.sample.classifier')
+    other, weights = _open(run, config, options.classifier, 'config.sample.classifier')
     if other.denoise is not None or not run.classes:
       raise InputError(f'config.sample.classifier={options.classifier!r}: expected a run of configs/noisy_classifier.py, and a model with classes')
-    with_null = {'cfg', 'apg'} & set(guides)
+    if wanted == 'none':
+      raise InputError("config.guide='classifier' leads to a class, and 'none' is asked for; name one")
+    # A classifier alone leads the unconditional model; a model that does not know that one, the conditional.
+    alone = not {'cfg', 'apg'} & set(guides)
     def denoise(both, label):
-      plain, null = (run.plain(both[0], c) for c in (label, run.task.null(label)))
-      pair = guidance.two_calls(plain, null) if with_null else guidance.two_calls(null, null)
-      return run.guided(pair, other.plain(both[1], label))
+      def pair(previous):
+        told, untold = (run.plain(both[0], c, previous) for c in (label, run.task.null(label)))
+        if alone:
+          told = untold = untold if config.condition_dropout else told
+        return guidance.two_calls(told, untold)
+      return lambda x, noise, previous=None: run.guided(pair(previous), other.plain(both[1], label))(x, noise)
     return run._replace(denoise=denoise), (params, weights)
   return run, params
 
 
-def _open(run, path, field):
+def _open(run, config, path, field):
   """(Experiment, EMA weights) of 'WORKDIR' or 'WORKDIR@STEP'."""
   workdir, at, step = path.partition('@')
   if at and not step.isdigit():
@@ -61,5 +74,8 @@ def _open(run, path, field):
   gaps = [f'{key} {meta[key]} there, {value} here' for key, value in facts.items() if list(meta[key]) != value]
   if gaps:
     raise InputError(f'{field}={path!r} is of other data: {"; ".join(gaps)}')
-  other = build.build(filled(ConfigDict(meta['config'])), run.shape, run.classes, run.mesh)
+  there = filled(ConfigDict(meta['config']))
+  if specs.parse(there.schedule) != specs.parse(config.schedule):  # its times would mean other levels
+    raise InputError(f'{field}={path!r} was trained on config.schedule={there.schedule!r}, the model on {config.schedule!r}; use one of the same')
+  other = build.build(there, run.shape, run.classes, run.mesh)
   return other, checkpoints.restore(abstract_state(other), int(step) if at else None).state.ema

@@ -62,7 +62,7 @@ def make_heldout_loss(run, data, number):
     for i in range(batches):  # a set smaller than a batch is repeated to fill it
       indices = np.arange(i * run.plan.batch, (i + 1) * run.plan.batch) % len(data.images)
       batch = sharding.put_batch(host_batch(data, indices), run.mesh)
-      results.append(jax.device_get(measure(params, batch, jax.random.fold_in(jax.random.key(run.plan.seed), i))))
+      results.append(jax.device_get(measure(params, batch, jax.random.fold_in(jax.random.key(run.plan.seed), 2 ** 31 + i))))
     return dict(heldout_loss=float(np.mean(results)))
   return heldout
 

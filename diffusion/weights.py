@@ -87,6 +87,6 @@ def uncertainty(features=64):
   rng = np.random.default_rng(0)
   frequency, phase = rng.standard_normal(features).astype(np.float32), rng.random(features).astype(np.float32)
   def u(params, logsnr):
-    angle = 2 * np.pi * (logsnr[:, None] / 8 * frequency + phase)
+    angle = 2 * np.pi * (jnp.clip(logsnr, -20., 20.)[:, None] / 8 * frequency + phase)  # a row without signal is at -inf
     return np.sqrt(2).item() * jnp.cos(angle) @ params
   return np.zeros(features, np.float32), u

@@ -1,7 +1,7 @@
 r"""Every solver at equal numbers of network evaluations: how far its samples are from the exact solution, and what they look like.
 
   python -m experiments.solvers                                          on a mixture of Gaussians, whose solution is known
-  python -m experiments.solvers --workdir=runs/cosine_ddim               and on a trained model, against 400 steps of the best solver
+  python -m experiments.solvers --workdir=runs/cosine_ddim               and on a trained model, against 400 steps of UniPC-3
   python -m experiments.solvers --samplers='ddim, dpmpp_2m, unipc(3)' --grids='trailing, karras' --budgets=5,10,20
 
 A budget is a number of evaluations; a solver that spends two a step takes half the steps. The error is the root mean square over all
@@ -19,8 +19,8 @@ from diffusion import platform
 
 ODE = ('ddim', 'heun', 'flow_heun', 'dpm_solver_2', 'dpmpp_2s', 'dpmpp_2m', "dpmpp_2m('heun')", 'dpmpp_3m', 'dpmpp_3m_shipped', 'unipc(1)',
        'unipc(2)', "unipc(2, 'bh1')", 'unipc(3)', 'deis(2)', 'deis(3)', 'lms(2)', 'lms(3)', 'lms(4)', 'flow_lms(2)', 'flow_lms(3)', 'plms(3)', 'flow_pc(1)', 'flow_pc(2)',
-       'flow_pc(3)')
-NOISY = ('ddim(1)', 'ddpm', 'dpmpp_sde_2m', 'churn', 'langevin')
+       'flow_pc(3)', 'best')
+NOISY = ('ddim(0.5)', 'ddim(1)', 'ddpm', 'dpmpp_sde_2m', 'churn', 'langevin', 'consistency')
 GRIDS = ('trailing', 'angle', 'karras', 'exponential')
 SHOWN = (5, 10, 20, 50)  # budgets of the Markdown table
 
@@ -30,8 +30,8 @@ def arguments():
   add = parser.add_argument
   add('--workdir', help='of a trained model; without it, only the mixture')
   add('--out', help='folder to write to (default: WORKDIR/solvers, or runs/solvers)')
-  add('--samplers', default=', '.join(ODE + NOISY), help='specs, separated by commas (default: all)')
-  add('--grids', default=', '.join(GRIDS), help='names of grids (default: %(default)s)')
+  add('--samplers', default=', '.join(ODE + NOISY), help='specs, separated by commas (default: %(default)s)')
+  add('--grids', default=', '.join(GRIDS), help='names of grids (default: %(default)s); the contact sheet uses the first')
   add('--budgets', default='1,2,3,5,7,10,15,20,30,50', help='numbers of evaluations (default: %(default)s)')
   add('--number', type=int, default=8, help='pictures drawn from the model (default: 8)')
   add('--seed', type=int, default=0)
@@ -49,18 +49,31 @@ def stepwise(keys, denoise, sampler, levels, x):
   return state.x
 
 
-def within(sampler, grid, schedule, budget):
-  """(levels, evaluations) of the longest grid whose evaluations stay within the budget; None where even one step takes more."""
+def within(spec, grid, schedule, budget):
+  """(sampler, levels, evaluations) of the longest grid whose evaluations stay within the budget; None where even one step takes more."""
+  from diffusion import build
   from diffusion.errors import InputError
   for steps in range(budget, 0, -1):
     try:
       levels = grid(steps)(schedule)
     except InputError:
       continue  # two steps on one level of this schedule: take fewer
+    sampler = build.make('sampler', spec, schedule=schedule, levels=levels)
     evaluations = len(sampler.plan(levels).h)
     if evaluations <= budget:
-      return levels, evaluations
+      return sampler, levels, evaluations
   return None
+
+
+def draws_noise(spec, problem):
+  """Whether a solver draws noise: two sets of keys then give other samples."""
+  import numpy as np
+  from diffusion import build, grids, samplers
+  levels = grids.trailing(5)(problem.schedule)
+  sampler = build.make('sampler', spec, schedule=problem.schedule, levels=levels)
+  keys = (samplers.sample_keys(seed, np.arange(len(problem.z))) for seed in (0, 1))
+  ends = [np.asarray(stepwise(k, problem.denoise, sampler, levels, float(levels.sigma[0]) * problem.z)) for k in keys]
+  return bool(np.any(ends[0] != ends[1]))
 
 
 class Problem(NamedTuple):
@@ -80,11 +93,11 @@ def errors(problem, samplers, grids, budgets):
   work = [(s, g, b) for s in samplers for g in grids for b in budgets]
   rows = []
   for solver, grid, budget in tqdm(work, problem.name, unit='run', disable=None):
-    found = within(samplers[solver], grids[grid], problem.schedule, budget)
+    found = within(solver, grids[grid], problem.schedule, budget)
     if found is None:
       continue
-    levels, evaluations = found
-    x = stepwise(problem.keys, problem.denoise, samplers[solver], levels, float(levels.sigma[0]) * problem.z)
+    sampler, levels, evaluations = found
+    x = stepwise(problem.keys, problem.denoise, sampler, levels, float(levels.sigma[0]) * problem.z)
     rows.append(dict(data=problem.name, solver=solver, grid=grid, budget=budget, steps=len(levels.logsnr) - 1, evaluations=evaluations,
                      error=float(np.sqrt(np.mean((np.asarray(x) - problem.truth) ** 2)))))
   return rows
@@ -109,15 +122,18 @@ def model(workdir, number, seed):
   from etils import epath
   from diffusion import generate, grids, main, samplers
   from diffusion.config import filled
+  from diffusion.second import helped
   from diffusion.errors import InputError
   meta = main.stored(workdir)
   if meta is None:
     raise InputError(f'--workdir={workdir} holds no checkpoint; train first, with python -m diffusion.main --config=configs/cosine_ddim.py')
   config = filled(meta['config'])
   run, checkpoints, _ = main.open_run(config, epath.Path(workdir))
-  state = main.restore(run, checkpoints)
+  if run.denoise is None or run.self_condition:
+    raise InputError(f'--workdir={workdir}: a classifier draws nothing, and a self-conditioned model is no ODE; use another model')
+  run, params = helped(run, config, main.restore(run, checkpoints).ema, '')
   cond, labels = generate.class_conditions(run.classes, '', number)
-  denoise = jax.jit(lambda x, noise: run.denoise(state.ema, cond)(x, noise))
+  denoise = jax.jit(lambda x, noise: run.denoise(params, cond)(x, noise))
   keys = samplers.sample_keys(seed, np.arange(number))
   z = samplers.gaussian(keys, 0, jax.ShapeDtypeStruct((number, *run.shape), np.float32))
   levels = grids.exponential(400)(run.schedule)
@@ -128,11 +144,12 @@ def model(workdir, number, seed):
 
 # ---- what is written
 def markdown(rows):
-  """Tables of the errors at SHOWN budgets, best at 10 evaluations first; the best of each budget in bold."""
+  """Tables of the errors, at SHOWN budgets where there are many, best at 10 evaluations first; the best of each budget in bold."""
   text = []
   for data in dict.fromkeys(row['data'] for row in rows):
     here = {(r['solver'], r['grid'], r['budget']): r['error'] for r in rows if r['data'] == data}
-    shown = [b for b in SHOWN if any(key[2] == b for key in here)] or sorted({key[2] for key in here})
+    budgets = sorted({key[2] for key in here})
+    shown = [b for b in SHOWN if b in budgets] if len(budgets) > 5 else budgets
     best = {b: min(e for key, e in here.items() if key[2] == b) for b in shown}
     names = sorted({key[:2] for key in here}, key=lambda name: here.get((*name, 10 if 10 in shown else shown[-1]), float('inf')))
     cell = lambda e, b: '' if e is None else f'**{e:.4f}**' if e == best[b] else f'{e:.4f}'
@@ -171,20 +188,31 @@ def contact(problem, samplers, grid, budgets, decode, label):
   for solver in tqdm(samplers, 'contact sheet', unit='solver', disable=None):
     row = []
     for budget in budgets:
-      found = within(samplers[solver], grid, problem.schedule, budget)
-      x = np.ones_like(problem.z[:1]) if found is None else stepwise(
-        problem.keys, problem.denoise, samplers[solver], found[0], float(found[0].sigma[0]) * problem.z)[:1]
+      found = within(solver, grid, problem.schedule, budget)
+      x = np.ones_like(problem.z[:1])
+      if found is not None:
+        sampler, levels, _ = found
+        x = stepwise(problem.keys, problem.denoise, sampler, levels, float(levels.sigma[0]) * problem.z)[:1]
       row.append(np.asarray(decode(x))[0])
     pages.append(np.stack(row))
   return pictures.rows(pages, list(samplers), [f'{b} evals' for b in budgets], title=label)
+
+
+def _budgets(text):
+  """'5,10' -> [5, 10]."""
+  from diffusion.errors import InputError
+  if not all(part.strip().isdigit() and int(part) for part in text.split(',')):
+    raise InputError(f'--budgets={text!r}: expected numbers of evaluations from 1, such as 5,10,20')
+  return sorted({int(part) for part in text.split(',')})
 
 
 def _grid(name):
   """The grid function of a name, called with a number of steps."""
   from diffusion import build, specs
   from diffusion.errors import InputError
-  if name not in build.CHOICES['grid']:
-    raise InputError(f'--grids: {specs.unknown(name, build.CHOICES["grid"])}')
+  names = [key for key in build.CHOICES['grid'] if key not in ('times', 'sigmas', 'logsnr')]  # those made by a number of steps
+  if name not in names:
+    raise InputError(f'--grids: {specs.unknown(name, names)}')
   return build.CHOICES['grid'][name]
 
 
@@ -197,21 +225,24 @@ def main():
   from diffusion.files import write_atomic
   from diffusion.main import say, versions
   try:
-    budgets = sorted({int(b) for b in options.budgets.split(',')})
+    budgets = _budgets(options.budgets)
     wanted, names = specs.split(options.samplers), specs.split(options.grids)
     grids = {name: _grid(name) for name in names}
     out = epath.Path(options.out or (f'{options.workdir}/solvers' if options.workdir else 'runs/solvers'))
     toy = mixture(options.seed)
-    make = lambda schedule, some: {s: build.make('sampler', s, schedule=schedule, steps=1) for s in some}
-    deterministic = [s for s in wanted if s not in NOISY]
+    if any(specs.parse(s)[0] == 'adaptive' for s in wanted):
+      raise InputError("--samplers: 'adaptive' chooses its evaluations itself, so that it has no place at equal ones; leave it out")
+    deterministic = [s for s in wanted if not draws_noise(s, toy)]
+    if not deterministic:
+      raise InputError(f'--samplers={options.samplers!r}: all of these draw noise, and have no error; add one of the ODE, such as ddim')
     trained = model(options.workdir, options.number, options.seed) if options.workdir else None
-    rows = errors(toy, make(toy.schedule, deterministic), grids, budgets)
+    rows = errors(toy, deterministic, grids, budgets)
     out.mkdir(parents=True, exist_ok=True)
     if trained:
       problem, decode, labels, config = trained
-      rows += errors(problem, make(problem.schedule, deterministic), grids, budgets)
+      rows += errors(problem, deterministic, grids, budgets)
       title = f'{labels[0] if labels else "one noise"}, grid {names[0]}, guidance {config.guidance:g}'
-      page = contact(problem, make(problem.schedule, wanted), grids[names[0]], budgets, decode, title)
+      page = contact(problem, wanted, grids[names[0]], budgets, decode, title)
       pictures.save_png(page, out / 'contact.png')
       say('wrote', out / 'contact.png')
   except (InputError, OSError, ValueError) as error:

@@ -3,9 +3,10 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion import build, schedules, sharding, specs
+from diffusion import build, grids, schedules, sharding, specs
 from diffusion.config import default, tiny
 from diffusion.errors import InputError
+from diffusion.noise import take
 
 SHAPE, CLASSES = (8, 8, 1), ('a', 'b')
 
@@ -54,7 +55,10 @@ def test_specs_are_parsed(spec, expected):
   (dict(net='unet(channels=16, multipliers=(1, 1, 1, 1, 1))'), '16'),
   (dict(batch=0), 'config.batch=0'), (dict(beta2=1.5), 'beta2=1.5'), (dict(guidance=float('nan')), 'guidance'),
   (dict(condition_dropout=0., guidance=2.), 'learned to do without'), (dict(guide='cgf'), "did you mean 'cfg'"),
-  (dict(guide='cfg | rescale(2)'), 'from 0 to 1'), (dict(guide='cfg(lo=3, hi=1)'), 'lower one first'), (dict(guide='apg(eta=7)'), 'eta=7'),
+  (dict(guide='cfg | rescale(2)'), 'from 0 to 1'), (dict(guide='rescale(.5) | cfg'), 'cfg or apg comes first'), (dict(guide='cfg(3)'), 'the scale is config.guidance'),
+  (dict(guide='rescale(.5)'), 'begin it with cfg'), (dict(negative='a', guidance=1.), 'guidance other than 1'), (dict(schedule='flow(50)', predict='eps', grid='karras(5)'), 'says nothing'),
+  (dict(self_condition=True, sampler='adaptive'), 'last estimate'), (dict(net='classifier(channels=16)', uncertainty=8), 'config.uncertainty=0'),
+  (dict(draw='loss_aware', uncertainty=8), 'use one of them'), (dict(schedule='learned', weight='vlb', noise='offset'), "config.noise='plain'"), (dict(guide='cfg(lo=3, hi=1)'), 'lower one first'), (dict(guide='apg(eta=7)'), 'eta=7'),
   (dict(guide='dynamic_threshold(99.5)'), 'share above 0'), (dict(negative='c'), "negative='c'.*valid: a, b"), (dict(sampler='unipc(order=7)'), 'from 1 to 3'),
   (dict(sampler="ddpm(variance='learned')"), 'learned its variance'), (dict(schedule='zero_terminal(linear)', predict='eps'), 'says nothing about x0'),
   (dict(grid='karras(5, rho=-1)'), 'rho=-1'), (dict(grid='times([0.1, 0.5])'), 'noise to clean'), (dict(grid='sigmas([1, 2])'), 'noise to clean'),
@@ -79,7 +83,7 @@ def test_a_batch_must_divide_over_the_devices():
 
 def test_every_choice_of_every_field_can_be_built_from_its_bare_name_or_says_what_it_needs(mesh):
   needs = dict(from_betas='betas', table='weights', shift='ratio', times='values', sigmas='values', sub_vp='schedule', zero_terminal='schedule')
-  extra = dict(schedule=schedules.cosine(), steps=10, classes=2)
+  extra = dict(schedule=schedules.cosine(), levels=grids.trailing(10)(schedules.cosine()), classes=2)
   for field in ('task', 'net', 'schedule', 'predict', 'draw', 'weight', 'error', 'noise', 'sampler', 'grid'):
     for name in build.CHOICES[field]:
       if name in needs:
@@ -108,7 +112,7 @@ def test_the_ema_decay_rises_to_its_limit(mesh):
 def test_guidance_and_clipping_are_as_configured(mesh):
   x = np.linspace(-3, 3, 4 * 64, dtype=np.float32).reshape(4, 8, 8, 1)
   cond = np.eye(2, dtype=np.float32)[[0, 1, 0, 1]]
-  level = build.take(build.make('schedule', 'cosine'), 700)
+  level = take(build.make('schedule', 'cosine'), 700)
   preds = {}
   for guidance, clipped in ((1., False), (0., False), (3., False), (3., True)):
     net = 'unet(channels=16, multipliers=(1,), blocks=1, zero_init=False)'
@@ -148,7 +152,7 @@ def test_a_self_conditioned_model_is_told_its_last_estimate(mesh):
   told = samplers.sample(keys, run.denoise(params, cond), samplers.self_conditioned(run.sampler), run.levels, x)
   steps, here, estimate = samplers.steps(run.levels), x, np.zeros_like(x)
   for i in range(3):
-    t, s = build.take(steps.t, i), build.take(steps.s, i)
+    t, s = take(steps.t, i), take(steps.s, i)
     pred = run.denoise(params, cond)(here, t, estimate)
     here, estimate = s.alpha * pred.x0 + s.sigma * pred.eps, pred.x0
   np.testing.assert_allclose(told, here, atol=1e-4)

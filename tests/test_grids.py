@@ -286,3 +286,17 @@ def test_shifted_is_the_flow_matching_grid_of_diffusers(diffusers):
   ours = grids.shifted(20, 3.)(schedules.flow())
   np.testing.assert_allclose(ours.sigma, scheduler.sigmas.numpy(), rtol=1e-6)
   np.testing.assert_allclose(ours.time[:-1], scheduler.timesteps.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize('S', [1, 2, 7, 40])
+def test_angle_is_trailing_on_the_circle_and_ends_there(S):
+  circle, own = schedules.cosine(None, s=0.), schedules.edm()
+  np.testing.assert_allclose(grids.angle(S)(circle).logsnr[1:], grids.trailing(S)(circle).logsnr[1:], atol=4e-3)  # the curve is cut at log-SNR -20
+  levels = grids.angle(S)(own)
+  np.testing.assert_allclose(np.diff(np.arctan2(levels.sigma, levels.alpha)), -np.arctan(80.) / S, rtol=1e-9)
+
+
+def test_angle_says_how_many_steps_a_schedule_allows():
+  with pytest.raises(InputError, match='angle.5.: its last level would be cleaner than the schedule; ask for at most 4 steps'):
+    grids.angle(5)(schedules.offset_cosine())
+  assert len(grids.angle(4)(schedules.offset_cosine()).time) == 5

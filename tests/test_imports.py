@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent.parent / 'diffusion'
 LEVELS = [
   ['errors'], ['noise', 'files'], ['schedules'], ['schedule_transforms', 'grids', 'predict', 'times'],
   ['denoise', 'data', 'checkpoint', 'log', 'pictures', 'weights', 'corrupt', 'likelihood'],
-  ['losses', 'samplers', 'guidance', 'classify', 'specs', 'sharding', 'nets', 'platform'], ['tasks', 'edit', 'learned'], ['config'], ['build', 'state'], ['train', 'generate'],
+  ['losses', 'samplers', 'guidance', 'classify', 'specs', 'sharding', 'nets', 'platform'], ['tasks', 'edit', 'learned'], ['config', 'parts'], ['checks'], ['build', 'state'], ['train', 'generate'],
   ['evaluate', 'samples', 'second'], ['editing'], ['main'],
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}

@@ -93,7 +93,8 @@ def test_the_gradient_of_the_inside_is_that_of_the_mean_square_and_of_the_rest_t
     data_key, bound_key, loss_key = jax.random.split(key, 3)
     x0 = STD * jax.random.normal(data_key, (256, DIMS))
     time_key, eps_key = jax.random.split(bound_key)
-    t = (jax.random.uniform(time_key) + jnp.arange(256)) / 256
+    offset_key, order_key = jax.random.split(time_key)
+    t = (jax.random.uniform(offset_key) + jax.random.permutation(order_key, 256)) / 256
     level, slope = learned.logsnr(params['curve'], t)
     level, slope = level[:, None], slope[:, None]
     eps = jax.random.normal(jax.random.split(loss_key, 5)[1], x0.shape)

@@ -87,6 +87,10 @@ def test_posterior_mean_and_variances_agree_with_bayes_in_float64(t, s):
     assert moved(samplers.ddpm('none'), x0, eps) == pytest.approx(float(mean), rel=1e-6)
   assert moved(samplers.ddpm('small'), 0., 0.) == pytest.approx(float(np.sqrt(variance)) * z, rel=1e-6)
   assert moved(samplers.ddpm('large'), 0., 0.) == pytest.approx(float(np.sqrt(beta)) * z, rel=1e-6)
+  for share in (0., .3, 1.):  # learned: between them in the logarithm (improved DDPM, equation 15)
+    std = np.exp(.5 * (share * np.log(beta) + (1 - share) * np.log(variance)))
+    fixed = lambda x, noise: Pred(jnp.zeros(1), jnp.zeros(1), jnp.full(1, share))
+    assert float(samplers.ddpm('learned').step(keys, fixed, samplers.Sample(jnp.zeros(1)), step).x[0]) == pytest.approx(float(std) * z, rel=1e-6)
 
 
 @pytest.mark.parametrize('S', [1, 7, 50])

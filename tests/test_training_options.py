@@ -131,7 +131,7 @@ def test_a_learned_schedule_moves_stays_monotone_and_is_what_samples_are_drawn_o
   after = jax.device_get(state.params['curve'])
   assert np.isfinite(losses).all() and np.mean(losses[-3:]) < np.mean(losses[:3])
   assert all(np.abs(after[name] - before[name]).max() > .01 for name in ('ends', 'inner'))
-  helped, params = second.helped(run, c, state.params)
+  helped, params = second.helped(run, c, state.params, '')
   assert np.all(np.diff(helped.levels.logsnr) > 0)
   assert helped.levels.logsnr[0] == pytest.approx(-float(np.logaddexp(0, after['ends'][1])), rel=1e-6)  # where the learned curve ends
   assert helped.levels.logsnr[0] != run.levels.logsnr[0] == pytest.approx(-5)

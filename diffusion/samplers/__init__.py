@@ -1,10 +1,10 @@
 """Samplers: from noise to clean along a grid, one `lax.scan`.
 
 A sampler is pure functions: `init` makes a state (a NamedTuple whose field x is the sample), `step` moves it from one level t
-to the next cleaner one s, with one evaluation of the network. A step is given both ends and their half log-SNR difference h,
-differenced in float64; it never works out a previous timestep. `plan` turns a grid into the rows that the scan walks over,
-with whatever coefficients a method needs, in float64 on the host. To add one: write `step` and a function that returns a
-Sampler, and name it in build.py.
+to the next cleaner one s, with one evaluation of the network (`adaptive` takes as many as it needs). A step is given both ends and
+their half log-SNR difference h, differenced in float64; it never works out a previous timestep. `plan` turns a grid into the rows
+that the scan walks over, with whatever coefficients a method needs, in float64 on the host. To add one: write `step` and a function
+that returns a Sampler, and name it in parts.py.
 
 All methods of the probability-flow ODE rest on one fact. A noisy picture can be written in three ways,
 
@@ -14,7 +14,8 @@ All methods of the probability-flow ODE rest on one fact. A noisy picture can be
 
 and in each of them the step with a constant right-hand side is the same: alpha_s * x0 + sigma_s * eps, which is DDIM. Methods
 differ in which of the three they take to be smooth, and in how they use earlier or intermediate evaluations to correct that
-step. Nothing depends on the scaling: VP, VE and flow give equal pictures.
+step. Nothing depends on the scaling: VP, VE and flow give equal pictures, but for DDPM's large and learned variance, which are in the
+units of t.
 """
 from diffusion.samplers.core import Sample, Sampler, Step, gaussian, prior, sample, sample_keys, self_conditioned, steps
 from diffusion.samplers.adaptive import adaptive

@@ -56,11 +56,11 @@ def integrate(slope, y, start, end, rtol, atol, limit):
     taken = ((size <= 1) | (c.tries == limit - 1)) & ~done
     keep = lambda new, old: jnp.where(wide(taken), new, old)
     reached = jnp.where(taken, jnp.where(h == left, end, c.w + h), c.w)
-    return Cursor(keep(y, c.y), jnp.where(wide(done), c.slope, jnp.where(wide(taken), slopes[6], slopes[0])), reached,
-                  h * jnp.clip(.9 * size ** -.2, .2, 5.), c.tries + 1, c.evaluations + jnp.where(done, 0, jnp.where(c.tries == 0, 7, 6)))
+    return Cursor(keep(y, c.y), keep(slopes[6], slopes[0]), reached,
+                  h * jnp.clip(.9 * size ** -.2, .2, 5.), c.tries + 1, c.evaluations + jnp.where(c.tries == 0, 7, jnp.where(done, 0, 6)))
   first = jnp.full(len(y), (end - start) / 20, y.dtype)
   cursor = Cursor(y, jnp.zeros_like(y), jnp.full_like(first, start), first, 0, jnp.zeros(len(y), jnp.int32))
-  return jax.lax.while_loop(lambda c: (c.tries < limit) & jnp.any(c.w > end), body, cursor)
+  return jax.lax.while_loop(lambda c: (c.tries < limit) & ((c.tries == 0) | jnp.any(c.w > end)), body, cursor)
 
 
 def adaptive(schedule, rtol=1e-3, atol=1e-3, limit=100):
@@ -78,8 +78,9 @@ def adaptive(schedule, rtol=1e-3, atol=1e-3, limit=100):
     raise InputError(f'adaptive({rtol=}, {atol=}, {limit=}): expected tolerances above 0 and a limit of at least 2')
   def plan(levels):
     last = len(levels.logsnr) - 1
-    end = level(schedule, _cleanest(schedule)) if levels.sigma[-1] == 0 else take(levels, last)
-    known = level(schedule, np.linspace(max(levels.logsnr[0], at(schedule, 1.).logsnr, -60), end.logsnr, 4000))
+    end = level(schedule, max(_cleanest(schedule), levels.logsnr[0])) if levels.sigma[-1] == 0 else take(levels, last)
+    noisiest = max(min(levels.logsnr[0], end.logsnr - 1e-3), at(schedule, 1.).logsnr, -60)
+    known = level(schedule, np.linspace(noisiest, end.logsnr, 4000))
     known = Noise(*(a[None] for a in known))
     return walk(levels, [0], [last])._replace(extra=(np.reshape(share(end), 1), known))
   def step(keys, denoise, state, step):

@@ -12,7 +12,7 @@ import numpy as np
 from diffusion.noise import take
 from diffusion.predict import Pred, solve
 from diffusion.samplers.core import Sampler, blank, steps
-from diffusion.samplers.forms import FLOW, data, exact, lam, move, share, smooth, straight
+from diffusion.samplers.forms import FLOW, data, exact, lam, move, ratio, share, smooth, straight
 from diffusion.samplers.multistep import check_kind, check_order, flow_lms, usable
 
 
@@ -103,11 +103,13 @@ def flow_pc(order=2):
                    lambda t, s, nodes: np.delete(rule(t, s, [s, *nodes]), 1))
 
 
-def best(steps=50):
-  """The solver of the least error at this number of steps on the grid `trailing`, as measured on 32 guided sprites (experiments/solvers.py).
+def best(levels):
+  """The solver of the least error for the steps of a grid, as measured on 32 guided sprites and `trailing` grids (experiments/solvers.py).
 
-  UniPC-2 up to 3 steps, flow_pc(1) up to 5, flow_pc(2) up to 34, flow_lms(3) from 35.
+  UniPC-2 up to 3 steps, flow_pc(1) up to 5, flow_pc(2) up to 34, flow_lms(3) from 35; UniPC-2 on any grid whose last level is so clean
+  (sigma / alpha below 0.025, as on karras, exponential and cosine) that velocities are all error there.
   """
-  if steps < 6:
-    return unipc(2) if steps < 4 else flow_pc(1)
-  return flow_pc(2) if steps < 35 else flow_lms(3)
+  steps = len(levels.logsnr) - 1
+  if steps < 4 or 0 < ratio(take(levels, -2)) < .025:
+    return unipc(2)
+  return flow_pc(1) if steps < 6 else flow_pc(2) if steps < 35 else flow_lms(3)
