@@ -20,6 +20,7 @@ setup(
     'numpy>=2.4,<3',
     'pillow>=13,<14',
     'scikit-learn>=1.9,<2',
+    'scipy>=1.17,<2',
     'tensorboardX>=2.6.5,<3',
     'tensorflow-datasets>=4.9.10,<5',
     'importlib_resources>=7.1,<8',  # tensorflow-datasets imports it without declaring it
