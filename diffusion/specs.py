@@ -61,7 +61,8 @@ def parse(spec):
 
 def usage(name, function, given=()):
   """'name(argument, key=default)' of a function, without what is given to it anyway."""
-  fields = [p for p in inspect.signature(function).parameters.values() if p.name not in HIDDEN and p.name not in given]
+  hidden = {*given, *(HIDDEN if inspect.isclass(function) else ())}
+  fields = [p for p in inspect.signature(function).parameters.values() if p.name not in hidden]
   return f'{name}({", ".join(str(p.replace(annotation=p.empty)) for p in fields)})'
 
 
@@ -88,8 +89,9 @@ def resolve(choices, field, spec, **extra):
   function = choices[field][name]
   signature = inspect.signature(function)
   given = {key: value for key, value in extra.items() if key in signature.parameters and key not in kwargs}
-  told, free = usage(name, function, given), [key for key in signature.parameters if key not in given and key not in HIDDEN]
-  wrong = [f'unknown argument {key!r}' for key in kwargs if key not in signature.parameters or key in HIDDEN]
+  hidden = HIDDEN if inspect.isclass(function) else ()
+  told, free = usage(name, function, given), [key for key in signature.parameters if key not in given and key not in hidden]
+  wrong = [f'unknown argument {key!r}' for key in kwargs if key not in signature.parameters or key in hidden]
   wrong += ['too many positional arguments'] * (len(args) > len(free))
   try:
     bound = signature.bind(**(dict(zip(free, args)) | kwargs | given)) if not wrong else None

@@ -136,6 +136,13 @@ def test_guidance_needs_conditions(mesh):
     build.build(config(guidance=2.), SHAPE, (), mesh)
 
 
+def test_an_argument_may_be_called_name():
+  with pytest.raises(InputError, match='nowhere'):
+    build.make('data', "tfds(fashion_mnist, data_dir='/nowhere')")
+  with pytest.raises(InputError, match="unknown argument 'name'"):
+    build.make('net', 'unet(name=u)')
+
+
 def test_nested_specs_are_schedules_themselves():
   table = build.make('schedule', 'zero_terminal(scaled_linear(T=50))')
   assert len(table.alpha) == 50 and table.alpha[-1] == 0

@@ -27,7 +27,7 @@ POSTERIOR_STD = np.sqrt(.4 - .35 ** 2 / .5)
 
 
 def solver(name):
-  return build.make('sampler', name, schedule=COSINE)
+  return build.make('sampler', name, schedule=COSINE, levels=grids.trailing(10)(COSINE))
 
 
 def run(sampler, levels, denoise, n=64, shape=(), x=None, seed=0):

@@ -37,7 +37,7 @@ def batches(number):
     yield dict(images=images, cond=np.eye(2, dtype=np.float32)[labels])
 
 
-EVERYTHING = dict(variance='learned', self_condition=True, uncertainty=8, noise='paired', schedule='cosine(20)', weight='vlb',
+EVERYTHING = dict(variance='learned', self_condition=True, noise='paired', schedule='cosine(20)', weight='vlb',
                   draw='loss_aware(bins=4, least=2)', grid='trailing(4)')
 
 
@@ -63,7 +63,6 @@ def test_a_run_with_everything_resumes_bit_for_bit_with_what_its_times_remember(
   jax.tree.map(np.testing.assert_array_equal, state, again)
   mean_square, count = state.memory[0]
   assert int(count.sum()) == 6 * 8 and np.all(np.asarray(mean_square) > 0)
-  assert np.any(np.asarray(state.params['uncertainty']) != 0)
   jax.tree.map(np.testing.assert_array_equal, train.make_state(run, key).memory[0], np.zeros((2, 4)))  # what is donated is a copy
 
 
@@ -138,6 +137,20 @@ def test_a_learned_schedule_moves_stays_monotone_and_is_what_samples_are_drawn_o
 
 
 def test_a_learned_schedule_goes_with_the_bound_alone():
-  for changes in (dict(weight='one'), dict(uncertainty=8), dict(draw='uniform')):
-    with pytest.raises(InputError, match="set config.weight='vlb'"):
+  for changes, fix in ((dict(weight='one'), "weight='vlb'"), (dict(uncertainty=8), 'uncertainty=0'), (dict(draw='uniform'), "draw='stratified'")):
+    with pytest.raises(InputError, match=f'variational bound; set config.{fix}'):
       experiment(**(dict(schedule='learned', predict='eps', weight='vlb', guidance=1.) | changes))
+
+
+def test_a_learned_uncertainty_moves_where_a_table_has_rows_without_signal_and_every_run_starts_anew():
+  run = experiment(uncertainty=8, schedule='flow(20)', predict='v', weight='one')
+  step, key = train.make_train_step(run), jax.random.key(0)
+  starts = []
+  for _ in range(2):  # the state of the first is donated
+    state = train.make_state(run, key)
+    starts.append(np.asarray(state.params['uncertainty']))
+    for batch in batches(3):
+      state, metrics = step(state, sharding.put_batch(batch, run.mesh), key)
+    assert np.isfinite(metrics['loss'])
+    assert np.any(np.asarray(state.params['uncertainty']) != starts[0])
+  np.testing.assert_array_equal(*starts)

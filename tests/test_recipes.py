@@ -1,0 +1,33 @@
+"""Every recipe from the command line, in its tiny form."""
+import json
+
+import numpy as np
+import pytest
+
+from tests.test_main import COSINE, FASHION, ROOT, command, refused  # noqa: F401, the fixture
+
+
+@pytest.mark.parametrize('recipe', ['linear_ddpm', 'offset_cosine', 'sprites_course', 'fashion_mnist', 'cifar10', 'learned_variance', 'vdm'])
+def test_every_recipe_runs_in_its_tiny_form(recipe, command, tmp_path):
+  data = []
+  if recipe == 'fashion_mnist':
+    if not FASHION.exists():
+      pytest.skip('the prepared Fashion-MNIST is not here')
+    data = [f"--config.data=tfds(fashion_mnist, data_dir='{FASHION}', size=32, fit=pad)"]
+  if recipe == 'cifar10':  # stands in for pictures that nobody has prepared here
+    np.savez(tmp_path / 'cifar.npz', images=np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8), labels=np.arange(64) % 10)
+    data = [f'--config.data=npz({tmp_path / "cifar.npz"})']
+  done = command(f'--config={ROOT}/configs/{recipe}.py:tiny', '--workdir=run', *data, cwd=tmp_path)  # a relative directory
+  assert done.returncode == 0, done.stderr
+  assert len(list((tmp_path / 'run').glob('samples/*/grid.png'))) == 1
+
+
+def test_a_classifier_trains_and_draws_nothing_but_guides_another_model(command, tmp_path):
+  done = command(f'--config={ROOT}/configs/noisy_classifier.py:tiny', '--workdir=judge', cwd=tmp_path)
+  assert done.returncode == 0 and '--config.sample.classifier=judge' in done.stdout, done.stderr
+  refused(command('--mode=sample', '--workdir=judge', cwd=tmp_path), 'draws nothing', '--config.sample.classifier=judge')
+  assert command(f'--config={ROOT}/{COSINE.removeprefix("--config=")}', '--workdir=model', cwd=tmp_path).returncode == 0
+  done = command('--mode=sample', '--workdir=model', '--config.guide=classifier', '--config.sample.classifier=judge', cwd=tmp_path)
+  assert done.returncode == 0, done.stderr
+  record = json.loads((tmp_path / 'model/samples/002_step_8/record.json').read_text())
+  assert record['config']['sample']['classifier'] == 'judge'
