@@ -3,7 +3,6 @@ import numpy as np
 
 from diffusion.noise import like
 from diffusion.predict import from_x0
-from experiments.mixture import exact_flow, mixture_denoiser, mixture_eps  # noqa: F401, for the tests
 
 
 def gaussian_denoiser(mean, std):

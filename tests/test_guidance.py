@@ -13,7 +13,8 @@ from diffusion.errors import InputError
 from diffusion.guidance import apg, cfg, classifier, interval, once, rescale, two_calls
 from diffusion.noise import CLEAN, Noise, flow, like, q_sample, take, ve, vp
 from diffusion.predict import Pred, from_x0
-from tests.exact import gaussian_denoiser, mixture_denoiser
+from experiments.mixture import mixture_denoiser
+from tests.exact import gaussian_denoiser
 
 SCALINGS = dict(vp=vp, ve=ve, flow=flow)
 LOGSNR = np.linspace(-8., 8., 17)

@@ -10,7 +10,8 @@ from diffusion.guidance import classifier
 from diffusion.nets import make
 from diffusion.nets.classifier import Classifier
 from diffusion.noise import Noise
-from tests.exact import gaussian_denoiser, mixture_denoiser
+from experiments.mixture import mixture_denoiser
+from tests.exact import gaussian_denoiser
 
 # ---- the loss: two classes N(+-.5, .3^2) in one dimension, the first one three times as common
 MEANS, STD, SHARES = np.array([.5, -.5]), .3, np.array([.75, .25])

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.test_main import COSINE, FASHION, ROOT, command, refused  # noqa: F401, the fixture
+from tests.test_main import COSINE, FASHION, ROOT, command, refused
 
 
 @pytest.mark.parametrize('recipe', ['linear_ddpm', 'offset_cosine', 'sprites_course', 'fashion_mnist', 'cifar10', 'learned_variance', 'vdm'])

@@ -10,7 +10,8 @@ from diffusion import grids, samplers, schedule_transforms, schedules
 from diffusion.errors import InputError
 from diffusion.noise import CLEAN, Noise, flow, like, take, ve, vp
 from diffusion.predict import Pred, from_x0
-from tests.exact import exact_flow, gaussian_denoiser, gaussian_flow, mixture_denoiser, mixture_eps
+from experiments.mixture import exact_flow, mixture_denoiser, mixture_eps
+from tests.exact import gaussian_denoiser, gaussian_flow
 
 MEANS = np.random.default_rng(0).normal(size=(4, 8))
 STD = .3

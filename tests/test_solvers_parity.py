@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffusion import grids, samplers, schedules
-from tests.exact import mixture_denoiser, mixture_eps
+from experiments.mixture import mixture_denoiser, mixture_eps
 
 diffusers = pytest.importorskip('diffusers', reason='the extra [compare] is not installed')
 torch = pytest.importorskip('torch')
