@@ -1,13 +1,22 @@
 """Every recipe from the command line, in its tiny form."""
 import json
+import runpy
 
 import numpy as np
 import pytest
 
+from diffusion.checks import check
 from tests.test_main import COSINE, FASHION, ROOT, command, refused
 
 
-@pytest.mark.parametrize('recipe', ['linear_ddpm', 'offset_cosine', 'sprites_course', 'fashion_mnist', 'cifar10', 'learned_variance', 'vdm'])
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem)
+def test_every_recipe_fits_together_at_full_size(path):
+  recipe = runpy.run_path(str(path))['get_config']
+  for variant in ('', 'tiny'):
+    check(recipe(variant))
+
+
+@pytest.mark.parametrize('recipe', ['linear_ddpm', 'offset_cosine', 'sprites_course', 'fashion_mnist', 'cifar10', 'learned_variance'])
 def test_every_recipe_runs_in_its_tiny_form(recipe, command, tmp_path):
   data = []
   if recipe == 'fashion_mnist':
