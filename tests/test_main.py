@@ -1,9 +1,6 @@
 """The command line as a user meets it: train, resume, kill, sample, evaluate, and one clear line for every mistake."""
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,19 +14,6 @@ from diffusion.log import read_metrics
 ROOT = Path(__file__).parent.parent
 COSINE = '--config=configs/cosine_ddim.py:tiny'
 FASHION = ROOT.parent / 'shared' / 'data' / 'tfds'
-
-
-@pytest.fixture(scope='module')
-def command(cache_dir):
-  """run(*arguments) -> CompletedProcess of `python -m diffusion.main`, on two CPU devices."""
-  env = dict(os.environ, DIFFUSION_CACHE=str(cache_dir),
-             XLA_FLAGS=os.environ['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=2')
-  def run(*arguments, start=False, cwd=ROOT):
-    words = [sys.executable, '-m', 'diffusion.main', *map(str, arguments)]
-    if start:
-      return subprocess.Popen(words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=400)
-  return run
 
 
 @pytest.fixture(scope='module')

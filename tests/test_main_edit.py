@@ -10,11 +10,11 @@ from PIL import Image
 from diffusion import editing, generate, main
 from diffusion.config import filled
 from diffusion.errors import InputError
-from tests.test_main import COSINE, command, refused  # noqa: F401, a fixture
+from tests.test_main import COSINE, refused
 
 
 @pytest.fixture(scope='module')
-def trained(command, tmp_path_factory):  # noqa: F811
+def trained(command, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('edit') / 'run'
   done = command(COSINE, f'--workdir={workdir}', '--config.sample.show=')
   assert done.returncode == 0, done.stderr
@@ -67,7 +67,7 @@ def other_model(trained, **changes):
   return run._replace(**changes)
 
 
-def test_the_command_paints_what_is_white_in_the_mask_and_nothing_else(trained, files, command):  # noqa: F811
+def test_the_command_paints_what_is_white_in_the_mask_and_nothing_else(trained, files, command):
   done = command('--mode=edit', f'--workdir={trained}', '--config.edit.task=repaint', f'--config.edit.picture={files["picture"]}',
                  f'--config.edit.mask={files["half"]}', '--config.edit.classes=hero, food', '--config.edit.number=3', '--config.edit.jump=2',
                  '--config.edit.repeats=2', '--config.sampler=dpmpp_2m')
@@ -85,7 +85,7 @@ def test_the_command_paints_what_is_white_in_the_mask_and_nothing_else(trained, 
   assert (record['config']['edit']['task'], record['config']['sampler']) == ('repaint', 'dpmpp_2m')
 
 
-def test_a_moved_picture_keeps_its_pixels_and_the_bare_strip_is_painted(trained, files, command):  # noqa: F811
+def test_a_moved_picture_keeps_its_pixels_and_the_bare_strip_is_painted(trained, files, command):
   done = command('--mode=edit', f'--workdir={trained}', '--config.edit.task=outpaint', f'--config.edit.picture={files["picture"]}',
                  '--config.edit.shift=(3, -5)', '--config.edit.number=1', '--config.edit.repeats=1')
   assert done.returncode == 0, done.stderr
@@ -165,7 +165,7 @@ def test_mistakes_are_named_before_anything_is_read_from_the_checkpoint_or_drawn
   assert '\n' not in str(error.value)
 
 
-def test_mistakes_are_one_line_on_the_command_line(trained, files, command):  # noqa: F811
+def test_mistakes_are_one_line_on_the_command_line(trained, files, command):
   edit = lambda *words: command('--mode=edit', f'--workdir={trained}', *words)
   refused(edit('--config.edit.task=img2img', f'--config.edit.picture={files["wide"]}'), '20x30', '16x16', 'resize')
   refused(edit('--config.edit.strength=much'), 'strength', 'much')

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion.checks import check
-from tests.test_main import COSINE, FASHION, ROOT, command, refused
+from tests.test_main import COSINE, FASHION, ROOT, refused
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem)
