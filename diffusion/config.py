@@ -76,6 +76,19 @@ def default():
   c.edit.repeats = 5          # repaint, outpaint: times that each is gone; 1 is inpaint
   c.edit.seed = 1             # not that of sampling: its noises would paint a picture of yours that they have made just as it was
 
+  # Evaluation, with --mode=evaluate.
+  c.evaluate = ml_collections.ConfigDict()
+  c.evaluate.what = 'loss, samples, bound, ode'  # of: loss (held-out), samples (distances to the data), bound and ode (bits per dimension)
+  c.evaluate.number = 500         # samples drawn, all classes in turn, as config.sampler, config.grid and config.guidance say
+  c.evaluate.features = 'own'     # own (a classifier trained on this data, kept for the next time), inception(path), dinov2(path), clip(path)
+  c.evaluate.split = 'train'      # the reference: train or heldout
+  c.evaluate.likelihood_number = 64  # held-out pictures whose likelihood is computed
+  c.evaluate.seed = 1             # of the samples and of all that is drawn to measure them
+  c.evaluate.folder = ''          # where it is written; '' a new, numbered folder under evaluations/
+  c.evaluate.at_end = False       # whether training ends with it
+  c.evaluate.every = 0            # steps between the points of a small curve of fd_infinity during training; 0: none
+  c.evaluate.curve_number = 128   # samples of a point of that curve
+
   # What is written and when, in steps.
   c.log_every = 50
   c.heldout_every = 300

@@ -1,0 +1,1 @@
+"""How good are the samples? Features of pictures, distances between sets of them, and the record of what was measured how."""
