@@ -23,6 +23,7 @@ def check(config):
   _training(config)
   stack(config)(None, None)
   _sampling(config)
+  make('features', config.evaluate.features)
 
 
 def grid(config, schedule):

@@ -129,4 +129,6 @@ def tiny(c):
   c.log_every = c.heldout_every = c.sample_every = c.save_every = 4
   c.heldout_number = 16
   c.sample.number, c.sample.batch = 12, 12
+  c.evaluate.number = c.evaluate.curve_number = 16
+  c.evaluate.features, c.evaluate.likelihood_number = 'own(20)', 4
   return c

@@ -17,17 +17,17 @@ COMPARED = (5, 10, 20, 50)  # steps at which DDPM stands beside DDIM
 SHOWN = ('film', 'gif', 'noising', 'interpolation', 'comparison')
 
 
-def make_draw(run, seed, batch, sampler=None, levels=None, trace=None):
-  """The compiled sampler: draw(params, ids, cond=None, start=None) -> (uint8 pictures [n, H, W, C], frames).
+def make_stream(run, seed, batch, sampler=None, levels=None, trace=None):
+  """The compiled sampler: stream(params, ids, cond=None, start=None) yields (uint8 pictures [n, H, W, C], frames), batch by batch.
 
-  Picture k depends on (seed, k) and its condition alone, not on `batch` or the devices; n need not divide by either.
+  Picture k depends on (seed, k) and its condition alone, not on `batch` or the devices; the number of ids need not divide by either.
 
   Args:
     run: the Experiment.
     seed: of all samples.
     batch: pictures drawn at once; rounded up to the devices.
     sampler, levels: instead of the Experiment's.
-    trace: None, or the indices (within the first batch) of pictures whose every step is returned as frames,
+    trace: None, or the indices (within each batch) of pictures whose every step is returned as frames,
       uint8 [S+1, len(trace), H, W, C], the starting noise first.
   """
   sampler, levels = sampler or run.sampler, run.levels if levels is None else levels
@@ -44,15 +44,22 @@ def make_draw(run, seed, batch, sampler=None, levels=None, trace=None):
       return run.task.decode(out), None
     return run.task.decode(out[0]), jnp.concatenate([follow(samplers.Sample(x))[None], out[1]])
 
-  def draw(params, ids, cond=None, start=None):
-    drawn, steps = [], None
+  def stream(params, ids, cond=None, start=None):
     for first in tqdm(range(0, len(ids), batch), 'sampling', unit='batch', leave=False, delay=2, disable=None):
       index = np.minimum(np.arange(first, first + batch), len(ids) - 1)  # the last batch is filled up with its last picture
       pick = lambda a: None if a is None else sharding.put_batch(np.asarray(a)[index], run.mesh)
       images, traced = jax.device_get(some(params, pick(np.asarray(ids)), pick(cond), pick(start)))
-      drawn.append(images)
-      steps = traced if first == 0 else steps
-    return np.concatenate(drawn)[:len(ids)], steps
+      yield images[:len(ids) - first], traced
+  return stream
+
+
+def make_draw(run, seed, batch, sampler=None, levels=None, trace=None):
+  """draw(params, ids, cond=None, start=None) -> (pictures, frames): all of a stream at once, frames of its first batch (see make_stream)."""
+  stream = make_stream(run, seed, batch, sampler, levels, trace)
+
+  def draw(params, ids, cond=None, start=None):
+    drawn, frames = zip(*stream(params, ids, cond, start))
+    return np.concatenate(drawn), frames[0]
   return draw
 
 

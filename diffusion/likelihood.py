@@ -1,7 +1,11 @@
-"""Closed forms of likelihood, elementwise and in nats; traced or not, float32."""
+"""Closed forms of likelihood, elementwise and in nats; traced or not, float32. And the steps of a discrete chain, on the host in float64."""
+from typing import Any, NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import log_ndtr
+
+from diffusion.errors import InputError
 
 
 def gaussian_kl(mean, log_variance, other_mean, other_log_variance):
@@ -52,3 +56,33 @@ def step_kl(variance, log_ratio, gain, gap):
   """
   vr = variance * log_ratio
   return .5 * (vr + jnp.expm1(-vr) + gain * jnp.square(gap) * jnp.exp(-vr))
+
+
+def data_log_likelihood(x, mean, log_std, levels=256):
+  """log p(x) of data around a model's estimate: on `levels` even steps of [-1, 1] their probability, with None (continuous data) the density."""
+  return gaussian_log_density(x, mean, log_std) if levels is None else discretised_log_likelihood(x, mean, log_std, levels)
+
+
+class Reverse(NamedTuple):
+  """The model's steps from each row of a table to the next cleaner one, and from row 0 to the data; float64 [T]."""
+  gain: Any       # SNR_s - SNR_t; of row 0: 0
+  log_ratio: Any  # log of the large variance over the small
+  log_small: Any  # log of the small variance, that of the posterior: sigma_s^2 k with k = 1 - SNR_t / SNR_s
+
+
+def reverse(table):
+  """The steps of a table.
+
+  Row 0 goes to the data as in the code of DDPM and improved DDPM: its small variance is made with the k of row 1, its large one with k = 1;
+  both in units of x0, (sigma_0 / alpha_0)^2, so that the scaling does not matter.
+
+  Raises:
+    InputError: a curve, or fewer than 2 rows.
+  """
+  if callable(table) or len(table.logsnr) < 2:
+    raise InputError('the steps of a chain need a table of at least 2 levels; give the schedule a number of levels, as in flow(1000)')
+  snr, log_sigma2 = np.exp(table.logsnr), 2 * np.log(table.sigma)
+  with np.errstate(divide='ignore'):  # a last row without signal
+    log_k = np.log(-np.expm1(np.diff(table.logsnr)))
+  return Reverse(np.append(0., -np.diff(snr)), np.append(-log_k[0], np.diff(log_sigma2)),
+                 np.append(-table.logsnr[0] + log_k[0], log_sigma2[:-1] + log_k))

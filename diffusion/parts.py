@@ -4,6 +4,7 @@ import optax
 from diffusion import corrupt, grids, guidance, learned, losses, predict, samplers, schedule_transforms, schedules, specs, times, weights
 from diffusion.data import sources
 from diffusion.denoise import clip, dynamic_threshold
+from diffusion.metrics import own
 from diffusion.nets.classifier import Classifier
 from diffusion.nets.unet import UNet
 from diffusion.tasks.image import image
@@ -27,6 +28,7 @@ CHOICES = dict(
   variance=_named(losses.fixed, losses.learned),
   error=_named(losses.mse, losses.mae, losses.huber),
   guide=_named(guidance.cfg, guidance.apg, guidance.rescale, guidance.interval, guidance.classifier, dynamic_threshold, clip),
+  features=_named(own.own),
   decay=dict(cosine=optax.warmup_cosine_decay_schedule, constant=optax.warmup_constant_schedule),
   sampler=_named(samplers.ddim, samplers.ddpm, samplers.euler, samplers.euler_ancestral, samplers.heun, samplers.churn, samplers.dpm_solver_2,
                  samplers.dpmpp_1s, samplers.dpmpp_2s, samplers.dpmpp_2m, samplers.dpmpp_3m, samplers.dpmpp_3m_shipped, samplers.dpmpp_sde_2m,

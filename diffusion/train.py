@@ -107,7 +107,7 @@ def _finishing(checkpoints):
     checkpoints.wait()
 
 
-def fit(run, source, state, checkpoints, log, meta, look) -> tuple[TrainState, bool]:
+def fit(run, source, state, checkpoints, log, meta, look, curve=None) -> tuple[TrainState, bool]:
   """Trains from the state's step to plan.steps, logging, looking and saving on the way.
 
   Args:
@@ -117,6 +117,7 @@ def fit(run, source, state, checkpoints, log, meta, look) -> tuple[TrainState, b
     checkpoints, log: see checkpoint.py and log.py.
     meta: JSON record stored in every checkpoint.
     look: (step, params) -> None, draws the pictures that are followed during training.
+    curve: None, or (every, (step, params) -> values): what else is measured of the averaged weights every so many steps, and logged.
   Returns:
     (state, whether it reached the last step); it stops early, after saving, where it is asked to (SIGTERM, Ctrl-C).
   Raises:
@@ -125,6 +126,7 @@ def fit(run, source, state, checkpoints, log, meta, look) -> tuple[TrainState, b
   plan, key = run.plan, jax.random.key(run.plan.seed)
   step_fn = make_train_step(run)
   heldout = make_heldout_loss(run, source.heldout, plan.heldout_number) if len(source.heldout.images) else None
+  every, measure = curve or (plan.steps + 1, None)
   start = int(state.step)
   window, bar, clock = [], progress(plan.steps, start, plan.batch), time.monotonic()
   # One step in flight on CPU, where simulated devices share the threads; one more in the queue elsewhere.
@@ -140,7 +142,7 @@ def fit(run, source, state, checkpoints, log, meta, look) -> tuple[TrainState, b
       last = done == plan.steps or bool(stopped)
       due = lambda every: done % every == 0 or done == plan.steps
       values = {}
-      if due(plan.log_every) or due(plan.save_every) or due(plan.heldout_every) or last:
+      if any(map(due, (plan.log_every, plan.save_every, plan.heldout_every, every))) or last:
         values = summarise(window, done)
         seconds = time.monotonic() - clock
         values |= dict(learning_rate=float(run.rate(done - 1)), ema_decay=float(run.ema(done - 1)),
@@ -148,6 +150,8 @@ def fit(run, source, state, checkpoints, log, meta, look) -> tuple[TrainState, b
         window = []
         if heldout and due(plan.heldout_every) and not stopped:
           values |= heldout(state.ema)
+        if measure and due(every) and not stopped:
+          values |= measure(done, state.ema)
         log.scalars(done, values)
       bar.update(done, values.get('loss'))
       if due(plan.save_every) or last:

@@ -120,7 +120,7 @@ def model(workdir, number, seed):
   import jax
   import numpy as np
   from etils import epath
-  from diffusion import generate, grids, main, samplers
+  from diffusion import generate, grids, main, modes, samplers
   from diffusion.config import filled
   from diffusion.second import helped
   from diffusion.errors import InputError
@@ -128,10 +128,10 @@ def model(workdir, number, seed):
   if meta is None:
     raise InputError(f'--workdir={workdir} holds no checkpoint; train first, with python -m diffusion.main --config=configs/cosine_ddim.py')
   config = filled(meta['config'])
-  run, checkpoints, _ = main.open_run(config, epath.Path(workdir))
+  run, checkpoints, _ = modes.open_run(config, epath.Path(workdir))
   if run.denoise is None or run.self_condition:
     raise InputError(f'--workdir={workdir}: a classifier draws nothing, and a self-conditioned model is no ODE; use another model')
-  run, params = helped(run, config, main.restore(run, checkpoints).ema, '')
+  run, params = helped(run, config, modes.restore(run, checkpoints).ema, '')
   cond, labels = generate.class_conditions(run.classes, '', number)
   denoise = jax.jit(lambda x, noise: run.denoise(params, cond)(x, noise))
   keys = samplers.sample_keys(seed, np.arange(number))
@@ -223,7 +223,7 @@ def main():
   from diffusion import build, pictures, specs
   from diffusion.errors import InputError
   from diffusion.files import write_atomic
-  from diffusion.main import say, versions
+  from diffusion.modes import say, versions
   try:
     budgets = _budgets(options.budgets)
     wanted, names = specs.split(options.samplers), specs.split(options.grids)

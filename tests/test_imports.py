@@ -8,8 +8,9 @@ ROOT = Path(__file__).parent.parent / 'diffusion'
 LEVELS = [
   ['errors'], ['noise', 'files'], ['schedules'], ['schedule_transforms', 'grids', 'predict', 'times'],
   ['denoise', 'data', 'checkpoint', 'log', 'pictures', 'weights', 'corrupt', 'likelihood'],
-  ['losses', 'samplers', 'guidance', 'classify', 'specs', 'sharding', 'nets', 'platform'], ['tasks', 'edit', 'learned'], ['config', 'parts'], ['checks'], ['build', 'state'], ['train', 'generate'],
-  ['evaluate', 'samples', 'second'], ['editing'], ['main'],
+  ['losses', 'samplers', 'guidance', 'classify', 'specs', 'sharding', 'nets', 'platform'],
+  ['tasks', 'edit', 'learned', 'metrics', 'bound', 'ode'], ['config', 'parts', 'codec'], ['checks'], ['build', 'state'],
+  ['train', 'generate'], ['heldout', 'samples', 'second', 'bits'], ['editing', 'evaluate'], ['modes'], ['main'],
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
 

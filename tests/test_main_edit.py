@@ -7,7 +7,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from PIL import Image
 
-from diffusion import editing, generate, main
+from diffusion import editing, generate, main, modes
 from diffusion.config import filled
 from diffusion.errors import InputError
 from tests.test_main import COSINE, refused
@@ -63,7 +63,7 @@ def edited(workdir, sampler=None, **options):
 
 def other_model(trained, **changes):
   """The Experiment of a model of other channels or classes; nothing is computed with it here."""
-  run, _, _ = main.open_run(config_of(trained), epath.Path(trained))
+  run, _, _ = modes.open_run(config_of(trained), epath.Path(trained))
   return run._replace(**changes)
 
 
@@ -101,8 +101,8 @@ def test_image_to_image_is_the_picture_at_strength_0_and_a_fresh_sample_at_1(tra
   np.testing.assert_array_equal(arrays['images'], np.stack([pixels(files['picture'])] * 3))
   _, arrays = edited(trained, task='img2img', picture=files['picture'], strength=1., classes='hero', seed=5)
   config = config_of(trained)
-  run, checkpoints, _ = main.open_run(config, epath.Path(trained))
-  params = main.restore(run, checkpoints).ema
+  run, checkpoints, _ = modes.open_run(config, epath.Path(trained))
+  params = modes.restore(run, checkpoints).ema
   cond, _ = generate.class_conditions(run.classes, 'hero', 3)
   np.testing.assert_array_equal(arrays['images'], generate.make_draw(run, 5, 3)(params, np.arange(3), cond)[0])
 

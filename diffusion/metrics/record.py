@@ -12,7 +12,7 @@ from typing import NamedTuple
 from diffusion.errors import InputError
 
 FORMAT = 1
-LOWER = ('fd', 'fd_infinity', 'kid', 'sliced_wasserstein', 'heldout_loss', 'bits_bound', 'bits_ode')  # better when lower
+LOWER = ('fd_infinity', 'fd', 'kid', 'sliced_wasserstein', 'copies', 'heldout_loss', 'bits_bound', 'bits_ode')  # better when lower
 HIGHER = ('precision', 'recall', 'density', 'coverage', 'inception_score', 'class_accuracy', 'diversity', 'authenticity')  # when higher
 SIZED = ('fd', 'inception_score', 'precision', 'recall', 'density', 'coverage', 'diversity', 'sliced_wasserstein')  # their value depends on n
 
@@ -29,6 +29,13 @@ class Estimate(NamedTuple):
 def normal(value, error, n):
   """An Estimate whose interval is the value +- 1.96 standard errors."""
   return Estimate(float(value), float(error), float(value - 1.96 * error), float(value + 1.96 * error), int(n))
+
+
+def share(count, n):
+  """The Estimate of a share, `count` of n; the interval is Wilson's (1927), which is right also near 0 and 1."""
+  p, z = count / n, 1.96
+  middle, half = (p + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+  return Estimate(float(p), math.sqrt(p * (1 - p) / n), max(0., float(middle - half)), min(1., float(middle + half)), int(n))
 
 
 def plain(record):

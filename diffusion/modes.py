@@ -1,0 +1,214 @@
+"""What the program does in each mode: train, sample, evaluate, edit. Each opens a work directory, and says what it wrote."""
+import contextlib
+import json
+import sys
+
+import flax
+import jax
+import optax
+from etils import epath
+
+from diffusion import __version__, build, editing, evaluate as evaluation, pictures, samples, sharding
+from diffusion.checkpoint import open_checkpoints
+from diffusion.config import filled
+from diffusion.data.dataset import describe
+from diffusion.errors import InputError
+from diffusion.generate import class_conditions
+from diffusion.log import open_log, read_metrics
+from diffusion.second import helped
+from diffusion.specs import parse
+from diffusion.train import abstract_state, fit, make_state
+
+# What the weights mean: these cannot change within a work directory.
+FIXED = ('net', 'schedule', 'predict', 'variance', 'self_condition', 'uncertainty')
+FREE = {'dtype', 'remat', 'fast', 'dropout', 'strength', 'levels'}  # arguments that may change: the weights stay what they are
+# What a resumed run may change, but says so.
+NOTED = ('seed', 'data', 'task', 'draw', 'weight', 'error', 'noise', 'condition_dropout', 'batch', 'steps', 'learning_rate', 'warmup', 'decay',
+         'weight_decay', 'clip_norm', 'beta2', 'ema')
+
+
+def say(label, text):
+  for i, line in enumerate(str(text).split('\n')):
+    print(f'{label if i == 0 else "":<12}{line}', flush=True)
+
+
+def open_run(config, workdir, data=None):
+  """(Experiment, checkpoints, meta). The shape and the classes come from the data where there is some, else from the checkpoint."""
+  checkpoints = open_checkpoints(workdir / 'checkpoints', config.keep, config.keep_every or None)
+  found = checkpoints.latest_meta()
+  old = found[1] if found else None
+  if old is None and data is None:
+    raise InputError(f'{workdir} holds no checkpoint yet; train first')
+  shape, classes = (data.train.images.shape[1:], data.train.classes) if data else (old['shape'], old['classes'])
+  if old:
+    same_model(workdir, config, filled(old['config']), dict(shape=list(shape), classes=list(classes)), old)
+  run = build.build(config, tuple(shape), tuple(classes), sharding.make_mesh())
+  samples.check(run, config.sample)
+  meta = dict(config=json.loads(config.to_json()), shape=list(shape), classes=list(classes), versions=versions())
+  return run, checkpoints, meta
+
+
+def same_model(workdir, config, old, facts, old_facts):
+  """Raises InputError where the work directory's checkpoint is of another model; says what else has changed."""
+  gaps = [f'config.{key}: {config[key]!r} here, {old[key]!r} in the checkpoint' for key in FIXED
+          if essence(config[key]) != essence(old[key])]
+  if old.draw != config.draw and 'loss_aware' in old.draw + config.draw:  # what its times remember is part of the checkpoint
+    gaps.append(f'config.draw: {config.draw!r} here, {old.draw!r} in the checkpoint')
+  gaps += [f'{key}: {facts[key]} here, {old_facts[key]} in the checkpoint' for key in facts if facts[key] != old_facts[key]]
+  if gaps:
+    raise InputError(f'{workdir} holds a checkpoint of another model ({"; ".join(gaps)}); use another --workdir')
+  changed = [f'{key} {old[key]!r} -> {config[key]!r}' for key in NOTED if config[key] != old[key]]
+  if changed:
+    say('changed', '; '.join(changed))
+
+
+def essence(spec):
+  """A spec without spaces and without what does not change the meaning of the weights."""
+  name, args, kwargs = parse(str(spec))
+  return name, args, {key: value for key, value in kwargs.items() if key not in FREE}
+
+
+def versions():
+  return dict(diffusion=__version__, python=sys.version.split()[0], jax=jax.__version__, flax=flax.__version__, optax=optax.__version__)
+
+
+def restore(run, checkpoints):
+  """The newest whole state, or None."""
+  restored = checkpoints.restore(abstract_state(run))
+  for note in restored.notes if restored else ():
+    say('note', note)
+  return restored and restored.state
+
+
+def train(config, workdir):
+  """Trains to config.steps, resuming where a checkpoint is, then samples."""
+  build.check(config)
+  evaluation.check(config.evaluate)
+  if 'classifier' in build.guides(config):
+    raise InputError("config.guide='classifier' is for --mode=sample: train without it, then sample with config.sample.classifier")
+  sharding.check_batch('config.batch', config.batch, sharding.make_mesh())
+  samples.wanted_shows(config.sample.show)
+  say('data', config.data)
+  data = build.load_data(config)
+  say('', describe(data))
+  run, checkpoints, meta = open_run(config, workdir, data)
+  example = slice(0, 64)
+  labels = None
+  if run.classes and data.train.labels.ndim == 1:
+    labels = [run.classes[i] for i in data.train.labels[example]]
+  pictures.save_png(pictures.grid(data.train.images[example], 8, labels, config.data), workdir / 'data.png')
+  say('examples', workdir / 'data.png')
+  state = restore(run, checkpoints)
+  if state is None:
+    state = make_state(run, jax.random.key(config.seed))
+  step = int(state.step)
+  number = sum(a.size for a in jax.tree.leaves(state.params))
+  say('network', f'{number / 1e6:.2f} million parameters on {run.mesh.size} {jax.default_backend()} devices')
+  say('training', f'steps {step} to {config.steps}, {config.batch} pictures each' if step < config.steps else
+      f'complete: {step} steps are done; give a larger --config.steps to train on')
+  if step < config.steps:
+    log = open_log(workdir, step)
+    log.text('config', f'```\n{config}\n```')
+    with contextlib.closing(log):
+      state, complete = fit(run, data, state, checkpoints, log, meta, look(run, config, workdir, log), curve(run, config, workdir, data))
+    if not complete:
+      say('stopped', f'at step {int(state.step)}, which is saved; the same command goes on from there')
+      return
+  if run.denoise is None:
+    say('try next', f'python -m diffusion.main --mode=sample --workdir=MODEL --config.guide=classifier --config.sample.classifier={workdir}')
+    return
+  write_samples(run, config, workdir, state, data)
+  if config.evaluate.at_end:
+    write_evaluation(run, config, workdir, state, data)
+  closing(config, workdir, int(state.step), run.classes)
+
+
+def look(run, config, workdir, log):
+  """Draws and keeps the grid that is followed during training: always the same noises and conditions."""
+  if run.denoise is None:
+    return lambda step, params: None
+  draw, number, _ = samples.make_draw(run, config.sample)
+  cond, labels = class_conditions(run.classes, '', number)
+  def show(step, params):
+    page = samples.page(draw(params, range(number), cond)[0], labels, f'step {step}')
+    pictures.save_png(page, workdir / 'training' / f'step_{step:07d}.png')
+    log.image(step, 'samples', page)
+  return show
+
+
+def curve(run, config, workdir, data):
+  """None, or the curve that config.evaluate.every asks for, with a notice when it has become flat."""
+  if run.denoise is None or not config.evaluate.every:
+    return None
+  point = evaluation.make_curve(run, config, data)
+  past = [(line['step'], line['fd_infinity'], line['fd_infinity_error']) for line in read_metrics(workdir / 'metrics.jsonl') if 'fd_infinity' in line]
+  def measure(step, params):
+    values, flat = point(params), evaluation.plateau(past)
+    past.append((step, values['fd_infinity'], values['fd_infinity_error']))
+    if evaluation.plateau(past) and not flat:
+      say('plateau', f'fd_infinity is {values["fd_infinity"]:.3g} +- {values["fd_infinity_error"]:.2g} at step {step}; no better than before, as far as '
+          f'{config.evaluate.curve_number} samples tell')
+    return values
+  return config.evaluate.every, measure
+
+
+def sample(config, workdir):
+  """Draws pictures from the newest checkpoint."""
+  run, checkpoints, _ = open_run(config, workdir)
+  if run.denoise is None:
+    raise InputError(f'{workdir} holds a classifier, which draws nothing; it guides another model: --config.sample.classifier={workdir}')
+  write_samples(run, config, workdir, restore(run, checkpoints))
+
+
+def evaluate(config, workdir):
+  """Measures the newest checkpoint."""
+  build.check(config)
+  evaluation.check(config.evaluate)
+  data = build.load_data(config)
+  run, checkpoints, _ = open_run(config, workdir, data)
+  write_evaluation(run, config, workdir, restore(run, checkpoints), data)
+
+
+def write_evaluation(run, config, workdir, state, data):
+  """Measures what config.evaluate asks for into a new folder of the work directory, or the one that config.evaluate.folder names."""
+  if config.evaluate.folder and (epath.Path(config.evaluate.folder) / 'evaluation.json').exists():
+    say('complete', f'{config.evaluate.folder} holds an evaluation already; name another config.evaluate.folder')
+    return
+  folder = evaluation.evaluate(run, config, weights(config, state), int(state.step), data, workdir, versions(), say)
+  for path in sorted(folder.iterdir()):
+    say('wrote', path)
+
+
+def edit(config, workdir):
+  """Edits the user's picture as config.edit says, with the newest checkpoint."""
+  editing.check(config.edit)
+  run, checkpoints, _ = open_run(config, workdir)
+  given = editing.read(run, config)
+  state = restore(run, checkpoints)
+  say('editing', f'{config.edit.picture}: {config.edit.task}, step {int(state.step)}, {config.grid}')
+  folder = editing.write(run, config, given, workdir / 'edits', weights(config, state), int(state.step), versions())
+  for path in sorted(folder.iterdir()):
+    say('wrote', path)
+
+
+def weights(config, state):
+  return state.ema if config.sample.weights == 'ema' else state.params
+
+
+def write_samples(run, config, workdir, state, data=None):
+  """Draws what config.sample asks for into a new folder of the work directory."""
+  run, params = helped(run, config, weights(config, state), config.sample.classes)
+  steps, options = len(run.levels.logsnr) - 1, config.sample
+  say('sampling', f'{options.number} pictures of step {int(state.step)}, {steps} steps of {config.sampler} each')
+  folder = samples.write(run, config, workdir / 'samples', params, int(state.step), versions(), data)
+  for path in sorted(folder.iterdir()):
+    say('wrote', path)
+
+
+def closing(config, workdir, step, classes):
+  command = f'python -m diffusion.main --workdir={workdir}'
+  say('checkpoint', workdir / 'checkpoints' / str(step))
+  say('TensorBoard', f'tensorboard --logdir={workdir / "tensorboard"}    (pip install tensorboard)')
+  say('try next', f"{command} --mode=sample{' --config.guidance=2' if classes else ''} --config.sample.show=all\n"
+      f"{command} --mode=sample --config.sampler=ddpm --config.grid='trailing(200)'\n"
+      f'{command} --mode=evaluate')

@@ -1,0 +1,236 @@
+r"""Lossless compression of held-out pictures with a trained model, beside PNG and LZMA, and how near it comes to the model's bound.
+
+  python -m experiments.compress --workdir=runs/cosine_ddim                       64 held-out pictures, 50 noise levels
+  python -m experiments.compress --workdir=runs/cosine_ddim --number=200 --steps=100
+  python -m experiments.compress --workdir=runs/cosine_ddim --decode=runs/cosine_ddim/compressed/heldout.bits   pictures.npz beside the file
+
+The chain is --steps levels, even in log-SNR, from the noisiest level of the schedule to --sigma_min; where that is not given, to the level that
+makes the bound smallest. Its variances are fitted (diffusion.bound.fitted). Both are chosen on training pictures. The pictures' classes are told to
+the model and kept in the file; the net cost does not count them. Decoding needs this machine and these versions (see diffusion.codec).
+Writes heldout.bits, which is decoded again and compared, and record.json.
+"""
+import argparse
+import hashlib
+import io
+import json
+import lzma
+import sys
+import time
+from typing import Any, Callable, NamedTuple
+
+from diffusion import platform
+
+FITTED = 64  # training pictures
+
+
+def arguments():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  add = parser.add_argument
+  add('--workdir', required=True, help='of a trained model')
+  add('--out', help='folder to write to (default: WORKDIR/compressed)')
+  add('--decode', metavar='FILE', help='decode a file that this program has written, and nothing else')
+  add('--number', type=int, default=64, help='held-out pictures (default: 64)')
+  add('--steps', type=int, default=50, help='noise levels of the chain (default: 50)')
+  add('--sigma_min', type=float, help='sigma / alpha of the cleanest level (default: chosen)')
+  add('--batch', type=int, default=8, help='pictures at a time: fewer need fewer initial bits (default: 8)')
+  add('--bins', type=int, default=8, help='bins to the smallest standard deviation of a level: more need more initial bits (default: 8)')
+  return parser.parse_args()
+
+
+class Model(NamedTuple):
+  """What is compressed with."""
+  estimate: Callable  # (x, noise, cond) -> Pred, jitted, without guidance
+  schedule: Any
+  name: str           # a hash of the weights
+  encode: Callable    # Dataset -> (x0, cond)
+  data: Any           # Source
+  classes: tuple
+
+
+def model(workdir):
+  """The newest weights of a work directory, and its data."""
+  import jax
+  from etils import epath
+  from diffusion import build, main, modes
+  from diffusion.config import filled
+  from diffusion.denoise import clip
+  from diffusion.errors import InputError
+  from diffusion.second import helped
+  from diffusion.train import host_batch
+  meta = main.stored(workdir)
+  if meta is None:
+    raise InputError(f'--workdir={workdir} holds no checkpoint; train first, with python -m diffusion.main --config=configs/cosine_ddim.py')
+  config = filled(meta['config'])
+  data = build.load_data(config)
+  run, checkpoints, _ = modes.open_run(config, epath.Path(workdir), data)
+  if run.denoise is None or run.self_condition:
+    raise InputError(f'--workdir={workdir}: a classifier or a self-conditioned model cannot be compressed with; use another model')
+  run, params = helped(run, config, modes.restore(run, checkpoints).ema, '')
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(jax.device_get(params)):
+    digest.update(leaf.tobytes())
+  kept = clip if config.clip else lambda denoise: denoise
+  estimate = jax.jit(lambda x, noise, cond: kept(run.plain(params, cond))(x, noise))
+  def encode(dataset):
+    return jax.device_get(run.task.encode(None, host_batch(dataset, range(len(dataset.images)))))
+  return Model(estimate, run.schedule, digest.hexdigest()[:16], encode, data, tuple(run.classes))
+
+
+def chain_of(schedule, steps, sigma_min):
+  """The table of a number of levels down to sigma_min."""
+  from diffusion import bound, grids
+  return bound.chain(grids.exponential(steps, sigma_min=sigma_min)(schedule))
+
+
+def fit(model, steps, sigma_min):
+  """(sigma_min, shares) of the smallest bound on training pictures."""
+  import jax
+  import numpy as np
+  from diffusion import bound, likelihood, samplers
+  from diffusion.data.dataset import take
+  index = np.random.default_rng(0).permutation(len(model.data.train.images))[:FITTED]
+  x0, cond = model.encode(take(model.data.train, index))
+  keys = samplers.sample_keys(1, index)
+  errors = lambda table: bound.errors(keys, lambda x, noise: model.estimate(x, noise, cond), table, x0)
+  table = chain_of(model.schedule, steps, sigma_min)
+  error = errors(table)
+  if sigma_min is None:
+    below = np.log1p(likelihood.reverse(table).gain * error) / 2
+    cost = .5 * np.log(error) + np.cumsum(below[::-1])[::-1] - below  # of starting at each row: its decoder and the steps above it
+    first = min(int(np.argmin(cost)), len(error) - 2)
+    sigma_min = float(table.sigma[first] / table.alpha[first])
+    table = chain_of(model.schedule, steps, sigma_min)
+    error = errors(table)
+  return sigma_min, bound.fitted(table, error)
+
+
+def padded(model, cond, batch):
+  """estimate(x, noise, ids) as the codec calls it."""
+  import jax
+  if cond is None:
+    return lambda x, noise, ids: model.estimate(x, noise, None)
+  return lambda x, noise, ids: model.estimate(x, noise, jax.tree.map(lambda a: a[ids], cond))
+
+
+def bounds(model, x0, cond, table, shares, batch, draws=2):
+  """Bits per dimension of the bound of each picture [N], the mean of a few draws of the noise."""
+  import jax
+  import numpy as np
+  from diffusion import bound, samplers
+  @jax.jit
+  def some(keys, x0, cond):
+    return bound.bound(keys, lambda x, noise: model.estimate(x, noise, cond), table, x0, variance=shares)[0]['total']
+  found = []
+  for start in range(0, len(x0), batch):
+    ids = np.minimum(np.arange(start, start + batch), len(x0) - 1)
+    part = cond if cond is None else jax.tree.map(lambda a: a[ids], cond)
+    found.append(np.mean([np.asarray(some(samplers.sample_keys(seed, ids), x0[ids], part)) for seed in range(draws)], 0))
+  return np.concatenate(found)[:len(x0)]
+
+
+def others(images):
+  """Bits per dimension of PNG, a file for each picture and one for all of them, and of LZMA on all of them."""
+  import numpy as np
+  from PIL import Image
+  def png(array):
+    buffer = io.BytesIO()
+    Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(buffer, 'PNG', optimize=True)
+    return len(buffer.getvalue())
+  sheet = np.ascontiguousarray(np.concatenate(list(images), 0))
+  return {'PNG, a file each': 8 * sum(png(i) for i in images) / images.size, 'PNG, one sheet': 8 * png(sheet) / images.size,
+          'LZMA, all together': 8 * len(lzma.compress(images.tobytes(), preset=9 | lzma.PRESET_EXTREME)) / images.size}
+
+
+def compress(model, options, out):
+  """Compresses, decodes and compares; the record."""
+  import numpy as np
+  from diffusion import codec
+  from diffusion.data.dataset import take
+  from diffusion.errors import InputError
+  from diffusion.files import write_atomic
+  held = model.data.heldout
+  if not 1 <= options.number <= len(held.images):
+    raise InputError(f'--number={options.number}: expected from 1 to the {len(held.images)} held-out pictures')
+  part = take(held, np.random.default_rng(0).permutation(len(held.images))[:options.number])
+  x0, cond = model.encode(part)
+  print('choosing levels and variances ..', flush=True)
+  sigma_min, shares = fit(model, options.steps, options.sigma_min)
+  table = chain_of(model.schedule, options.steps, sigma_min)
+  chain, estimate = codec.plan(table, shares, options.bins), padded(model, cond, options.batch)
+  note = dict(steps=options.steps, sigma_min=sigma_min, shares=shares.tolist(), bins=options.bins, labels=part.labels.tolist() if model.classes else None)
+  print('compressing ..', flush=True)
+  start = time.perf_counter()
+  data, cost = codec.encode(part.images, estimate, chain, model=model.name, batch=options.batch, note=note)
+  seconds = time.perf_counter() - start
+  write_atomic(out / 'heldout.bits', data)
+  print('decoding ..', flush=True)
+  if not np.array_equal(decoded(model, (out / 'heldout.bits').read_bytes()), part.images):
+    raise InputError('the decoded pictures differ from the compressed ones')
+  print('measuring the bound ..', flush=True)
+  each = bounds(model, x0, cond, table, shares, options.batch)
+  size, batches = part.images[0].size, range(0, len(each), options.batch)
+  sizes = np.array([len(each[i:i + options.batch]) for i in batches])
+  gaps = cost.batches / size - np.array([each[i:i + options.batch].sum() for i in batches])  # bits per dimension, times pictures
+  net, limit = float(cost.batches.sum() / part.images.size), float(each.mean())
+  error = float(gaps.std(ddof=1) * len(gaps) ** .5 / sizes.sum()) if len(gaps) > 1 else None
+  return dict(pictures=options.number, levels=options.steps, sigma_min=sigma_min, net=net, bound=limit, gap_percent=100 * (net / limit - 1),
+              gap_error_percent=error and 100 * error / limit, initial_bits_per_dimension_of_a_batch=cost.initial / (size * int(sizes[0])),
+              initial_bytes=cost.initial // 8, file_bytes=len(data), file=8 * len(data) / part.images.size, seconds=seconds, others=others(part.images))
+
+
+def decoded(model, data):
+  """The pictures of a file."""
+  import numpy as np
+  from diffusion import codec
+  from diffusion.data.dataset import context
+  from diffusion.errors import InputError
+  head = codec.header(data)
+  note = head['note']
+  if (note['labels'] is None) != (not model.classes):
+    raise InputError('these pictures were compressed with another model; decode them with the same')
+  cond = None if note['labels'] is None else context(np.asarray(note['labels']), model.classes)
+  chain = codec.plan(chain_of(model.schedule, note['steps'], note['sigma_min']), note['shares'], note['bins'])
+  return codec.decode(data, padded(model, cond, head['batch']), chain, model=model.name)
+
+
+def table_of(record):
+  """What is printed."""
+  rows = [('this model, net', record['net']), ('its bound', record['bound']), ('this model, the whole file', record['file'])] + list(record['others'].items())
+  gap, error = record['gap_percent'], record['gap_error_percent']
+  lines = ['| bits per dimension | |', '|---|---|'] + [f'| {name} | {value:.3f} |' for name, value in rows]
+  return '\n'.join(lines + ['', f'{record["pictures"]} pictures, {record["levels"]} levels down to sigma / alpha = {record["sigma_min"]:.3g}. '
+                            f'The net cost is {gap:+.2f} {f"+- {error:.2f} " if error else ""}% from the bound. Initial bits: {record["initial_bytes"]} bytes, '
+                            f'{record["initial_bits_per_dimension_of_a_batch"]:.1f} bits for every dimension of the first batch.'])
+
+
+def main():
+  options = arguments()
+  platform.start()
+  from etils import epath
+  import numpy as np
+  from diffusion.errors import InputError
+  from diffusion.files import write_atomic
+  from diffusion.modes import say, versions
+  try:
+    trained = model(options.workdir)
+    if options.decode:
+      source = epath.Path(options.decode)
+      if not source.is_file():
+        raise InputError(f'--decode={options.decode}: no such file')
+      buffer, target = io.BytesIO(), source.parent / 'pictures.npz'
+      np.savez_compressed(buffer, images=decoded(trained, source.read_bytes()))
+      write_atomic(target, buffer.getvalue())
+      say('wrote', target)
+      return
+    out = epath.Path(options.out or f'{options.workdir}/compressed')
+    record = compress(trained, options, out)
+  except (InputError, OSError, ValueError) as error:
+    sys.exit(f'error: {error}')
+  write_atomic(out / 'record.json', json.dumps(dict(arguments=vars(options), versions=versions(), **record), indent=2).encode())
+  say('wrote', out / 'heldout.bits')
+  say('wrote', out / 'record.json')
+  print(table_of(record))
+
+
+if __name__ == '__main__':
+  main()

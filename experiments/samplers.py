@@ -1,0 +1,23 @@
+"""Which solver, on which grid, in how many steps?
+
+  python -m experiments.run experiments/samplers.py --model=runs/cosine_ddim --workdir=runs/samplers
+  python -m experiments.run experiments/samplers.py --model=runs/cosine_ddim --workdir=runs/samplers --only 'grid=trailing'
+
+On one trained model: ancestral sampling, DDIM, two multistep solvers and the default, on evenly spread times and on Karras' grid, which
+spends more steps near the clean end (from sigma/alpha = 40, which all schedules here reach). One step is one evaluation of the
+network for all of these. Every trial starts from the same noises; the intervals do not count on that, so they are wider than needed
+for a comparison, never narrower. Guidance 1, as in schedules.py.
+"""
+from experiments.sweep.search import grid_search
+
+MODE = 'evaluate'
+METRIC = 'fd_infinity'
+SAMPLERS = ['ddpm', 'ddim', 'dpmpp_2m', 'unipc(2)', 'best']
+GRIDS = ['trailing({})', 'karras({}, sigma_max=40)']
+STEPS = [5, 10, 20, 50]
+FIXED = {'config.guidance': 1., 'config.evaluate.what': 'samples'}
+
+
+def sweep():
+  for point in grid_search(sampler=SAMPLERS, grid=[grid.format(steps) for grid in GRIDS for steps in STEPS]):
+    yield point | FIXED

@@ -1,0 +1,29 @@
+"""Which noise schedule, and what should the network predict?
+
+  python -m experiments.run experiments/schedules.py --workdir=runs/schedules
+  python -m experiments.run experiments/schedules.py --workdir=runs/schedules_quick --set config.steps=600 --only 'schedule=linear|cosine|offset_cosine, predict=eps|v'
+
+Five schedules by three targets, each trained for STEPS steps with the recipe's network and sampled alike. `flow` has no signal
+left at t = 1, where an eps-prediction says nothing about x0 (arXiv:2305.08891), so that this pair is left out.
+
+One weight serves all: min_snr(5) is defined in x0-space, so that it means the same for every target, and what differs between two
+trials is the target itself and not, by the way, how noise levels are weighed. For eps it is min(SNR, 5)/SNR, for x0 min(SNR, 5), for v
+min(SNR, 5)/(SNR + 1) times the squared error of the output (arXiv:2303.09556, section 3.4). losses.py varies the weight.
+The schedule still decides how often each level is trained and where the sampler's steps fall, which is what is asked here.
+
+Guidance is 1, which measures the model itself, and costs half the evaluations of guided sampling.
+"""
+from experiments.sweep.search import grid_search
+
+BASE = 'configs/cosine_ddim.py'
+METRIC = 'fd_infinity'
+STEPS = 1800
+SCHEDULES = ['linear', 'cosine', 'offset_cosine', 'sigmoid', 'flow']
+TARGETS = ['eps', 'x0', 'v']
+FIXED = {'config.weight': 'min_snr(5)', 'config.guidance': 1., 'config.steps': STEPS, 'config.evaluate.what': 'samples'}
+
+
+def sweep():
+  for point in grid_search(schedule=SCHEDULES, predict=TARGETS):
+    if (point['config.schedule'], point['config.predict']) != ('flow', 'eps'):
+      yield point | FIXED

@@ -1,0 +1,223 @@
+"""Trials on this machine, N at a time: each a process group of its own, so that one which crashes or hangs stops no other.
+
+A trial's process holds a lock on the trial's folder for as long as it lives. A runner that was killed leaves its trials running;
+the next one sees the locks, waits for those trials as if it had started them, and starts none twice.
+"""
+import collections
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import time
+from typing import Any, NamedTuple
+
+from diffusion.errors import InputError
+from diffusion.files import write_atomic
+from experiments.sweep.trials import describe, finished
+
+GRACE = 60.  # seconds in which a trial that is asked to stop may save
+
+
+class Running(NamedTuple):
+  """A trial at work."""
+  trial: Any
+  process: Any    # None: another runner's, which was killed
+  pid: int        # of its process group; 0: unknown
+  started: float  # Unix seconds
+  attempt: int
+
+
+# ---- locks
+@contextlib.contextmanager
+def only_runner(workdir):
+  """Holds the work directory: two runners would start every trial twice.
+
+  Raises:
+    InputError: another runner is at work there.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  with open(workdir / 'lock', 'a') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise InputError(f'--workdir={workdir}: another runner is at work there; wait for it, stop it, or use another --workdir') from None
+    yield
+
+
+def alive(folder):
+  """Whether a process of a trial is alive: whoever holds its lock inherited it from the runner."""
+  try:
+    with open(folder / 'lock') as file:
+      fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+  except FileNotFoundError:
+    return False
+  except BlockingIOError:
+    return True
+  return False
+
+
+# ---- one trial
+def start(trial, attempt=1):
+  """Starts a trial, or takes over the process that a killed runner has left."""
+  describe(trial)
+  if alive(trial.folder):
+    text = (trial.folder / 'lock').read_text()
+    left = json.loads(text) if text else dict(pid=0, started=time.time())
+    return Running(trial, None, left['pid'], left['started'], attempt)
+  started = time.time()
+  with open(trial.folder / 'lock', 'w') as lock, open(trial.folder / 'log.txt', 'ab') as log:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    log.write(f'\n==== {time.strftime("%F %T")}: {" ".join(trial.command)}\n'.encode())
+    log.flush()
+    process = subprocess.Popen(trial.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                               pass_fds=[lock.fileno()])
+    json.dump(dict(pid=process.pid, started=started), lock)
+  return Running(trial, process, process.pid, started, attempt)
+
+
+def ended(running):
+  """Whether its process has."""
+  return not alive(running.trial.folder) if running.process is None else running.process.poll() is not None
+
+
+def kill(runnings, grace=GRACE, hurry=lambda: False):
+  """Ends process groups: asks, waits up to `grace` seconds (or until `hurry()`) for all of them together, then insists."""
+  _signal(runnings, signal.SIGTERM)
+  deadline = time.monotonic() + grace
+  while not all(map(ended, runnings)) and time.monotonic() < deadline and not hurry():
+    time.sleep(.05)
+  _signal(runnings, signal.SIGKILL)
+  for running in runnings:
+    if running.process:
+      running.process.wait()
+
+
+def _signal(runnings, number):
+  for running in runnings:
+    if running.pid:
+      with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(running.pid, number)
+
+
+def last_line(folder):
+  """The last line that a trial printed, for the report of what went wrong."""
+  with contextlib.suppress(OSError), open(folder / 'log.txt', 'rb') as file:
+    file.seek(max(0, os.fstat(file.fileno()).st_size - 4000))
+    lines = [line.strip() for line in file.read().decode(errors='replace').replace('\r', '\n').split('\n') if line.strip()]
+    return lines[-1][:300] if lines and not lines[-1].startswith('==== ') else 'it printed nothing'
+  return 'it printed nothing'
+
+
+def note(trial, status, attempt, started, reason=''):
+  """Writes state.json: waiting, running, finished, failed, pruned or stopped."""
+  write_atomic(trial.folder / 'state.json', json.dumps(dict(status=status, attempts=attempt, seconds=round(time.time() - started, 1),
+                                                            started=started, reason=reason)).encode())
+
+
+def state(folder):
+  """What `note` wrote, or {}."""
+  with contextlib.suppress(OSError, ValueError):
+    return json.loads((folder / 'state.json').read_text())
+  return {}
+
+
+# ---- many trials
+@contextlib.contextmanager
+def stop_requests():
+  """A list that SIGINT and SIGTERM append to."""
+  received = []
+  old = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
+  try:
+    yield received
+  finally:
+    for number, handler in old.items():
+      signal.signal(number, handler)
+
+
+def run(ask, tell, *, jobs=None, timeout=None, retries=1, watch=lambda trial: '', show=lambda running: None, grace=GRACE, tick=.25):
+  """Runs trials until there are no more.
+
+  Args:
+    ask: () -> the next Trial, or None where there is none now.
+    tell: (trial, status, reason) after a trial, status finished, failed or pruned.
+    jobs: trials at a time; None: one.
+    timeout: seconds that an attempt may take; None: any.
+    retries: how often a trial that broke is tried again.
+    watch: trial -> why it should be given up, or ''.
+    show: called about `1 / tick` times a second with the Runnings.
+    grace: see `kill`.
+    tick: seconds between two looks.
+  Returns:
+    The signal that stopped it, or None.
+  """
+  at_work, again = [], collections.deque()
+
+  def settle(running, status, reason):
+    if status == 'failed' and running.attempt <= retries:
+      again.append((running.trial, running.attempt + 1))
+    note(running.trial, status, running.attempt, running.started, reason)
+    if not (again and again[-1][0] is running.trial):
+      tell(running.trial, status, reason)
+
+  with stop_requests() as stopped:
+    try:
+      while not stopped:
+        while len(at_work) < (jobs or 1) and (item := again.popleft() if again else (ask(), 1))[0]:
+          at_work.append(start(*item))
+          note(item[0], 'running', item[1], at_work[-1].started)
+        if not at_work:
+          return None
+        for running in list(at_work):
+          outcome = _look(running, timeout, watch, grace)
+          if outcome:
+            at_work.remove(running)
+            settle(running, *outcome)
+        show(at_work)
+        time.sleep(tick)
+    finally:  # a signal, or an error of ours: nothing is left running
+      kill(at_work, grace, hurry=lambda: len(stopped) > 1)  # the second Ctrl-C does not wait
+      for running in at_work:
+        note(running.trial, 'stopped', running.attempt, running.started, 'the runner was stopped')
+  return stopped[0]
+
+
+def attempts(trial, timeout, retries, grace=GRACE):
+  """One trial from here to its end, for a worker of a cluster: (status, reason)."""
+  for attempt in range(1, retries + 2):
+    if finished(trial.folder):
+      return 'finished', ''
+    running = start(trial, attempt)
+    note(trial, 'running', attempt, running.started)
+    try:
+      while not (outcome := _look(running, timeout, lambda trial: '', grace)):
+        time.sleep(.25)
+    except BaseException:  # the task was cancelled
+      kill([running], grace)
+      note(trial, 'stopped', attempt, running.started, 'the runner was stopped')
+      raise
+    note(trial, outcome[0], attempt, running.started, outcome[1])
+    if outcome[0] == 'finished':
+      break
+  return outcome
+
+
+def _look(running, timeout, watch, grace):
+  """(status, reason) of a trial that has ended or must, or None."""
+  folder, why = running.trial.folder, ''
+  if not ended(running):
+    if timeout and time.time() - running.started > timeout:
+      status, why = 'failed', f'took longer than {timeout / 60:g} minutes'
+    elif why := watch(running.trial):
+      status = 'pruned'
+    else:
+      return None
+  kill([running], grace if why else 0)  # after its end: whatever of its group is left
+  if finished(folder):
+    return 'finished', ''
+  if why:
+    return status, f'{why}; its last line: {last_line(folder)}' if status == 'failed' else why
+  code = running.process.returncode if running.process else None
+  how = f'killed by signal {-code}' if code is not None and code < 0 else f'exit code {code}' if code is not None else 'ended'
+  return 'failed', f'{how}; its last line: {last_line(folder)}'

@@ -1,0 +1,162 @@
+"""The pictures of a report: PNG bytes, small enough to be committed."""
+import collections
+import io
+
+import numpy as np
+from PIL import Image
+
+from diffusion import pictures, specs
+from diffusion.metrics import record
+from experiments.sweep import results
+
+LIMIT = 300_000  # bytes of a picture
+SHOWN = 24       # trials on the page of samples
+STYLES = [dict(color=f'C{i % 10}', linestyle=('-', '--', ':')[i // 10 % 3], marker='osv^D'[i // 10 % 5]) for i in range(50)]
+
+
+def _figure(width, height, panels=1):
+  from matplotlib.figure import Figure
+  figure = Figure(figsize=(width, height), layout='constrained')
+  return figure, figure.subplots(1, panels, squeeze=False)[0]
+
+
+def _png(figure):
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format='png', dpi=100)
+  return fit(Image.open(buffer).convert('RGB'))
+
+
+def fit(page, limit=LIMIT):
+  """A PIL image as PNG of at most `limit` bytes: exact, else with 256 colours, else smaller."""
+  for palette in (False, True):
+    data = _bytes(page.quantize(256, dither=Image.Dither.NONE) if palette else page)
+    if len(data) <= limit:
+      return data
+  return fit(page.resize((page.width * 3 // 4, page.height * 3 // 4), Image.Resampling.LANCZOS), limit)
+
+
+def _bytes(page):
+  buffer = io.BytesIO()
+  page.save(buffer, 'PNG', optimize=True)
+  return buffer.getvalue()
+
+
+def _bars(estimate):
+  """How far the interval reaches below and above the value, [2, 1]; nothing where it is not known."""
+  low, high = (estimate.value if end is None else end for end in (estimate.low, estimate.high))
+  return np.maximum([[estimate.value - low], [high - estimate.value]], 0)
+
+
+def dots(group, metric):
+  """The metric with its interval, a line for each trial, the best on top; those that cannot be told apart from the best in one colour."""
+  best = group.ranked[0].estimate
+  figure, (axes,) = _figure(7, 1.1 + .28 * len(group.ranked))
+  for y, place in enumerate(group.ranked):
+    axes.errorbar(place.estimate.value, y, xerr=_bars(place.estimate), fmt='o', capsize=3, color='C0' if place.tied else '0.45')
+  if best.low is not None and best.high is not None:
+    axes.axvspan(best.low, best.high, color='C0', alpha=.12, lw=0)
+  axes.set_yticks(range(len(group.ranked)), [place.row.label[:60] for place in group.ranked], fontsize=8)
+  axes.invert_yaxis()
+  axes.set(xlabel=f'{metric}, {"lower" if metric in record.LOWER else "higher"} is better; 95 % intervals')
+  axes.grid(alpha=.3, axis='x')
+  return _png(figure)
+
+
+def calls(row):
+  """Evaluations of the network for one sample, as its record tells."""
+  subject = row.record['subject']
+  return subject.get('network_calls') or subject.get('evaluations')
+
+
+def _series(row, varied):
+  """What a trial has in common with the others of its line: all that varies but the number of steps of its grid."""
+  settings = dict(row.settings)
+  if 'config.grid' in varied:
+    name, args, kwargs = specs.parse(settings['config.grid'])
+    settings['config.grid'] = name + ''.join(f', {key}={value}' for key, value in kwargs.items() if key != 'steps')
+  return ', '.join(str(settings[key]) if isinstance(settings[key], str) else f'{results.short(key)}={settings[key]}' for key in varied)
+
+
+def quality(group, metric, varied):
+  """The metric against evaluations of the network; None where no two trials of a line differ in them."""
+  lines = collections.defaultdict(list)
+  for _, row, estimate, _ in group.ranked:
+    if calls(row):
+      lines[_series(row, varied)].append((calls(row), estimate))
+  if not any(len({number for number, _ in line}) > 1 for line in lines.values()):
+    return None
+  figure, (axes,) = _figure(7, 4.6)
+  for style, (name, line) in zip(STYLES * len(lines), sorted(lines.items())):
+    line.sort(key=lambda point: point[0])
+    axes.errorbar([number for number, _ in line], [estimate.value for _, estimate in line], np.concatenate([_bars(e) for _, e in line], 1),
+                  capsize=3, ms=4, lw=1.2, label=name[:50], **style)
+  ticks = sorted({number for line in lines.values() for number, _ in line})
+  axes.set(xscale='log', xlabel='evaluations of the network for a sample', ylabel=metric)
+  axes.set_xticks(ticks, ticks)
+  axes.minorticks_off()
+  values = [estimate.value for line in lines.values() for _, estimate in line]
+  if min(values) > 0 and max(values) > 8 * min(values):
+    axes.set_yscale('log')
+  axes.grid(alpha=.3)
+  axes.legend(fontsize=7, ncols=2)
+  return _png(figure)
+
+
+def curves(rows):
+  """Training curves: held-out loss, and the distance where it was followed. None where nothing trains."""
+  names = {'heldout_loss': 'held-out loss', 'loss': 'training loss', 'fd_infinity': 'fd_infinity'}
+  known = {name: [(row, points) for row, line in lines if (points := [point for point in line if name in point])]
+           for lines in [[(row, results.curve(row.folder)) for row in rows]] for name in names}
+  shown = [name for name in ('heldout_loss', 'fd_infinity') if known[name]] or [name for name in ('loss',) if known[name]]
+  if not shown:
+    return None
+  figure, panels = _figure(7 if len(shown) == 1 else 10, 4.2, len(shown))
+  style = dict(zip([row.name for row in rows], STYLES * len(rows)))
+  for axes, name in zip(panels, shown):
+    for row, points in known[name]:
+      look = style[row.name] | dict(marker=None)
+      steps, values = [point['step'] for point in points], np.array([point[name] for point in points], float)
+      axes.plot(steps, values, lw=1.2, label=row.label[:40], **look)
+      if f'{name}_error' in points[0]:
+        error = 1.96 * np.array([point.get(f'{name}_error', np.nan) for point in points], float)
+        axes.fill_between(steps, values - error, values + error, alpha=.12, lw=0, color=look['color'])
+    finite = np.concatenate([[point[name] for point in points] for _, points in known[name]])
+    finite = finite[np.isfinite(finite)]
+    axes.set(xlabel='step', ylabel=names[name])
+    if len(finite) and finite.min() > 0 and finite.max() > 5 * finite.min():
+      axes.set_yscale('log')
+    axes.grid(alpha=.3)
+  panels[0].legend(fontsize=6, ncols=1 + (len(rows) > 8))
+  return _png(figure)
+
+
+def _samples(row):
+  """The samples of a trial (uint8 [N, H, W, C], their classes or None), or None."""
+  try:
+    with np.load(row.folder / 'evaluation' / 'samples.npz') as arrays:
+      labels = arrays['labels'] if 'labels' in arrays else None
+      return arrays['images'], labels if labels is None or labels.ndim == 1 else labels.argmax(1)
+  except (OSError, ValueError, KeyError):
+    return None
+
+
+def samples(rows):
+  """The first samples of each trial in a row of its own: the same noises, and as far as they are known classes in turn. None without any."""
+  found = [(row.label, *drawn) for row in rows[:SHOWN] if (drawn := _samples(row))]
+  if not found:
+    return None
+  columns = max(4, min(12, 900 // max(64, *found[0][1].shape[1:3])))
+  cells = [images[_in_turn(labels, len(images))[:columns]] for _, images, labels in found]
+  return fit(pictures.rows(cells, [label for label, *_ in found]))
+
+
+def _in_turn(labels, n):
+  """Indices: the first sample of each class, then the second of each, .."""
+  if labels is None:
+    return np.arange(n)
+  seen = collections.Counter()
+  order = []
+  for i, label in enumerate(labels.tolist()):
+    order.append((seen[label], label, i))
+    seen[label] += 1
+  return np.array([i for *_, i in sorted(order)])

@@ -1,0 +1,113 @@
+"""How a sweep stands, in one line: a terminal gets it again and again, a file now and then."""
+import collections
+import contextlib
+import sys
+import time
+
+from diffusion.errors import InputError
+from diffusion.log import _duration as duration, read_metrics
+from diffusion.metrics import record
+from experiments.sweep.local import state
+from experiments.sweep.trials import finished
+
+
+def steps(running):
+  """(step, steps of the whole run, seconds left or None) of a trial that trains; None before its first figures."""
+  path = running.trial.folder / 'run' / 'metrics.jsonl'
+  with contextlib.suppress(OSError, InputError, KeyError):
+    lines = read_metrics(path)
+    if lines:
+      total = running.trial.config['config.steps']
+      new = [line for line in lines if line['time'] >= running.started]  # of this attempt
+      seconds = None
+      if len(new) > 1 and new[-1]['step'] > new[0]['step']:
+        rate = (new[-1]['time'] - new[0]['time']) / (new[-1]['step'] - new[0]['step'])
+        seconds = max(0, (total - lines[-1]['step']) * rate - (time.time() - new[-1]['time']))
+      return lines[-1]['step'], total, seconds
+  return None
+
+
+def activity(running):
+  """'schedule-linear_8f0c step 350/600, 4:10 left'."""
+  found, passed = steps(running), duration(time.time() - running.started)
+  if found is None:
+    told = f'for {passed}'
+  elif found[0] >= found[1]:
+    told = f'measuring, {passed} since its start'
+  else:
+    told = f'step {found[0]}/{found[1]}' + (f', {duration(found[2])} left' if found[2] is not None else '')
+  return f'{running.trial.name.rpartition("_")[0]} {told}' + (f' (attempt {running.attempt})' if running.attempt > 1 else '')
+
+
+def best(records, metric):
+  """'fd_infinity 12.3 [11.8, 12.9] of NAME' of {name: record}; '' where none has it."""
+  sign, known = 1 if metric in record.LOWER else -1, {}
+  for name, found in records.items():
+    estimate = found['metrics'].get(metric)
+    if estimate and estimate['value'] is not None:
+      known[name] = estimate
+  if not known:
+    return ''
+  name = min(known, key=lambda name: sign * known[name]['value'])
+  found = known[name]
+  interval = '' if found['low'] is None or found['high'] is None else f' [{found["low"]:.4g}, {found["high"]:.4g}]'
+  return f'best so far {metric} {found["value"]:.4g}{interval} of {name.rpartition("_")[0]}'
+
+
+class Line:
+  """The progress line of a sweep.
+
+  Args:
+    total: number of its trials.   jobs: trials at a time.   metric: what it goes by.   done: folders of those that are finished already.
+    done: Trials that are finished already.   every: seconds between two lines where there is no terminal; a terminal gets one every second.
+  """
+
+  def __init__(self, total, jobs, metric, done, stream=None, every=30.):
+    self.total, self.jobs, self.metric, self.stream = total, jobs, metric, stream or sys.stderr
+    self.records, self.others, self.seconds, self.last = {}, collections.Counter(), [], 0.
+    self.terminal, self.width = self.stream.isatty(), 0
+    self.every = 1. if self.terminal else every
+    for folder in done:
+      self._count(folder)
+
+  def _count(self, folder):
+    self.records[folder.name] = finished(folder)
+    self.seconds += [seconds] if (seconds := state(folder).get('seconds')) else []
+
+  def text(self, at_work):
+    parts = [f'{len(self.records)}/{self.total} done'] + [f'{number} {status}' for status, number in self.others.items()]
+    parts += [f'running {"; ".join(map(activity, at_work))}'] * bool(at_work)
+    rest = self.total - len(self.records) - sum(self.others.values())
+    if self.seconds and rest:
+      mean = sum(self.seconds) / len(self.seconds)
+      passed = sum(min(mean, time.time() - running.started) for running in at_work)
+      parts.append(f'all in about {duration(max(0., rest * mean - passed) / self.jobs)}')
+    return ' · '.join(parts + [text for text in [best(self.records, self.metric)] if text])
+
+  def show(self, at_work, now=False):
+    """Writes the line, if it is time to."""
+    if not now and time.monotonic() - self.last < self.every:
+      return
+    self.last = time.monotonic()
+    self._write(self.text(at_work), end='' if self.terminal else '\n')
+
+  def say(self, text):
+    """Writes something that stays."""
+    self._write(text, end='\n')
+
+  def _write(self, text, end):
+    if self.terminal:
+      import shutil
+      if not end:
+        text = text[:shutil.get_terminal_size().columns - 1]
+      text, self.width = '\r' + text.ljust(self.width), len(text) if not end else 0
+    print(text, end=end, file=self.stream, flush=True)
+
+  def ended(self, trial, status, reason):
+    """Counts a trial that has ended, and says so."""
+    if status == 'finished':
+      self._count(trial.folder)
+    else:
+      self.others[status] += 1
+    self.say(f'{trial.name}: {status}' + (f' ({reason})' if reason else ''))
+    self.last = 0. if self.terminal else self.last

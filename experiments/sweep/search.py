@@ -1,0 +1,165 @@
+"""Which settings to try: every combination of some axes, random draws from them, or what Optuna suggests."""
+import itertools
+
+import numpy as np
+
+from diffusion.errors import InputError
+from diffusion.log import read_metrics
+from diffusion.metrics import record
+from experiments.sweep.trials import finished, installed
+
+
+def _point(names, values):
+  """One trial's overrides. A value that is a dict sets what it says; any other sets config.AXIS."""
+  point = {}
+  for name, value in zip(names, values):
+    point |= value if isinstance(value, dict) else {f'config.{name}': value}
+  return point
+
+
+def _checked(axes):
+  for name, values in axes.items():
+    if not callable(values) and not (isinstance(values, (list, tuple)) and values):
+      raise InputError(f'axis {name}={values!r}: expected a list of values, with at least one')
+  return list(axes)
+
+
+def grid_search(**axes):
+  """Yields every combination of the values of some axes, the last axis fastest.
+
+    grid_search(schedule=['linear', 'cosine'], predict=[{'config.predict': 'eps', 'config.weight': 'one'}, 'v'])
+
+  Args:
+    axes: lists of values. A value that is a dict holds overrides, so that settings which belong together move together and settings
+      of a section can be reached ({'config.sample.seed': 1}); any other is the value of config.AXIS.
+  Raises:
+    InputError: an axis without values.
+  """
+  names = _checked(axes)
+  for values in itertools.product(*axes.values()):
+    yield _point(names, values)
+
+
+def random_search(n, seed, /, **axes):
+  """Yields n points drawn independently from some axes, no two equal; fewer where the axes have fewer.
+
+  Args:
+    n: at least 1.
+    seed: of the draws; the same seed draws the same points, and a larger n begins with those of a smaller one.
+    axes: lists of values as in grid_search, one of which is drawn evenly, or functions of a numpy Generator:
+      learning_rate=lambda rng: float(10 ** rng.uniform(-4, -2)).
+  Raises:
+    InputError: n below 1, an axis without values.
+  """
+  if n < 1:
+    raise InputError(f'random_search(n={n}): expected at least 1 trial')
+  names, rng, seen = _checked(axes), np.random.default_rng(seed), []
+  for _ in range(100 * n):  # equal draws are drawn again
+    point = _point(names, [axis(rng) if callable(axis) else axis[rng.integers(len(axis))] for axis in axes.values()])
+    if point not in seen:
+      seen.append(point)
+      yield point
+    if len(seen) == n:
+      return
+
+
+# ---- Optuna
+def optuna_search(sweep, workdir, number, metric, make):
+  """(ask, tell, watch) of a search by Optuna (TPE, with median pruning), kept in WORKDIR/optuna.journal, where it goes on.
+
+  What is pruned: trials whose curve (PRUNE of the sweep file, default heldout_loss; '' for none) is worse than the median of the earlier
+  trials at the same step. Held-out losses compare only where the target, the schedule and the weight are the same; a space that
+  varies them should say PRUNE = 'fd_infinity' and set config.evaluate.every.
+
+  Args:
+    sweep: with a space(trial) -> overrides.
+    workdir: of the sweep.
+    number: of trials, those of earlier runs included.
+    metric: what is sought.
+    make: overrides -> Trial.
+  Raises:
+    InputError: Optuna is not installed, or the sweep has no space(trial).
+  """
+  installed('optuna', '--search=optuna', 'optuna')
+  if not callable(sweep.space):
+    raise InputError(f'sweep {sweep.file} has no function space(trial), which --search=optuna asks for overrides')
+  import optuna
+  from optuna.storages import journal
+  optuna.logging.set_verbosity(optuna.logging.ERROR)
+  states, asked = optuna.trial.TrialState, {}
+  workdir.mkdir(parents=True, exist_ok=True)
+  storage = optuna.storages.JournalStorage(journal.JournalFileBackend(str(workdir / 'optuna.journal')))
+  study = optuna.create_study(study_name='sweep', storage=storage, load_if_exists=True,
+                              direction='minimize' if metric in record.LOWER else 'maximize')
+  study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))  # what comes after a restart is new
+  study.pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
+  _take_up(study, states)
+
+  def ask():
+    refusal = None
+    for _ in range(5 * number):  # suggestions that do not fit together, or were made before
+      if len(_named(study)) >= number and not study.get_trials(states=[states.WAITING]):
+        return None
+      suggestion = study.ask()
+      try:
+        trial = make(dict(sweep.space(suggestion)))
+      except InputError as error:
+        study.tell(suggestion, state=states.FAIL)
+        refusal = error
+        continue
+      if trial.name in asked:
+        study.tell(suggestion, state=states.FAIL)
+        continue
+      suggestion.set_user_attr('trial', trial.name)
+      asked[trial.name] = suggestion
+      if not finished(trial.folder):
+        return trial
+      tell(trial, 'finished', '')
+    if refusal and not _named(study):
+      raise refusal
+
+  def tell(trial, status, reason):
+    suggestion = asked.pop(trial.name)
+    measured = finished(trial.folder)['metrics'].get(metric, {}).get('value') if status == 'finished' else None
+    if measured is not None:
+      study.tell(suggestion, measured)
+    else:
+      study.tell(suggestion, state=states.PRUNED if status == 'pruned' else states.FAIL)
+
+  return ask, tell, _watch(asked, sweep.prune, 1 if metric in record.LOWER else -1)
+
+
+def _named(study):
+  """{name of a trial: the states of the suggestions that led to it}."""
+  found = {}
+  for suggestion in study.trials:
+    if 'trial' in suggestion.user_attrs:
+      found.setdefault(suggestion.user_attrs['trial'], []).append(suggestion)
+  return found
+
+
+def _take_up(study, states):
+  """What a killed runner has left at work, and what broke, is suggested again."""
+  for suggestion in study.get_trials(states=[states.RUNNING]):
+    study.tell(suggestion.number, state=states.FAIL)
+  for suggestions in _named(study).values():
+    if all(suggestion.state == states.FAIL for suggestion in suggestions):
+      study.enqueue_trial(suggestions[-1].params)
+
+
+def _watch(asked, column, sign):
+  """trial -> why it should be given up, or '': tells Optuna the new points of its curve."""
+  seen = {}
+
+  def watch(trial):
+    path, suggestion = trial.folder / 'run' / 'metrics.jsonl', asked[trial.name]
+    if not column or not path.exists() or path.stat().length == seen.get(trial.name, (0, 0))[0]:
+      return ''
+    size, last = path.stat().length, seen.get(trial.name, (0, -1))[1]
+    for line in read_metrics(path):
+      if line['step'] > last and np.isfinite(line.get(column, np.nan)):
+        suggestion.report(sign * line[column], line['step'])
+        last = line['step']
+    seen[trial.name] = size, last
+    return f'{column} is worse than the median of earlier trials at step {last}' if suggestion.should_prune() else ''
+  return watch

@@ -1,0 +1,103 @@
+"""Optuna's search: it goes on where it was, repeats nothing that is finished, and gives up what is no good. Needs the extra [optuna]."""
+import json
+
+from etils import epath
+import pytest
+
+from diffusion.errors import InputError
+from experiments.sweep import search, trials
+from tests.sweep_program import record
+
+pytest.importorskip('optuna')
+
+
+def space(suggestion):
+  batch = suggestion.suggest_int('batch', 1, 4)
+  if batch == 4:
+    raise InputError('4 does not fit')
+  return {'config.batch': batch, 'config.learning_rate': suggestion.suggest_float('rate', .1, 1.)}
+
+
+def opened(tmp_path, number, metric='fd_infinity', prune='heldout_loss', **other):
+  sweep = trials.Sweep('mine.py', '', 'base', 'train', metric, None, other.get('space', space), prune, None, 0)
+  def make(point):
+    name = '_'.join(map(str, point.values()))
+    return trials.Trial(name, 'base', point, {}, [], epath.Path(tmp_path) / 'trials' / name)
+  return search.optuna_search(sweep, epath.Path(tmp_path), number, metric, make)
+
+
+def finish(trial, metric='fd_infinity'):
+  (trial.folder / 'evaluation').mkdir(parents=True)
+  (trial.folder / 'evaluation' / 'evaluation.json').write_text(record((trial.overrides['config.learning_rate'] - .3) ** 2, metric=metric))
+
+
+def test_a_search_goes_on_and_repeats_nothing(tmp_path):
+  ask, tell, _ = opened(tmp_path, 6)
+  first = [ask() for _ in range(3)]
+  finish(first[0])
+  tell(first[0], 'finished', '')
+  tell(first[1], 'failed', 'broke')
+  # killed: the third is still at work, and finishes alone
+  finish(first[2])
+  ask, tell, _ = opened(tmp_path, 6)
+  more = []
+  while trial := ask():
+    more.append(trial)
+    finish(trial)
+    tell(trial, 'finished', '')
+  assert first[1].name in [trial.name for trial in more]  # what broke is tried again
+  assert not {first[0].name, first[2].name} & {trial.name for trial in more}
+  assert len({trial.name for trial in first + more}) == 6 == len(first) + len(more) - 1
+  assert all(trial.overrides['config.batch'] < 4 for trial in more)
+  assert opened(tmp_path, 6)[0]() is None
+
+
+@pytest.mark.parametrize('metric, towards', [('fd_infinity', min), ('precision', max)])
+def test_a_search_seeks_the_right_end(tmp_path, metric, towards):
+  """The later half lies nearer to the optimum of (rate - 0.3)^2, which is 0.3 or, upwards, 1."""
+  ask, tell, _ = opened(tmp_path, 40, metric)
+  rates = []
+  while trial := ask():
+    finish(trial, metric)
+    tell(trial, 'finished', '')
+    rates.append(trial.overrides['config.learning_rate'])
+  goal = .3 if towards is min else 1.
+  off = [abs(rate - goal) for rate in rates]
+  assert len(rates) == 40 and sum(off[20:]) < .7 * sum(off[:20])
+
+
+def test_a_bad_curve_is_given_up_and_a_good_one_is_not(tmp_path):
+  for metric in ('fd_infinity', 'precision'):
+    ask, tell, watch = opened(tmp_path / metric, 20, metric)
+    def curve(trial, level):
+      (trial.folder / 'run').mkdir(parents=True, exist_ok=True)
+      points = [dict(step=step, heldout_loss=level / (1 + step)) for step in range(3)] + [dict(step=3, loss=1.)]
+      (trial.folder / 'run' / 'metrics.jsonl').write_text(''.join(json.dumps(point) + '\n' for point in points))
+      return watch(trial)
+    for _ in range(6):
+      trial = ask()
+      assert curve(trial, 1.) == ''
+      finish(trial, metric)
+      tell(trial, 'finished', '')
+    bad, good = ask(), ask()
+    assert 'heldout_loss is worse than the median' in curve(bad, 2.) and curve(good, .5) == ''
+    tell(bad, 'pruned', '')
+
+
+def test_a_space_in_which_nothing_fits_says_so(tmp_path):
+  def none(suggestion):
+    raise InputError(f'{suggestion.suggest_int("batch", 1, 9)} does not fit')
+  with pytest.raises(InputError, match='does not fit'):
+    opened(tmp_path, 3, space=none)[0]()
+
+
+def test_a_small_space_is_tried_once(tmp_path):
+  def four(suggestion):
+    return {'config.batch': suggestion.suggest_int('batch', 1, 4), 'config.learning_rate': .5}
+  ask, tell, _ = opened(tmp_path, 20, space=four)
+  names = []
+  while trial := ask():
+    names.append(trial.name)
+    finish(trial)
+    tell(trial, 'finished', '')
+  assert sorted(names) == ['1_0.5', '2_0.5', '3_0.5', '4_0.5']
