@@ -19,6 +19,7 @@ setup(
     'etils[epath]>=1.15,<2',
     'numpy>=2.4,<3',
     'pillow>=13,<14',
+    'safetensors>=0.8,<1',
     'scikit-learn>=1.9,<2',
     'scipy>=1.17,<2',
     'tensorboardX>=2.6.5,<3',
@@ -30,6 +31,10 @@ setup(
     'test': ['pytest>=9,<10', 'pytest-xdist>=3.5,<4'],
     'tensorboard': ['tensorboard>=2.18,<3'],
     'tf': ['tensorflow>=2.18,<3'],  # only to prepare stock data sets
+    'codec': ['constriction>=0.5,<0.6'],  # lossless compression with a model
+    'ray': ['ray>=2.60,<3'],  # sweeps on a Ray cluster
+    'optuna': ['optuna>=5,<6'],  # sweeps by search
+    'parity': ['torch>=2.9,<3', 'torchvision', 'transformers>=5.23,<6', 'pytorch-fid>=0.3,<0.4', 'torch-fidelity>=0.4,<0.5'],  # features beside PyTorch's
     'compare': ['torch>=2.9,<3', 'diffusers>=0.35,<1'],  # the other contender of the benchmarks
   },
 )

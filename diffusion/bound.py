@@ -4,13 +4,13 @@
 
   table   steps  KL(q(x_s | x_t, x0) || p(x_s | x_t)), rows 1 .. T-1 (DDPM, arXiv:2006.11239, equation 5), with the small variance
                  (SNR_s - SNR_t) |x0 - estimate|^2 / 2 in every scaling
-  curve   integral of -dSNR/dt |x0 - estimate|^2 / 2 over t (VDM, arXiv:2107.00630, equation 17)
+  curve   integral of -dSNR/dt |x0 - estimate|^2 / 2 over t (VDM, arXiv:2107.00630, equation 15)
 
 The prior is what generation starts from (samplers.prior), N(0, sigma_T^2): with the variance-preserving scaling all but N(0, 1), to alpha_T^4 / 4
 nats. The last term, `decoder`, is a Gaussian around the model's x0 at the cleanest level, on the steps of the data (DDPM, equation 13).
 Of a table its variance is that of row 0 as in likelihood.reverse; of a curve (sigma / alpha)^2 at the smallest t, which is all that is not
-known of x0 there without a model. What is best depends on the network, and any value gives a bound: `fitted` measures it for every row of a
-table (Analytic-DPM, arXiv:2201.06503, theorem 1), and `std` sets it for a curve.
+known of x0 there without a model. What is best depends on the network, and any value gives a bound: `fitted` finds it for every row of a
+table (Analytic-DPM, arXiv:2201.06503), and `std` sets it for a curve.
 
 A chain is a table: to measure a sampler's own levels, turn its grid around and drop the clean end with `chain`.
 """
@@ -80,7 +80,7 @@ def fitted(table, error):
   """The variance of every row that makes the bound smallest: shares float64 [T], for `bound` and the codec.
 
   The best variance of a step is the posterior's times 1 + (SNR_s - SNR_t) e, where e is the mean square error of the model's x0; the best of
-  x0 itself at row 0 is e (arXiv:2201.06503, theorem 1 and lemma 2).
+  x0 itself at row 0 is e (arXiv:2201.06503, theorem 1; with the error of an imperfect model, arXiv:2206.07309).
 
   Args:
     table: the chain.

@@ -23,7 +23,7 @@ def check(config):
   _training(config)
   stack(config)(None, None)
   _sampling(config)
-  make('features', config.evaluate.features)
+  make('evaluate.features', config.evaluate.features)
 
 
 def grid(config, schedule):

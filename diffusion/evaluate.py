@@ -56,7 +56,7 @@ class Gauge(NamedTuple):
 def gauge(run, config, data):
   """The Gauge of a config: trains or loads the features, and looks at the data, unless the cache has them."""
   options = config.evaluate
-  extractor = make('features', options.features)(data.train, run.mesh)
+  extractor = make('evaluate.features', options.features)(data.train, run.mesh)
   see = viewer(extractor, run.mesh)
   train = reference(extractor, see, data.train.images)
   if not len(data.heldout.images):

@@ -38,7 +38,7 @@ def hutchinson(probes=2, draw=rademacher):
   if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
     raise InputError(f'hutchinson({probes!r}): expected a number of probes of at least 1')
   def trace(keys, index, x, push):
-    v = jnp.stack([draw(keys, index * probes + i, x) for i in range(probes)])
+    v = jax.vmap(lambda i: draw(keys, index * probes + i, x))(jnp.arange(probes))
     return jnp.sum(v * jax.vmap(push)(v), tuple(range(2, v.ndim)))
   return trace
 

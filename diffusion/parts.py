@@ -1,10 +1,12 @@
 """The parts that a config names: to add a schedule, a sampler, a source, write the function and name it here."""
+import functools
+
 import optax
 
 from diffusion import corrupt, grids, guidance, learned, losses, predict, samplers, schedule_transforms, schedules, specs, times, weights
 from diffusion.data import sources
 from diffusion.denoise import clip, dynamic_threshold
-from diffusion.metrics import own
+from diffusion.metrics import own, pretrained
 from diffusion.nets.classifier import Classifier
 from diffusion.nets.unet import UNet
 from diffusion.tasks.image import image
@@ -12,6 +14,15 @@ from diffusion.tasks.image import image
 
 def _named(*functions):
   return {f.__name__: f for f in functions}
+
+
+def _whatever(make):
+  """A maker of extractors as one of (data, mesh) -> Extractor, which needs neither."""
+  @functools.wraps(make)
+  def made(*args, **kwargs):
+    extractor = make(*args, **kwargs)
+    return lambda data, mesh: extractor
+  return made
 
 
 CHOICES = dict(
@@ -28,7 +39,6 @@ CHOICES = dict(
   variance=_named(losses.fixed, losses.learned),
   error=_named(losses.mse, losses.mae, losses.huber),
   guide=_named(guidance.cfg, guidance.apg, guidance.rescale, guidance.interval, guidance.classifier, dynamic_threshold, clip),
-  features=_named(own.own),
   decay=dict(cosine=optax.warmup_cosine_decay_schedule, constant=optax.warmup_constant_schedule),
   sampler=_named(samplers.ddim, samplers.ddpm, samplers.euler, samplers.euler_ancestral, samplers.heun, samplers.churn, samplers.dpm_solver_2,
                  samplers.dpmpp_1s, samplers.dpmpp_2s, samplers.dpmpp_2m, samplers.dpmpp_3m, samplers.dpmpp_3m_shipped, samplers.dpmpp_sde_2m,
@@ -36,7 +46,8 @@ CHOICES = dict(
                  samplers.flow_lms, samplers.langevin, samplers.adaptive, samplers.consistency, samplers.best),
   grid=_named(grids.trailing, grids.leading, grids.linspace, grids.quadratic, grids.beta, grids.shifted, grids.times, grids.karras,
               grids.exponential, grids.cosine, grids.angle, grids.sigmas) | dict(logsnr=grids.exponential),
-)
+) | {
+  'evaluate.features': _named(own.own, *map(_whatever, (pretrained.inception, pretrained.dinov2, pretrained.clip)))}
 
 
 def make(field, spec, **extra):

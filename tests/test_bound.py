@@ -70,13 +70,13 @@ def exact_bound(table, share):
   return ENTROPY + kl / LOG2
 
 
-@pytest.mark.parametrize('variance', ['small', 'learned'])
-def test_a_chain_of_few_steps_has_the_bound_of_its_joint_gaussian(variance):
-  table = bound.chain(grids.trailing(6)(schedules.cosine()))
-  got, _ = measure(table, data(20_000), told(variance, .3), variance=variance, levels=None)
-  value, error = mean(got['total'])
-  assert error < .008
-  assert value == pytest.approx(exact_bound(table, np.full(6, .3 * (variance == 'learned'))), abs=4 * error)
+def test_a_chain_of_few_steps_has_the_bound_of_its_joint_gaussian():
+  table, keys, x0 = bound.chain(grids.trailing(6)(schedules.cosine())), samplers.sample_keys(0, np.arange(20_000)), jnp.asarray(data(20_000))
+  found = jax.jit(lambda x0: [bound.bound(keys, told(variance, .3), table, x0, variance=variance, levels=None)[0] for variance in ('small', 'learned')])(x0)
+  for got, share in zip(found, (0., .3)):
+    value, error = mean(got['total'])
+    assert error < .008
+    assert value == pytest.approx(exact_bound(table, np.full(6, share)), abs=4 * error)
 
 
 def test_with_fitted_variances_any_number_of_levels_gives_the_density_of_a_gaussian():
@@ -100,22 +100,22 @@ def test_row_0_and_its_variance_are_those_of_the_code_of_ddpm():
 
 
 def test_some_of_the_rows_estimate_all_of_them_without_bias():
-  table = schedules.cosine(50)
-  x0 = data(20_000)
-  every, some = (measure(table, x0, gaussian_denoiser(MEAN, STD), steps=steps, levels=None)[0] for steps in (None, 7))
+  table, x0, denoise = schedules.cosine(30), jnp.asarray(data(4000)), gaussian_denoiser(MEAN, STD)
+  keys = samplers.sample_keys(0, np.arange(len(x0)))
+  every, some = jax.jit(lambda x0: [bound.bound(keys, denoise, table, x0, steps=steps, levels=None)[0] for steps in (None, 7)])(x0)
   value, error = mean(np.asarray(some['diffusion']) - np.asarray(every['diffusion']))
-  assert 0 < error < .02 and abs(value) < 4 * error
+  assert 0 < error < .05 and abs(value) < 4 * error
   np.testing.assert_allclose(some['prior'], every['prior'])
 
 
 @pytest.mark.parametrize('curve, smallest', [(schedules.linear(None), 1e-3), (schedules.flow(), .005)], ids=['vp', 'flow'])
 def test_the_continuous_bound_of_an_exact_denoiser_is_the_density_itself(curve, smallest):
   covariance = np.array([[.25, .15], [.15, .2]])
-  x0 = np.random.default_rng(0).multivariate_normal([.3, -.2], covariance, 20_000).astype(np.float32)
+  x0 = np.random.default_rng(0).multivariate_normal([.3, -.2], covariance, 8000).astype(np.float32)
   truth = -stats.multivariate_normal([.3, -.2], covariance).logpdf(x0) / 2 / LOG2
   got, shown = measure(curve, x0, correlated_denoiser(np.array([.3, -.2]), covariance), levels=None, smallest=smallest, steps=100)
   value, error = mean(np.asarray(got['total']) - truth)
-  assert error < .01 and abs(value) < 4 * error + .002  # and the noise at the smallest time
+  assert error < .015 and abs(value) < 4 * error + .002  # and the noise at the smallest time
   area = float(np.trapezoid(np.mean(shown['rate'], 1), -np.mean(shown['logsnr'], 1)))
   assert area == pytest.approx(float(np.mean(got['diffusion'])), rel=.05)
 
@@ -155,13 +155,13 @@ def test_the_scaling_does_not_matter_and_a_last_level_without_signal_costs_no_pr
   np.testing.assert_array_equal(got['prior'], 0)
 
 
-@pytest.mark.parametrize('schedule', [schedules.cosine(20), schedules.cosine(None)], ids=['table', 'curve'])
-def test_a_picture_has_its_bits_wherever_it_stands(schedule):
+def test_a_picture_has_its_bits_wherever_it_stands():
   x0, denoise = jnp.asarray(data(6)), gaussian_denoiser(MEAN, STD)
   keys = samplers.sample_keys(3, np.arange(6))
-  some = jax.jit(lambda keys, x0: bound.bound(keys, denoise, schedule, x0, steps=5)[0])
+  some = jax.jit(lambda keys, x0: [bound.bound(keys, denoise, schedule, x0, steps=5)[0]['total'] for schedule in (schedules.cosine(20), schedules.cosine(None))])
   order = jnp.array([2, 2, 5, 0, 1, 4])
-  np.testing.assert_allclose(some(keys[order], x0[order])['total'], some(keys, x0)['total'][order], rtol=1e-5)
+  for moved, before in zip(some(keys[order], x0[order]), some(keys, x0)):
+    np.testing.assert_allclose(moved, before[order], rtol=1e-5)
 
 
 @pytest.mark.parametrize('options, text', [

@@ -44,7 +44,8 @@ def test_distance_of_singular_and_of_commuting_covariances_in_closed_form():
 
 def test_fd_of_features_is_the_plug_in_value():
   rng = np.random.default_rng(0)
-  x, y = np.maximum(rng.standard_normal((700, 20)) + 20, 19.5).astype(np.float32), rng.standard_normal((400, 20)).astype(np.float32) + 20
+  x = np.maximum(rng.standard_normal((700, 20)) + 20, 19.5).astype(np.float32)
+  y = rng.standard_normal((400, 20)).astype(np.float32) + 20
   found = frechet.fd(moments([x[:50], x[50:]]), moments([y]))
   x, y = x.astype(np.float64), y.astype(np.float64)
   assert found.value == pytest.approx(by_sqrtm(x.mean(0), np.cov(x.T), y.mean(0), np.cov(y.T)), rel=1e-4)
@@ -66,15 +67,16 @@ def summary(found, truth):
 def relu_features(rng, n, size):
   """Neither Gaussian nor white."""
   mix = np.random.default_rng(5).standard_normal((size, size))
-  return np.maximum((rng.standard_normal((n, size)) + 3 * (rng.random((n, 1)) < .3)) @ mix, 0) / np.arange(1, size + 1) ** .5
+  return np.maximum((rng.standard_normal((n, size)) + .5 * (rng.random((n, 1)) < .3)) @ mix, 0) / np.arange(1, size + 1) ** .5
 
 
 @pytest.mark.parametrize('size, n, m, repeats', [(8, 60, 60, 60), (8, 50, 500, 60), (64, 200, 200, 12), (64, 500, 5000, 8)])
 def test_two_halves_of_one_data_set_are_0_apart_within_the_interval(size, n, m, repeats):
-  bias, deviation, half, covered = summary(simulate(lambda rng: (relu_features(rng, n, size), relu_features(rng, m, size)), repeats)[1], 0.)
+  draw = lambda rng: (relu_features(rng, n, size), relu_features(rng, m, size))
+  bias, deviation, half, covered = summary(simulate(draw, repeats)[1], 0.)
   assert covered >= .95 - 2 * np.sqrt(.05 * .95 / repeats)
   assert abs(bias) < deviation
-  assert half < 5 * deviation  # not absurdly wide; an interval of the right size has 2
+  assert half < 5 * deviation  # not absurdly wide; an interval of the right size has 2, this one 3 to 4 in long simulations
 
 
 @pytest.mark.parametrize('size, n, m, repeats', [(8, 60, 60, 60), (8, 100, 1000, 60), (64, 200, 200, 12)])
@@ -114,7 +116,7 @@ def test_too_little_is_said_and_refused():
     frechet.fd(moments([np.zeros((3, 2))]), moments([np.zeros((9, 2))]))
   with pytest.raises(InputError, match='2 and 3 features'):
     frechet.fd(moments([np.zeros((9, 2))]), moments([np.zeros((9, 3))]))
-  few = np.random.default_rng(0).standard_normal((20, 64))  # singular covariances
+  few = np.random.default_rng(0).standard_normal((15, 16))  # singular covariances
   assert np.isfinite(frechet.both(grouped(few), grouped(few[::-1]))).all()
 
 

@@ -18,7 +18,8 @@ def draw(n, size, mean, scale, seed):
   return (mean + scale * np.random.default_rng(seed).standard_normal((n, size))).astype(np.float32)
 
 
-@pytest.mark.parametrize('n, m, size, mean, shift', [(40, 40, 6, 0., .5), (31, 57, 6, 0., 0.), (40, 33, 3, 20., .1), (40, 40, 6, -300., .01), (6, 7, 2, 1., 1.)])
+@pytest.mark.parametrize('n, m, size, mean, shift', [
+  (40, 40, 6, 0., .5), (31, 57, 6, 0., 0.), (40, 33, 3, 20., .1), (40, 40, 6, -300., .01), (6, 7, 2, 1., 1.)])
 def test_kid_is_the_unbiased_mmd_of_all_pairs(n, m, size, mean, shift):
   x, y = draw(n, size, mean, 1., 0), draw(m, size, mean + shift, 1.2, 1)
   assert kernel.kid(x, y, 0).value == pytest.approx(mmd(x, y), rel=1e-4)
@@ -37,14 +38,14 @@ def test_the_error_is_the_jackknife_of_the_groups():
 @pytest.mark.parametrize('shift', [0., .5])
 def test_the_error_is_the_deviation_between_draws(shift):
   """Of a quadratic, as KID is where the sets are alike, jackknife errors are sqrt(2) too large."""
-  found = np.array([kernel.kid(draw(64, 3, 0., .5, 2 * s), draw(64, 3, shift, .5, 2 * s + 1), 0, groups=8) for s in range(60)])
+  found = np.array([kernel.kid(draw(64, 3, 0., .5, 2 * s), draw(64, 3, shift, .5, 2 * s + 1), 0, groups=8) for s in range(40)])
   assert .8 < found[:, 1].mean() / found[:, 0].std() < 1.9
-  assert np.mean((found[:, 2] <= found[:, 0].mean()) & (found[:, 0].mean() <= found[:, 3])) >= .88
+  assert np.mean((found[:, 2] <= found[:, 0].mean()) & (found[:, 0].mean() <= found[:, 3])) >= .85
 
 
 def test_it_is_0_on_average_where_the_sets_are_alike():
-  found = np.array([kernel.kid(draw(64, 3, 5., 1., 2 * s), draw(64, 3, 5., 1., 2 * s + 1), 0, groups=4).value for s in range(80)])
-  assert abs(found.mean()) < 3 * found.std() / np.sqrt(80)
+  found = np.array([kernel.kid(draw(64, 3, 5., 1., 2 * s), draw(64, 3, 5., 1., 2 * s + 1), 0, groups=4).value for s in range(50)])
+  assert abs(found.mean()) < 3 * found.std() / np.sqrt(50)
 
 
 def test_the_spread_over_subsets_is_that_of_their_size():

@@ -32,23 +32,23 @@ def test_shares_are_those_of_plain_tables(k, mean):
   assert recall.value == np.mean(hits(real, made, k).any(1)) and recall.n == 53
   density, coverage = neighbours.density_coverage(real, made, k)
   counts = hits(made, real, k).sum(1) / k
-  assert density.value == pytest.approx(counts.mean(), rel=1e-12) and density.error == pytest.approx(counts.std() / np.sqrt(41), rel=1e-12)
+  assert density[:2] == pytest.approx((counts.mean(), counts.std() / np.sqrt(41)), rel=1e-12)
   assert coverage.value == np.mean(hits(made, real, k).any(0))
   assert 0 < precision.value < 1 and 0 < recall.value < 1 and 0 < coverage.value < 1
 
 
 def test_density_and_coverage_of_alike_sets_are_as_expected():
-  """Density 1 and coverage 1 - 2^-k (arXiv:2002.09797, section 3.3)."""
-  real, made = draw(1500), draw(1500, seed=1)
+  """Density 1 and coverage 1 - 2^-k (arXiv:2002.09797, section 3)."""
+  real, made = draw(1000), draw(1000, seed=1)
   density, coverage = neighbours.density_coverage(real, made, 5)
-  assert density.value == pytest.approx(1, abs=.05)
-  assert coverage.value == pytest.approx(1 - 2 ** -5, abs=.015)
+  assert density.value == pytest.approx(1, abs=.06)
+  assert coverage.value == pytest.approx(1 - 2 ** -5, abs=.02)
 
 
-@pytest.mark.parametrize('k', [1, 4])
-def test_neighbours_are_the_nearest_in_order_and_never_the_sample_itself(k):
+def test_neighbours_are_the_nearest_in_order_and_never_the_sample_itself(k=4):
   query, base = draw(300, seed=1), draw(700)
-  for found, chosen, itself in ((neighbours.neighbours(query, base, k), query, False), (neighbours.neighbours(base[:300], base, k, True), base[:300], True)):
+  for chosen, itself in (query, False), (base[:300], True):
+    found = neighbours.neighbours(chosen, base, k, itself)
     table = gaps(chosen, base)
     if itself:
       table[np.arange(300), np.arange(300)] = np.inf
@@ -57,7 +57,7 @@ def test_neighbours_are_the_nearest_in_order_and_never_the_sample_itself(k):
     np.testing.assert_allclose(found[1], np.take_along_axis(table, order, 1), rtol=1e-6)
 
 
-@pytest.mark.parametrize('mean', [0., 100., -3000.])
+@pytest.mark.parametrize('mean', [0., -3000.])
 def test_a_planted_copy_is_found_at_distance_0_and_a_near_copy_at_its_own(mean):
   base, rng = draw(400, 32, mean=mean), np.random.default_rng(3)
   query = draw(50, 32, seed=1, mean=mean)

@@ -63,10 +63,10 @@ def test_a_mixture_has_its_density():
 
 @pytest.mark.parametrize('draw, most', [(ode.rademacher, .05), (samplers.gaussian, .5)], ids=['signs', 'gaussian'])
 def test_hutchinsons_estimate_is_unbiased_and_knows_its_error(draw, most):
-  got = measure(path(30), X0.astype(np.float32), trace=ode.hutchinson(8, draw))
+  got = measure(path(20), X0.astype(np.float32), trace=ode.hutchinson(8, draw))
   gap, error = np.asarray(got['total']) - TRUTH, np.asarray(got['error'])
   assert np.std(gap) == pytest.approx(np.sqrt(np.mean(error ** 2)), rel=.15)
-  assert abs(np.mean(gap)) < 4 * np.std(gap) / np.sqrt(200) + 3e-4
+  assert abs(np.mean(gap)) < 4 * np.std(gap) / np.sqrt(200) + 2e-3
   assert np.mean(error) < most
 
 

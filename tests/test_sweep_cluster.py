@@ -1,8 +1,8 @@
 """Job files that work: the script runs here in place of Slurm, the YAML says what Kubernetes is to be told. Ray runs where it is installed."""
+import importlib.util
 import math
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -64,9 +64,8 @@ def test_a_slice_of_a_pod_for_each_trial(tmp_path):
     assert f'--config.predict={trial.overrides["config.predict"]}' in words and not any(str(tmp_path) in word for word in words)
 
 
-@pytest.mark.skipif(not shutil.which('ray'), reason='needs the extra [ray]')
+@pytest.mark.skipif(not importlib.util.find_spec('ray'), reason='needs the extra [ray]')
 def test_ray_runs_the_same_commands(tmp_path):
-  pytest.importorskip('ray')
   made = make(tmp_path, first='ok', once='once', crash='crash')
   told, queue = {}, iter(made)
   stopped = cluster.engine('ray(cpus=1)').run(lambda: next(queue, None), lambda trial, *outcome: told.update({trial.name[:-2]: outcome}), jobs=2,

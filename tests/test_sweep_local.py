@@ -53,7 +53,7 @@ def eventually(condition, seconds=20):
 
 def test_a_trial_that_crashes_or_hangs_stops_no_other(tmp_path):
   made = make(tmp_path, first='ok', crash='crash', hang='hang', once='once', last='ok')
-  told, stopped = run_all(made, jobs=2, timeout=.7, retries=1, grace=2)
+  told, stopped = run_all(made, jobs=2, timeout=2, retries=1, grace=2)
   assert stopped is None
   assert {name: outcome[0] for name, outcome in told.items()} == dict(first='finished', crash='failed', hang='failed', once='finished', last='finished')
   assert [starts(trial) for trial in made] == [1, 2, 2, 2, 1]
@@ -104,7 +104,7 @@ def test_an_orphan_is_waited_for_and_can_time_out(tmp_path):
     assert left.process is not None and local.alive(trial.folder)
   eventually((made[1].folder / 'child').exists)
   (made[0].folder / 'go').touch()
-  told, _ = run_all(made, jobs=2, timeout=1, retries=0, grace=2)
+  told, _ = run_all(made, jobs=2, timeout=3, retries=0, grace=2)
   assert told['slow'] == ('finished', '') and told['hang'][0] == 'failed'
   assert [starts(trial) for trial in made] == [1, 1]
   eventually(lambda: gone(int((made[1].folder / 'child').read_text())))
@@ -132,6 +132,7 @@ def program(sweep, folder, overrides):
   batch = overrides['config.batch']
   return [sys.executable, '-S', {program!r}, str(folder), dict([(2, 'slow'), (5, 'crash')]).get(batch, 'ok'), str(10. * (batch - 3.2) ** 2)]
 if __name__ == '__main__':
+  run.report = lambda *_: None  # its pictures are of no use here
   sys.exit(run.main(program=program))
 '''
 
@@ -157,17 +158,21 @@ def test_a_sweep_killed_and_started_again_ends_as_if_nothing_had_been(tmp_path, 
 
   sys.path.insert(0, str(tmp_path))
   program = __import__('runner').program
-  timer = threading.Timer(1., (slow / 'go').touch)
-  timer.start()
+  seen = os.stat(slow / 'state.json').st_mtime_ns
+  def release():  # when the new runner has found it
+    eventually(lambda: os.stat(slow / 'state.json').st_mtime_ns != seen, 60)
+    (slow / 'go').touch()
+  thread = threading.Thread(target=release)
+  thread.start()
   assert run.main(words(first), program) == 1  # one crashes
-  timer.join()
+  thread.join()
   assert '1 of 5 trials are finished already' in capsys.readouterr().err
-  touch = threading.Thread(target=lambda: (eventually(lambda: list(second.glob('trials/batch-2_*'))), (find(second, 2) / 'go').touch()))
-  touch.start()
+  thread = threading.Thread(target=lambda: (eventually(lambda: list(second.glob('trials/batch-2_*'))), (find(second, 2) / 'go').touch()))
+  thread.start()
   assert run.main(words(second), program) == 1
-  touch.join()
-  for batch, number in ((1, 1), (2, 1), (3, 1), (4, 1), (5, 1)):
-    assert len((find(first, batch) / 'starts').read_text()) == number, batch
+  thread.join()
+  for batch in (1, 2, 3, 4, 5):
+    assert (find(first, batch) / 'starts').read_text() == 'x', batch
   assert table(first) == table(second)
   assert [row['batch'] for row in table(first)] == ['3', '4', '2', '1', '5']
   assert (first / 'report' / 'report.html').exists()

@@ -55,7 +55,7 @@ def test_a_search_goes_on_and_repeats_nothing(tmp_path):
 @pytest.mark.parametrize('metric, towards', [('fd_infinity', min), ('precision', max)])
 def test_a_search_seeks_the_right_end(tmp_path, metric, towards):
   """The later half lies nearer to the optimum of (rate - 0.3)^2, which is 0.3 or, upwards, 1."""
-  ask, tell, _ = opened(tmp_path, 40, metric)
+  ask, tell, _ = opened(tmp_path, 24, metric)
   rates = []
   while trial := ask():
     finish(trial, metric)
@@ -63,7 +63,7 @@ def test_a_search_seeks_the_right_end(tmp_path, metric, towards):
     rates.append(trial.overrides['config.learning_rate'])
   goal = .3 if towards is min else 1.
   off = [abs(rate - goal) for rate in rates]
-  assert len(rates) == 40 and sum(off[20:]) < .7 * sum(off[:20])
+  assert len(rates) == 24 and sum(off[12:]) < .7 * sum(off[:12])
 
 
 def test_a_bad_curve_is_given_up_and_a_good_one_is_not(tmp_path):
@@ -94,7 +94,7 @@ def test_a_space_in_which_nothing_fits_says_so(tmp_path):
 def test_a_small_space_is_tried_once(tmp_path):
   def four(suggestion):
     return {'config.batch': suggestion.suggest_int('batch', 1, 4), 'config.learning_rate': .5}
-  ask, tell, _ = opened(tmp_path, 20, space=four)
+  ask, tell, _ = opened(tmp_path, 8, space=four)
   names = []
   while trial := ask():
     names.append(trial.name)

@@ -1,8 +1,9 @@
-"""Kernel distance of features (KID, arXiv:1801.01401): the squared MMD of the kernel (x.y/D + 1)^3, unbiased at any n, and so possibly below 0.
+"""Kernel distance of features (KID, arXiv:1801.01401): the squared MMD of the kernel (x.y/D + 1)^3, unbiased at any
+n, and so possibly below 0.
 
-Features far from 0 make kernels so large that float32 loses their differences. With c the mean of both sets, x = c + u, p = c.u/D,
-w = u.v/D and A = c.c/D + 1, the kernel is (A + p_u + p_v + w)^3. Whatever depends on one sample only drops out of the MMD exactly, and what
-is left is small where u and v are.
+Features far from 0 make kernels so large that float32 loses their differences. With c the mean of both sets,
+x = c + u, p = c.u/D, w = u.v/D and A = c.c/D + 1, the kernel is (A + p_u + p_v + w)^3. Whatever depends on one sample
+only drops out of the MMD exactly, and what is left is small where u and v are.
 """
 from typing import Any, NamedTuple
 
@@ -25,14 +26,17 @@ class Groups(NamedTuple):
 def _grouped(x, centre, K):
   """The Groups of samples [n, D], on the host; sample i goes to group i % K."""
   rows = -(-len(x) // K) * K
-  split = lambda a: np.swapaxes(np.pad(a, [(0, rows - len(a))] + [(0, 0)] * (a.ndim - 1)).reshape(-1, K, *a.shape[1:]), 0, 1)
+  def split(a):
+    padded = np.pad(a, [(0, rows - len(a))] + [(0, 0)] * (a.ndim - 1))
+    return np.swapaxes(padded.reshape(-1, K, *a.shape[1:]), 0, 1)
   u = x - centre
   return Groups(*(np.ascontiguousarray(split(a), np.float32) for a in (u, u @ centre / x.shape[1], np.ones(len(x)))))
 
 
 @jax.jit
 def _rows(one, others, base, own):
-  """What of the kernels between the samples of a group and those of each group the MMD depends on, summed over the latter: [K, b].
+  """What of the kernels between the samples of a group and those of each group the MMD depends on, summed over the
+  latter: [K, b].
 
   Args:
     one: a group: Groups without the leading axis.
@@ -82,8 +86,9 @@ def _pair(x, y, least):
 def kid(x, y, seed, groups=32, mesh=None):
   """KID from all pairs of samples, an Estimate.
 
-  The error is the jackknife's over groups of samples, left out on both sides at once: how far KID would move with other samples on both
-  sides. If both sets come from one distribution it is about sqrt(2) too large. It is not the spread over subsets that papers give (`spread`).
+  The error is the jackknife's over groups of samples, left out on both sides at once: how far KID would move with
+  other samples on both sides. If both sets come from one distribution it is about sqrt(2) too large. It is not the
+  spread over subsets that papers give (`spread`).
 
   Args:
     x, y: features [n, D], [m, D].
@@ -103,7 +108,8 @@ def kid(x, y, seed, groups=32, mesh=None):
 def spread(x, y, seed, subsets=100, size=1000, mesh=None):
   """(mean, standard deviation) of KID over random subsets, as papers give it (arXiv:1801.01401, section 4).
 
-  The deviation says how KID of `size` samples varies, and hardly depends on how many samples there are: it is no error of the mean.
+  The deviation says how KID of `size` samples varies, and hardly depends on how many samples there are: it is no
+  error of the mean.
 
   Raises:
     InputError: fewer than `size` samples on a side, unlike or non-finite features.

@@ -1,9 +1,9 @@
 """Mean and covariance of a stream of features, in groups, so that numbers made of them come with an error.
 
-Sample i of the stream belongs to group i % G. If the stream is in random order the groups are exchangeable, and leaving out one
-after the other says how far a number would move with other samples (`jackknife`). Memory does not depend on the length of the
-stream: features wait on the host until there are ROWS of them; their centred sums are made on the devices in float32 and merged on
-the host in float64 (Chan, Golub and LeVeque, 1979).
+Sample i of the stream belongs to group i % G. If the stream is in random order the groups are exchangeable, and
+leaving out one after the other says how far a number would move with other samples (`jackknife`). Memory does not
+depend on the length of the stream: features wait on the host until there are ROWS of them; their centred sums are made
+on the devices in float32 and merged on the host in float64 (Chan, Golub and LeVeque, 1979).
 """
 import functools
 import io
@@ -41,13 +41,14 @@ class Stream(NamedTuple):
 
 
 def groups_for(size):
-  """How many groups features of a size get: with 2048 of them a group takes 34 MB, and each pair of groups costs FD an eigendecomposition."""
+  """How many groups features of a size get: with 2048 of them a group takes 34 MB, and each pair of groups costs FD
+  an eigendecomposition."""
   return 12 if size <= 512 else 6
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _sums(points, used, groups):
-  """(shift [G, D], sums [G, D] and products [G, D, D] of deviations from it) of the first `used` rows of points [R, D]."""
+  """A shift [G, D], and sums [G, D] and products [G, D, D] of deviations from it, of the first `used` rows [R, D]."""
   real = (jnp.arange(len(points)) < used).reshape(-1, groups, 1)
   x = jnp.where(real, points.reshape(-1, groups, points.shape[1]).astype(jnp.float32), 0.)
   shift = jnp.sum(x, 0) / jnp.maximum(jnp.sum(real, 0), 1)  # rounded: what it misses of the mean is in the sums
@@ -63,10 +64,12 @@ def check(points, size=None):
   """
   points = np.asarray(points, np.float32)
   if points.ndim != 2 or size not in (None, points.shape[1]):
-    raise InputError(f'features of shape {points.shape}: expected [samples, {size or "features"}]; are they of one extractor?')
+    raise InputError(f'features of shape {points.shape}: expected [samples, {size or "features"}]; '
+                     'are they of one extractor?')
   bad = np.count_nonzero(~np.isfinite(points).all(1))
   if bad:
-    raise InputError(f'{bad} of {len(points)} samples have features that are not finite; look at the samples and the weights of the extractor')
+    raise InputError(f'{bad} of {len(points)} samples have features that are not finite; '
+                     'look at the samples and the weights of the extractor')
   return points
 
 
@@ -102,14 +105,16 @@ def _flush(stream, rows, used):
 
 
 def _rows(stream):
-  """The rows of one sum: about ROWS, and divisible by the groups, so that sample i stays in group i % G, and by the devices."""
+  """The rows of one sum: about ROWS, and divisible by the groups, so that sample i stays in group i % G, and by the
+  devices."""
   step = math.lcm(stream.groups, stream.mesh.size if stream.mesh else 1)
   return max(1, ROWS // step) * step
 
 
 def add(stream, points):
   """The Stream with more samples, features [B, D], any B."""
-  points = check(points, stream.waiting[0].shape[1] if stream.waiting else None if stream.done is None else stream.done.mean.shape[1])
+  known = stream.waiting[0] if stream.waiting else None if stream.done is None else stream.done.mean
+  points = check(points, None if known is None else known.shape[1])
   stream = stream._replace(groups=stream.groups or groups_for(points.shape[1]), waiting=(*stream.waiting, points))
   rows = _rows(stream)
   if sum(map(len, stream.waiting)) < rows:
@@ -157,7 +162,7 @@ def _together(count, mean, square):
 
 
 def total(moments, keep=slice(None)):
-  """(n, mean [D], covariance [D, D] divided by n - 1) of the groups that `keep` indexes; one named twice counts twice."""
+  """(n, mean [D], covariance [D, D] over n - 1) of the groups that `keep` indexes; one named twice counts twice."""
   n, mean, square = _together(*(a[keep] for a in moments))
   return n, mean, square / max(n - 1, 1)
 
@@ -204,8 +209,8 @@ def read(path):
 def jackknife(whole, without, n):
   """The Estimate of a number `whole` from K groups, given the number without each of them, [K].
 
-  Tukey's standard error, which is not too small on average (Efron and Stein, 1981), and an interval by Student's t with K - 1 degrees of
-  freedom, about the expectation at this n. With fewer than two groups they are unknown: NaN.
+  Tukey's standard error, which is not too small on average (Efron and Stein, 1981), and an interval by Student's t
+  with K - 1 degrees of freedom, about the expectation at this n. With fewer than two groups they are unknown: NaN.
   """
   K, without = len(without), np.asarray(without, np.float64)
   error = math.sqrt((K - 1) * without.var()) if K > 1 else math.nan

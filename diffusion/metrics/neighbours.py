@@ -1,11 +1,13 @@
 """Nearest neighbours in feature space: precision and recall, density and coverage, and whether samples are copies.
 
-Distances are searched in tiles of TILE samples against all others under jit, by |a|^2 + |b|^2 - 2 a.b about the mean of the others. That
-loses digits between near copies, so the nearest found are measured again by differences: an exact copy has distance exactly 0. Whether a
-sample is inside a ball is decided up to the rounding of the products, ties count as inside.
+Distances are searched in tiles of TILE samples against all others under jit, by |a|^2 + |b|^2 - 2 a.b about the mean
+of the others. That loses digits between near copies, so the nearest found are measured again by differences: an exact
+copy has distance exactly 0. Whether a sample is inside a ball is decided up to the rounding of the products, ties
+count as inside.
 
-Errors here are about other samples of the kind that is counted, the balls being as they are: of precision, density and authenticity about
-other generated samples, of recall and coverage about other real ones. They do not say how the balls would change.
+Errors here are about other samples of the kind that is counted, the balls being as they are: of precision, density and
+authenticity about other generated samples, of recall and coverage about other real ones. They do not say how the balls
+would change.
 """
 import functools
 
@@ -48,7 +50,10 @@ def _count(rows, index, base, centre, square):
 
 
 def _tiled(f, query, base, mesh, *rest, own=None):
-  """f(rows, index, base, centre, *rest) of all rows of query [n, D], a tile at a time, on the host; index: of own [n], or else the row's."""
+  """f(rows, index, base, centre, *rest) of all rows of query [n, D], a tile at a time, on the host.
+
+  index: what `own` [n] says of the rows, or else their number.
+  """
   whole = jnp.asarray if mesh is None else functools.partial(jax.device_put, device=sharding.replicated(mesh))
   centre, base = whole(base.mean(0, dtype=np.float64).astype(np.float32)), whole(base)
   tile = TILE if mesh is None else -(-TILE // mesh.size) * mesh.size
@@ -89,15 +94,16 @@ def nearest(query, base, exclude_self=False, mesh=None):
 
 
 def _inside(query, base, k, mesh):
-  """In how many of the balls around the samples of base, each out to its k-th neighbour there, those of query are, [n]."""
+  """In how many of the balls around the samples of base, each out to its k-th neighbour there, those of query are,
+  [n]."""
   query, base = _two(query, base, k + 1)
   square = _tiled(_search, base, base, mesh, k, True)[1][:, -1]
   return _tiled(_count, query, base, mesh, jnp.asarray(square))[0]
 
 
 def precision_recall(real, generated, k=3, mesh=None):
-  """(precision, recall): the shares of generated samples inside some ball of real ones, and of real inside some ball of generated ones;
-  balls reach to the k-th neighbour (arXiv:1904.06991, equations 1 and 2). Estimates.
+  """(precision, recall): the shares of generated samples inside some ball of real ones, and of real inside some ball
+  of generated ones; balls reach to the k-th neighbour (arXiv:1904.06991, equations 1 and 2). Estimates.
 
   Raises:
     InputError: k samples or fewer on a side, unlike or non-finite features.
@@ -107,9 +113,9 @@ def precision_recall(real, generated, k=3, mesh=None):
 
 
 def density_coverage(real, generated, k=5, mesh=None):
-  """(density, coverage): in how many balls of real samples a generated one is, over k, and the share of these balls with a generated sample
-  inside (arXiv:2002.09797, equations 4 and 5). Estimates. Of a set with itself, density is expected to be 1 and may exceed it; coverage
-  is expected to be 1 - 2^-k.
+  """(density, coverage): in how many balls of real samples a generated one is, over k, and the share of these balls
+  with a generated sample inside (arXiv:2002.09797, section 3). Estimates. Of a set with itself, density is
+  expected to be 1 and may exceed it; coverage is expected to be 1 - 2^-k.
 
   Raises:
     InputError: k real samples or fewer, no generated ones, unlike or non-finite features.
@@ -122,8 +128,9 @@ def density_coverage(real, generated, k=5, mesh=None):
 
 
 def authenticity(training, generated, mesh=None):
-  """The share of generated samples that are further from their nearest training sample than this is from its own nearest (AuthPct,
-  arXiv:2306.04675; authenticity of arXiv:2102.08921, section 4). An Estimate. Fresh draws of the training distribution score about 1/2.
+  """The share of generated samples that are further from their nearest training sample than this is from its own
+  nearest (AuthPct, arXiv:2306.04675; authenticity of arXiv:2102.08921). An Estimate. Fresh draws of the
+  training distribution score about 1/2.
 
   Raises:
     InputError: fewer than 2 training samples, no generated ones, unlike or non-finite features.

@@ -12,13 +12,16 @@ from diffusion.metrics.record import Estimate, share
 
 
 def inception_score(batches, splits=10):
-  """exp E KL(p(y|x) || p(y)) of a classifier's guesses (arXiv:1606.03498, section 4): 1 to the number of classes. An Estimate.
+  """exp E KL(p(y|x) || p(y)) of a classifier's guesses (arXiv:1606.03498, section 4): 1 to the number of classes. An
+  Estimate.
 
-  The mean over `splits` parts of the samples, as it is usually given, which grows with the size of the parts; sample i is in part i % splits.
-  The error is the standard error of that mean; papers give the deviation between parts instead, which is sqrt(splits) times as large.
+  The mean over `splits` parts of the samples, as it is usually given, which grows with the size of the parts; sample
+  i is in part i % splits. The error is the standard error of that mean; papers give the deviation between parts
+  instead, which is sqrt(splits) times as large.
 
   Args:
-    batches: logits or log-probabilities, [n, K] or an iterable of [B, K], in random order; only sums over them are kept.
+    batches: logits or log-probabilities, [n, K] or an iterable of [B, K], in random order; only sums over them are
+      kept.
     splits: parts; with one the error is unknown, NaN.
   Raises:
     InputError: fewer samples than parts, logits that are not finite.
@@ -50,7 +53,8 @@ def class_accuracy(logits, wanted):
   """
   logits, wanted = check(logits), np.asarray(wanted)
   if not len(wanted) or wanted.shape != logits.shape[:1]:
-    raise InputError(f'logits of shape {logits.shape} and classes of shape {wanted.shape}: expected one class for each sample')
+    raise InputError(f'logits of shape {logits.shape} and classes of shape {wanted.shape}: '
+                     'expected one class for each sample')
   return share(int(np.sum(logits.argmax(1) == wanted)), len(wanted))
 
 
@@ -60,18 +64,21 @@ def _project(points, centre, axes):
 
 
 def _transport(x, y):
-  """Squared Wasserstein-2 distance of sorted samples, [..., n] and [..., m]: the integral over the gap of their quantiles."""
+  """Squared Wasserstein-2 distance of sorted samples, [..., n] and [..., m]: the integral over the gap of their
+  quantiles."""
   n, m = x.shape[-1], y.shape[-1]
-  ends = np.unique(np.concatenate([np.arange(1, n + 1) * m, np.arange(1, m + 1) * n]))  # of pieces where both are constant, in units of 1/(n m)
+  # ends of the pieces where both are constant, in units of 1/(n m)
+  ends = np.unique(np.concatenate([np.arange(1, n + 1) * m, np.arange(1, m + 1) * n]))
   gap = x[..., (ends - 1) // m] - y[..., (ends - 1) // n]
   return np.square(gap) @ (np.diff(ends, prepend=0) / (n * m))
 
 
 def sliced_wasserstein(x, y, seed, directions=256, groups=16, mesh=None):
-  """Sliced Wasserstein-2 distance: the root of the mean squared distance along random directions (Bonneel et al., 2015, J. Math. Imaging Vis.).
+  """Sliced Wasserstein-2 distance: the root of the mean squared distance along random directions (Bonneel et al.,
+  2015, J. Math. Imaging Vis.).
 
-  The sets may differ in size. The value is too high by an amount that falls as samples grow. Its error joins that of the directions and the
-  jackknife's over groups of samples left out on both sides.
+  The sets may differ in size. The value is too high by an amount that falls as samples grow. Its error joins that of
+  the directions and the jackknife's over groups of samples left out on both sides.
 
   Args:
     x, y: features, or pixels in rows, [n, D], [m, D].
@@ -110,36 +117,38 @@ def _projected(points, centre, axes, mesh):
   found = []
   for first in range(0, len(points), rows):
     part = points[first:first + rows]
-    found.append(np.asarray(_project(place(np.pad(part, ((0, rows - len(part)), (0, 0))), mesh), centre, axes))[:, :len(part)])
+    whole = place(np.pad(part, ((0, rows - len(part)), (0, 0))), mesh)
+    found.append(np.asarray(_project(whole, centre, axes))[:, :len(part)])
   return np.concatenate(found, 1).astype(np.float64)
 
 
 def diversity(points, seed, groups=None, mesh=None):
-  """The Vendi score (arXiv:2210.02410, definition 3.1) with the cosine of features as similarity: the effective number of unlike samples.
+  """The Vendi score (arXiv:2210.02410, definition 3.1) with the cosine of features as similarity: the effective
+  number of unlike samples.
 
-  It is 1 where all samples are alike and n where they are orthogonal; with D features it ends at D. It is the exponential of the entropy of the
-  eigenvalues of the samples' similarities over n, which are those of a matrix [D, D]. Unlike the mean distance between samples, it falls
-  when kinds of pictures go missing while the others keep their distance. The error is the jackknife's over groups of samples.
+  It is 1 where all samples are alike and n where they are orthogonal; with D features it ends at D. It is the
+  exponential of the entropy of the eigenvalues of the samples' similarities over n, which are those of a D x D matrix. Unlike the mean distance between samples, it falls when kinds of pictures go missing while the others keep their
+  distance. The error is the jackknife's over groups of samples.
 
   Args:
-    points: features [n, D], not 0.
+    points: features [n, D]; those that are all 0 have no direction and are left out.
     seed: of the division into groups.
     groups: of the jackknife; None: as for moments.
     mesh: of the devices that multiply; None: the default device.
   Raises:
-    InputError: fewer than 4 samples, features that are not finite or all 0.
+    InputError: fewer than 4 samples, features that are not finite.
   """
   points = check(points)
   length = np.linalg.norm(points.astype(np.float64), axis=1, keepdims=True)
-  if len(points) < 4 or not length.all():
-    raise InputError(f'{len(points)} samples, {np.sum(length == 0)} of them with features all 0, which have no direction: expected 4 or more, and none')
-  order = np.random.default_rng(seed).permutation(len(points))
-  parts = moments([(points / length)[order]], groups, mesh)
-  parts = regroup(parts, min(len(parts.count), len(points)))
+  unit = (points / np.maximum(length, 1e-300))[length[:, 0] > 0]
+  if len(unit) < 4:
+    raise InputError(f'{len(unit)} samples with features other than 0, of {len(points)}: expected at least 4')
+  parts = moments([np.random.default_rng(seed).permutation(unit)], groups, mesh)
+  parts = regroup(parts, min(len(parts.count), len(unit)))
   def effective(keep):
     n, mean, covariance = total(parts, keep)
     share = np.linalg.eigvalsh(covariance * ((n - 1) / n) + np.outer(mean, mean))
     share = share[share > 0]
     return np.exp(-np.sum(share * np.log(share)))
   every = np.arange(len(parts.count))
-  return jackknife(effective(every), [effective(np.delete(every, i)) for i in every], len(points))
+  return jackknife(effective(every), [effective(np.delete(every, i)) for i in every], len(unit))

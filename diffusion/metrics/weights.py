@@ -23,7 +23,8 @@ class Weights(NamedTuple):
 
 def refuse(weights, problem):
   """Raises InputError: what is wrong, what was expected, and the checksum of what was found."""
-  raise InputError(f'{weights.path}: {problem}; expected {weights.expected}. Found {len(weights.tensors)} tensors, SHA-256 {weights.digest}')
+  found = f'{len(weights.tensors)} tensors, SHA-256' if weights.tensors else 'SHA-256'
+  raise InputError(f'{weights.path}: {problem}; expected {weights.expected}. Found {found} {weights.digest}')
 
 
 def read(path, expected):

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 ZEROS = nn.initializers.zeros_init()  # only the shapes matter: the weights come from a file
-LEAST = 75  # pixels; smaller pictures vanish on the way
 
 
 def max_pool(x):

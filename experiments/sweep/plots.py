@@ -29,15 +29,16 @@ def _png(figure):
 def fit(page, limit=LIMIT):
   """A PIL image as PNG of at most `limit` bytes: exact, else with 256 colours, else smaller."""
   for palette in (False, True):
-    data = _bytes(page.quantize(256, dither=Image.Dither.NONE) if palette else page)
+    data = _bytes(page.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE) if palette else page)
     if len(data) <= limit:
       return data
-  return fit(page.resize((page.width * 3 // 4, page.height * 3 // 4), Image.Resampling.LANCZOS), limit)
+  scale = .95 * (limit / len(data)) ** .5
+  return fit(page.resize((int(page.width * scale), int(page.height * scale)), Image.Resampling.LANCZOS), limit)
 
 
 def _bytes(page):
   buffer = io.BytesIO()
-  page.save(buffer, 'PNG', optimize=True)
+  page.save(buffer, 'PNG')
   return buffer.getvalue()
 
 

@@ -1,0 +1,119 @@
+"""What --mode=evaluate is made of; the mode itself is in test_main.py."""
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+from diffusion import bits, build, evaluate, schedules, sharding
+from diffusion.config import default, tiny
+from diffusion.data.dataset import Dataset, Source
+from diffusion.errors import InputError
+from diffusion.metrics.extractor import Features
+from diffusion.tasks.image import image
+from tests.exact import gaussian_denoiser
+
+RNG = np.random.default_rng(0)
+PICTURES = RNG.integers(0, 256, (400, 8, 8, 1), np.uint8)
+LABELS = (np.arange(400) % 10 == 0).astype(np.int32)  # one in ten is of class 1
+DATA = Source(Dataset(PICTURES, LABELS, ('often', 'seldom')), Dataset(PICTURES[:30], LABELS[:30], ('often', 'seldom')))
+
+
+def experiment(**changes):
+  config = tiny(default())
+  config.update(dict(net='unet(channels=16, multipliers=(1,), blocks=1, attention=())') | changes)
+  return build.build(config, (8, 8, 1), DATA.train.classes, sharding.make_mesh(jax.devices()[:1])), config
+
+
+def test_samples_are_asked_for_in_the_proportions_of_the_data_unless_classes_are_named():
+  run, config = experiment()
+  cond, wanted = evaluate.conditions(run, config, DATA, 400)
+  assert wanted.sum() == LABELS.sum() and cond.shape == (400, 2) and (cond.argmax(1) == wanted).all()
+  few, _ = evaluate.conditions(run, config, DATA, 50)
+  np.testing.assert_array_equal(few, cond[:50])  # sample k is asked for the same whatever the number
+  assert len(evaluate.conditions(run, config, DATA, 1000)[0]) == 1000
+  config.sample.classes = 'seldom'
+  assert (evaluate.conditions(run, config, DATA, 7)[1] == 1).all()
+
+
+def test_a_stream_is_seen_alike_however_it_is_cut_and_keeps_only_so_much():
+  see = lambda images: Features(images.reshape(len(images), -1)[:, :5].astype(np.float32), None)
+  whole, first = evaluate.look(see, [PICTURES])
+  cut, _ = evaluate.look(see, np.split(PICTURES, [3, 100, 250]))
+  for a, b in zip(whole.moments, cut.moments):
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+  np.testing.assert_array_equal(whole.points, cut.points)
+  few, images = evaluate.look(see, np.split(PICTURES, [3, 100, 250]), limit=120)
+  np.testing.assert_array_equal(few.points, whole.points[:120])
+  np.testing.assert_array_equal(images, PICTURES[:120])
+  assert few.moments.count.sum() == 400
+
+
+def test_a_curve_is_flat_when_its_last_points_are_no_better_than_the_error():
+  falling = [(i, 10. - i, .1) for i in range(8)]
+  assert not evaluate.plateau(falling) and not evaluate.plateau(falling[:3])
+  assert evaluate.plateau(falling + [(9, 3.1, .1), (10, 2.9, .1), (11, 3.2, .1)])
+  assert evaluate.plateau([(i, 10. - i, 5.) for i in range(5)])  # nothing that can be told
+  assert not evaluate.plateau([(0, 1., .1), (1, 5., .1), (2, 5., .1), (3, .2, .1)])
+
+
+def test_guided_sampling_counts_its_network_calls_twice():
+  run, config = experiment(sampler='ddim', grid='trailing(4)')
+  for guidance, calls in ((1., 1), (2., 2)):
+    config.guidance = guidance
+    told = evaluate.subject(run, config, 8, 'w', {})
+    assert told['evaluations'] == 4 and told['network_calls'] == 4 * calls
+  assert told['config']['sampler'] == 'ddim' and told['step'] == 8
+
+
+@pytest.mark.parametrize('field, value, words', [
+  ('what', 'loss, likeness', 'unknown .likeness.'), ('what', ' ', 'is empty'), ('number', 3, 'at least 16'), ('split', 'test', "'train' or 'heldout'"),
+  ('every', -1, 'at least 0'), ('likelihood_number', 0, 'at least 1')])
+def test_options_that_make_no_sense_are_refused(field, value, words):
+  options = default().evaluate
+  options[field] = value
+  with pytest.raises(InputError, match=words):
+    evaluate.check(options)
+
+
+# ---- likelihood, of Gaussian pixels under the exact denoiser
+STD = 20.
+PIXELS = np.clip(np.rint(RNG.normal(127.5, STD, (40, 8, 8, 1))), 0, 255).astype(np.uint8)
+
+
+def likelihood(measure, schedule, number=40):
+  run = SimpleNamespace(mesh=sharding.make_mesh(jax.devices()[:1]), schedule=schedule, classes=(), self_condition=False, task=image(),
+                        plain=lambda params, cond: gaussian_denoiser(0., STD / 127.5))
+  config = default()
+  config.evaluate.likelihood_number = number
+  pixels = Dataset(PIXELS, np.zeros(40, np.int32))
+  return measure(run, config, {}, Source(pixels, pixels))
+
+
+def exact():
+  normal = stats.norm(127.5, STD)
+  values = PIXELS.astype(float)
+  return -np.log2(normal.cdf(values + .5) - normal.cdf(values - .5)).mean()
+
+
+@pytest.mark.parametrize('schedule', [schedules.cosine(), schedules.flow()], ids=['table', 'curve'])
+def test_both_likelihoods_of_gaussian_pixels_are_what_they_are_known_to_be(schedule):
+  known = exact()
+  bound, facts, curve = likelihood(bits.by_bound, schedule)
+  assert bound.value == pytest.approx(known, abs=3 * bound.error + .03) and bound.value > known - 3 * bound.error
+  assert sum(facts[name] for name in ('prior', 'diffusion', 'decoder')) == pytest.approx(bound.value, rel=1e-4)
+  assert curve['logsnr'].shape == curve['rate'].shape and curve['rate'].shape[1] == 40
+  ode, facts = likelihood(bits.by_ode, schedule)
+  assert ode.value == pytest.approx(known, abs=3 * ode.error + .02)
+  assert 'uniform noise of one of 256 steps' in facts['dequantisation'] and facts['probe_error'] < .05
+
+
+def test_the_likelihood_of_a_picture_does_not_depend_on_how_many_there_are():
+  few, many = (likelihood(lambda *a: bits._each(*a[:3], a[3].heldout, lambda keys, denoise, x0: dict(x=x0.mean((1, 2, 3)) + denoise(x0, NOISE).x0.mean((1, 2, 3))), 'test'),
+                          schedules.cosine(), number) for number in (5, 37))
+  np.testing.assert_allclose(few['x'], many['x'][:5], rtol=1e-6)
+  assert many['x'].shape == (37,)
+
+
+NOISE = schedules.cosine(None)(np.float64(.3))
