@@ -14,7 +14,7 @@ table (Analytic-DPM, arXiv:2201.06503), and `std` sets it for a curve.
 
 A chain is a table: to measure a sampler's own levels, turn its grid around and drop the clean end with `chain`.
 """
-from typing import Any, Callable, NamedTuple
+from typing import Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ import numpy as np
 
 from diffusion import likelihood
 from diffusion.errors import InputError
-from diffusion.noise import Noise, like, q_sample, take
+from diffusion.noise import Noise, q_sample, take
 from diffusion.samplers import gaussian
 from diffusion.schedules import at
 

@@ -161,7 +161,6 @@ def table_csv(found):
 def tensorboard(found, folder):
   """HParams: what each finished trial set, with its metrics; written once for each record."""
   from diffusion.log import _board as board
-  from tensorboardX import summary
   for row in found.rows:
     own, made = folder / row.name, row.folder / 'evaluation' / 'evaluation.json'
     if not row.record or own.exists() and own.stat().mtime > made.stat().mtime:
@@ -171,6 +170,7 @@ def tensorboard(found, folder):
     plain = lambda value: value if isinstance(value, (bool, int, float, str)) else str(value)
     metrics = {name: estimate['value'] for name, estimate in row.record['metrics'].items() if estimate['value'] is not None}
     writer = board(own, 0)
+    from tensorboardX import summary  # not earlier: `board` keeps it from importing PyTorch
     for part in summary.hparams({results.short(key): plain(row.settings.get(key)) for key in found.varied}, metrics):
       writer.file_writer.add_summary(part)
     for name, number in metrics.items():

@@ -7,7 +7,7 @@ from scipy import stats
 
 from diffusion import bound, codec, samplers, schedules
 from diffusion.errors import InputError
-from diffusion.noise import Noise, take
+from diffusion.noise import take
 from tests.exact import gaussian_denoiser
 
 constriction = pytest.importorskip('constriction')

@@ -17,7 +17,7 @@ def covariance(size, seed, rank=None):
   return a @ a.T / size
 
 
-def grouped(points, groups=12):
+def grouped(points, groups=8):
   """Moments in float64 by plain sums, to keep the simulation quick."""
   parts = [points[g::groups] for g in range(groups)]
   return Moments(np.array([float(len(p)) for p in parts]), np.array([p.mean(0) for p in parts]),
@@ -86,7 +86,7 @@ def test_the_interval_holds_the_known_distance_of_two_gaussians(size, n, m, repe
   draw = lambda rng: (rng.standard_normal((n, size)) @ root1.T, mean + rng.standard_normal((m, size)) @ root2.T)
   bias, deviation, half, covered = summary(simulate(draw, repeats)[1], by_sqrtm(0, cov1, mean, cov2))
   assert covered >= .95 - 2.5 * np.sqrt(.05 * .95 / repeats)
-  assert abs(bias) < deviation and half < 4 * deviation
+  assert abs(bias) < deviation and half < 5 * deviation
 
 
 def test_the_plug_in_value_has_the_bias_that_fd_infinity_takes_off_and_an_error_of_its_own():

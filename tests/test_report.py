@@ -194,12 +194,12 @@ def test_samples_stand_beside_each_other_class_by_class(tmp_path):
 
 
 def test_hparams_in_tensorboard(tmp_path):
-  from tensorboardX.proto import event_pb2, plugin_hparams_pb2
   add(tmp_path, 'a', 1.5)
   add(tmp_path, 'b')
   for _ in range(2):  # the second time, nothing is written again
     reports.report(tmp_path)
     [file] = (tmp_path / 'tensorboard').glob('*/events*')
+  from tensorboardX.proto import event_pb2, plugin_hparams_pb2
   data, plain, scalars = file.read_bytes(), {}, {}
   while data:
     size = int.from_bytes(data[:8], 'little')

@@ -68,14 +68,14 @@ def test_errors_are_sorted_into_bins_of_log_snr():
   assert len(train.bin_names()) == len(expected)
 
 
-def run_fit(run, folder, steps, state=None):
+def run_fit(run, folder, steps, state=None, curve=None):
   run = run._replace(plan=run.plan._replace(steps=steps))
   checkpoints = open_checkpoints(folder / 'checkpoints')
   if state is None:
     restored = checkpoints.restore(train.abstract_state(run))
     state = restored.state if restored else train.make_state(run, jax.random.key(0))
   log = open_log(folder, int(state.step))
-  state, complete = train.fit(run, SOURCE, state, checkpoints, log, {}, lambda step, params: None)
+  state, complete = train.fit(run, SOURCE, state, checkpoints, log, {}, lambda step, params: None, curve)
   log.close()
   checkpoints.close()
   return state, complete
@@ -92,6 +92,18 @@ def test_training_is_the_same_bit_for_bit_when_it_is_interrupted_and_it_lowers_t
   timeless = lambda lines: [{k: v for k, v in line.items() if k not in ('time', 'images_per_second')} for line in lines]
   assert timeless(a) == timeless(b)
   assert a[-1]['heldout_loss'] < .7 * a[0]['heldout_loss']
+
+
+def test_what_is_measured_on_the_way_sees_the_averaged_weights_and_is_logged(tmp_path):
+  seen = {}
+  def measure(step, params):
+    seen[step] = jax.device_get(params)
+    return dict(fd_infinity=10. / step)
+  run = experiment(log_every=100, save_every=100, heldout_every=100)
+  state, _ = run_fit(run, tmp_path, 10, curve=(4, measure))
+  assert list(seen) == [4, 8, 10]
+  jax.tree.map(np.testing.assert_array_equal, seen[10], jax.device_get(state.ema))
+  assert [line['fd_infinity'] for line in read_metrics(tmp_path / 'metrics.jsonl')] == [2.5, 1.25, 1.]
 
 
 def test_nothing_is_compiled_again_during_a_run(tmp_path, caplog):

@@ -10,10 +10,10 @@ the terms beyond.
 
 Tried by simulation: Gaussian, heavy-tailed and rectified features with flat and falling spectra, n from D/2 to 60 D,
 sides equal and up to 20 times unequal. For different distributions the interval holds the truth in about 95 % of
-cases. If both come from one, FD is quadratic in the deviations and the error 1.4 to 1.8 times too large, as a jackknife's then
-is: the interval holds 0 in 97 % of cases or more. From n = 2 D on the step is within the spread or near it; below D it, and
-with it the interval, grows to the size of FD itself, as it should. A line through halves misses by 8 spreads at
-D = 128 with 256 and 2000 samples, which the interval here holds.
+cases. If both come from one, FD is quadratic in the deviations and the error 1.4 to 1.8 times too large, as a
+jackknife's then is: the interval holds 0 in 97 % of cases or more. From n = 2 D on the step is within the spread or
+near it; below D it, and with it the interval, grows to the size of FD itself, as it should. A line through halves
+misses by 8 spreads at D = 128 with 256 and 2000 samples, which the interval here holds.
 """
 import itertools
 import math

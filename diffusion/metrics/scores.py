@@ -127,8 +127,9 @@ def diversity(points, seed, groups=None, mesh=None):
   number of unlike samples.
 
   It is 1 where all samples are alike and n where they are orthogonal; with D features it ends at D. It is the
-  exponential of the entropy of the eigenvalues of the samples' similarities over n, which are those of a D x D matrix. Unlike the mean distance between samples, it falls when kinds of pictures go missing while the others keep their
-  distance. The error is the jackknife's over groups of samples.
+  exponential of the entropy of the eigenvalues of the samples' similarities over n, which are those of a D x D
+  matrix. Unlike the mean distance between samples, it falls when kinds of pictures go missing while the others keep
+  their distance. The error is the jackknife's over groups of samples.
 
   Args:
     points: features [n, D]; those that are all 0 have no direction and are left out.
