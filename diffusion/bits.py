@@ -1,5 +1,6 @@
 """Bits per dimension of held-out pictures, by the variational bound and by the probability-flow ODE."""
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,6 @@ from tqdm import tqdm
 
 from diffusion import bound, grids, ode, samplers, sharding
 from diffusion.checks import name
-from diffusion.errors import InputError
 from diffusion.metrics import record
 from diffusion.noise import Noise, q_sample, take
 from diffusion.schedules import at
@@ -17,16 +17,13 @@ from diffusion.train import host_batch
 STEPS = 128      # evaluations of the network for the bound of a picture
 ODE_STEPS = 16   # Runge-Kutta steps of the ODE, 4 evaluations each
 FITTED = 32      # levels at which the errors of the model are measured, for the variances of the bound
+SMALL = 64       # dimensions up to which the trace of the ODE is exact
 BATCH = 32
 
 
 def _each(run, config, params, pictures, measure, what):
   """measure(keys, denoise, x0) of config.evaluate.likelihood_number of the pictures of a Dataset: a tree of arrays [.., number]."""
   number, seed = min(config.evaluate.likelihood_number, len(pictures.images)), config.evaluate.seed
-  if not number:
-    raise InputError('this data set has no held-out pictures, of which the likelihood could be measured; leave bound and ode out of config.evaluate.what')
-  if run.self_condition:
-    raise InputError('the likelihood of a self-conditioned model is not that of one evaluation a level; leave bound and ode out of config.evaluate.what')
   order, batch = np.random.default_rng(0).permutation(len(pictures.images))[:number], -(-BATCH // run.mesh.size) * run.mesh.size
 
   @partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
@@ -42,24 +39,45 @@ def _each(run, config, params, pictures, measure, what):
   return jax.tree.map(lambda *parts: np.concatenate(parts, -1)[..., :number], *found)
 
 
-def readable(schedule, levels=256):
-  """(schedule, smallest t) from where the noise is half a step of the data, or from the cleanest level.
+class Cut(NamedTuple):
+  """From where on a model describes pictures by noise levels; what is finer is the decoder's."""
+  schedule: Any    # the table from that level on, or the curve
+  smallest: float  # t of that level, of a curve
+  logsnr: float    # there
+  variance: Any    # of a table's steps, or None
+  std: Any         # of x0 around the model's there, of a curve, or None
 
-  A bound that goes on to finer noise describes digits of it that the data does not have, and pays for them: log2 of how much finer, for
-  each dimension. What is left out is the decoder's business, whose bits are counted.
+
+def cut(run, config, params, train, levels=256):
+  """The Cut that makes the bound smallest on training pictures; wherever it is, the bound of the levels that are left is one.
+
+  A level finer than the model can follow, or than the steps of the data, costs more bits than it saves the decoder. What both would cost
+  follows from the mean square error of the model's x0 at FITTED levels: half of log(1 + gain e) a dimension for a step of a table with
+  the best variance (see bound.fitted), half of gain e for a small one of a curve, and the entropy of a Gaussian of variance e for the decoder.
   """
-  target, times = 2 * np.log(levels - 1), np.linspace(0, 1, 20_001)
+  schedule, times = run.schedule, None
   if callable(schedule):
-    return schedule, float(np.interp(-target, -at(schedule, times).logsnr, times))
-  first = min(int(np.sum(schedule.logsnr > target)), len(schedule.logsnr) - 2)
-  return take(schedule, slice(first, None)), 0.
+    times = np.linspace(0, 1, 4001)[:-1]
+    times = times[at(schedule, times).logsnr <= 2 * np.log(levels - 1)]  # noise of half a step of the data
+    path = at(schedule, times)
+  else:
+    path = take(schedule, slice(min(int(np.sum(schedule.logsnr > 2 * np.log(levels - 1))), len(schedule.logsnr) - 2), None))
+  shares = np.clip(-path.logsnr, -20, 20)  # levels evenly in log-SNR
+  index = np.unique(np.searchsorted(shares, np.linspace(shares[0], shares[-1], FITTED)).clip(0, len(shares) - 1))
+  error = np.exp(np.interp(-path.logsnr, -path.logsnr[index], np.log(_errors(run, config, params, train, take(path, index)))))
+  gain = -np.diff(np.exp(path.logsnr)) * error[1:]
+  steps = .5 * (gain if times is not None else np.log1p(gain))
+  decoder = np.maximum(.5 * np.log(2 * np.pi * np.e * error) + np.log((levels - 1) / 2), 0.)
+  best = int(np.argmin(decoder[:-1] + np.cumsum(steps[::-1])[::-1]))
+  if times is not None:
+    return Cut(schedule, float(times[best]), float(path.logsnr[best]), None, float(np.sqrt(error[best])))
+  best = min(best, len(path.logsnr) - 2)
+  table = take(path, slice(best, None))
+  return Cut(table, 0., float(table.logsnr[0]), bound.fitted(table, error[best:]), None)
 
 
-def fit(run, config, params, train, schedule, smallest):
-  """(variance of a table's steps or None, standard deviation of x0 at the cleanest level or None): those that make the bound smallest on
-  training pictures, from the model's errors at FITTED levels (see bound.fitted)."""
-  index = np.unique(np.linspace(0, len(schedule.logsnr) - 1, FITTED).astype(int)) if not callable(schedule) else None
-  levels = take(schedule, index) if index is not None else Noise(*(np.reshape(a, 1) for a in at(schedule, smallest)))
+def _errors(run, config, params, train, levels):
+  """The mean square error of the model's x0 at some levels, [len(levels)]."""
   rows = Noise(*(jnp.asarray(a, jnp.float32) for a in levels))
 
   def measure(keys, denoise, x0):
@@ -67,47 +85,33 @@ def fit(run, config, params, train, schedule, smallest):
       row, i = step
       return None, jnp.mean(jnp.square(denoise(q_sample(x0, row, samplers.gaussian(keys, i, x0)), row).x0 - x0), tuple(range(1, x0.ndim)))
     return jax.lax.scan(error, None, (rows, jnp.arange(len(rows.logsnr))))[1]
-
-  e = _each(run, config, params, train, measure, 'variances').mean(-1).astype(np.float64)
-  if index is None:
-    return None, float(np.sqrt(e[0]))
-  return bound.fitted(schedule, np.exp(np.interp(-schedule.logsnr, -levels.logsnr, np.log(e)))), None
+  return _each(run, config, params, train, measure, 'errors').mean(-1).astype(np.float64)
 
 
-def by_bound(run, config, params, data):
+def by_bound(run, config, params, data, cut):
   """The variational bound: (Estimate, facts for the record, curve).
 
-  With a learned variance, of all levels, as it was trained; else of those that are `readable`, with the variances of `fit`.
+  Of a learned variance, of all levels, as it was trained; else of those of the Cut.
   facts: the mean terms, and how they were measured. curve: {'logsnr', 'rate'}: [STEPS, pictures], bits per unit of log-SNR.
   """
-  schedule, smallest, variance, std, told = run.schedule, 0., 'learned', None, 'learned'
-  if name(config, 'variance') != 'learned':
-    told = 'fitted on training pictures'
-    schedule, smallest = readable(run.schedule)
-    variance, std = fit(run, config, params, data.train, schedule, smallest)
+  learned = name(config, 'variance') == 'learned'
+  told = dict(variance='learned') if learned else dict(variance=cut.variance, std=cut.std, smallest=cut.smallest)
+  schedule = run.schedule if learned else cut.schedule
   def measure(keys, denoise, x0):
-    return bound.bound(keys, denoise, schedule, x0, steps=STEPS, variance=variance, std=std, smallest=smallest)
+    return bound.bound(keys, denoise, schedule, x0, steps=STEPS, **told)
   terms, curve = _each(run, config, params, data.heldout, measure, 'bound')
   facts = {key: float(terms[key].mean()) for key in ('prior', 'diffusion', 'decoder')}
-  how = dict(steps=STEPS, variance=told, cleanest_logsnr=float(at(schedule, smallest).logsnr), conditional=bool(run.classes), guidance=1, levels=256)
-  return _mean(terms['total']), facts | how, curve
+  how = dict(steps=STEPS, variance='learned' if learned else 'fitted on training pictures',
+             cleanest_logsnr=float(at(schedule, 0.).logsnr) if learned else cut.logsnr, conditional=bool(run.classes), guidance=1, levels=256)
+  return record.mean(terms['total']), facts | how, curve
 
 
-def by_ode(run, config, params, data):
-  """The probability-flow ODE with Hutchinson's estimate: (Estimate, facts for the record)."""
-  levels = _even(run.schedule)
-  measure = lambda keys, denoise, x0: ode.bits(keys, denoise, levels, x0)
+def by_ode(run, config, params, data, cut):
+  """The probability-flow ODE with Hutchinson's estimate, down to the level of the Cut: (Estimate, facts for the record)."""
+  noisiest = float(np.exp(-.5 * at(run.schedule, 1.).logsnr))
+  levels = grids.exponential(2 * ODE_STEPS + 1, sigma_min=float(np.exp(-.5 * cut.logsnr)), sigma_max=80. if noisiest > 80 else None)(run.schedule)
+  trace = ode.exact() if np.prod(run.shape) <= SMALL else ode.hutchinson(2)
+  measure = lambda keys, denoise, x0: ode.bits(keys, denoise, levels, x0, trace=trace)
   found = _each(run, config, params, data.heldout, measure, 'likelihood')
-  facts = dict(ode.protocol(levels), probes=2, probe_error=float(np.sqrt(np.mean(found['error'] ** 2))), conditional=bool(run.classes), guidance=1)
-  return _mean(found['total']), facts
-
-
-def _even(schedule):
-  """The grid of the ODE: even in log-SNR, from at most 80 times as much noise as signal."""
-  noisiest = np.exp(-.5 * at(schedule, 1.).logsnr)
-  return grids.exponential(2 * ODE_STEPS + 1, sigma_max=80. if noisiest > 80 else None)(schedule)
-
-
-def _mean(each):
-  """The Estimate of a mean over pictures; it covers other pictures, other noise and other probes."""
-  return record.normal(each.mean(), each.std(ddof=1) / np.sqrt(len(each)) if len(each) > 1 else np.nan, len(each))
+  facts = dict(ode.protocol(levels), trace='exact' if np.prod(run.shape) <= SMALL else 'Hutchinson, 2 Rademacher probes', probe_error=float(np.sqrt(np.mean(found['error'] ** 2))), conditional=bool(run.classes), guidance=1)
+  return record.mean(found['total']), facts

@@ -82,6 +82,7 @@ def default():
   c.evaluate.number = 500         # samples drawn, all classes in turn, as config.sampler, config.grid and config.guidance say
   c.evaluate.features = 'own'     # own (a classifier trained on this data, kept for the next time), inception(path), dinov2(path), clip(path)
   c.evaluate.split = 'train'      # the reference: train or heldout
+  c.evaluate.statistics = ''      # .npz with mu and sigma, as FID tools write it, to compare the features of samples with in fd and fd_infinity
   c.evaluate.likelihood_number = 64  # held-out pictures whose likelihood is computed
   c.evaluate.seed = 1             # of the samples and of all that is drawn to measure them
   c.evaluate.folder = ''          # where it is written; '' a new, numbered folder under evaluations/

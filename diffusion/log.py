@@ -41,7 +41,7 @@ def open_log(workdir, step) -> Log:
   kept = [line for line in read_metrics(path) if line['step'] <= step] if path.exists() else []
   write_atomic(path, ''.join(_line(line) for line in kept).encode())
   file = path.open('a')
-  board = _board(workdir / 'tensorboard', step)
+  board = open_board(workdir / 'tensorboard', step)
 
   def scalars(step, values):
     values = {name: float(value) for name, value in values.items()}
@@ -70,7 +70,7 @@ def open_log(workdir, step) -> Log:
   return Log(scalars, image, text, close)
 
 
-def _board(directory, step):
+def open_board(directory, step):
   """tensorboardX's writer, hiding what earlier runs wrote after `step`. No TensorFlow, and no PyTorch either:
   tensorboardX imports it where it is installed, which takes seconds, and does without it where it is not."""
   absent = 'torch' not in sys.modules
@@ -157,7 +157,7 @@ def _lines(total, initial, batch, every, stream) -> Progress:
     if now - last['time'] < every and step < total:
       return
     rate = max(step - last['step'], 1e-9) / max(now - last['time'], 1e-9)  # steps/s since the last line
-    left = _duration((total - step) / rate)
+    left = duration((total - step) / rate)
     line = f'step {step}/{total}, {rate * batch:.0f} images/s{last["loss"]}, {left} left'
     print(line, file=stream, flush=True)
     last.update(time=now, step=step)
@@ -165,7 +165,7 @@ def _lines(total, initial, batch, every, stream) -> Progress:
   return Progress(update, lambda: None)
 
 
-def _duration(seconds) -> str:
+def duration(seconds) -> str:
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'

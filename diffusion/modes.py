@@ -15,6 +15,7 @@ from diffusion.data.dataset import describe
 from diffusion.errors import InputError
 from diffusion.generate import class_conditions
 from diffusion.log import open_log, read_metrics
+from diffusion.metrics import record
 from diffusion.second import helped
 from diffusion.specs import parse
 from diffusion.train import abstract_state, fit, make_state
@@ -44,7 +45,9 @@ def open_run(config, workdir, data=None):
     same_model(workdir, config, filled(old['config']), dict(shape=list(shape), classes=list(classes)), old)
   run = build.build(config, tuple(shape), tuple(classes), sharding.make_mesh())
   samples.check(run, config.sample)
-  meta = dict(config=json.loads(config.to_json()), shape=list(shape), classes=list(classes), versions=versions())
+  kept = config.copy_and_resolve_references()
+  kept.evaluate.folder = ''  # of this evaluation, not of the next one
+  meta = dict(config=json.loads(kept.to_json()), shape=list(shape), classes=list(classes), versions=versions())
   return run, checkpoints, meta
 
 
@@ -92,12 +95,9 @@ def train(config, workdir):
   data = build.load_data(config)
   say('', describe(data))
   run, checkpoints, meta = open_run(config, workdir, data)
-  example = slice(0, 64)
-  labels = None
-  if run.classes and data.train.labels.ndim == 1:
-    labels = [run.classes[i] for i in data.train.labels[example]]
-  pictures.save_png(pictures.grid(data.train.images[example], 8, labels, config.data), workdir / 'data.png')
-  say('examples', workdir / 'data.png')
+  write_examples(run, config, workdir, data.train)
+  if config.evaluate.at_end or config.evaluate.every:
+    evaluation.prepare(run, config, data)
   state = restore(run, checkpoints)
   if state is None:
     state = make_state(run, jax.random.key(config.seed))
@@ -121,6 +121,14 @@ def train(config, workdir):
   if config.evaluate.at_end:
     write_evaluation(run, config, workdir, state, data)
   closing(config, workdir, int(state.step), run.classes)
+
+
+def write_examples(run, config, workdir, data):
+  """data.png: what the model is shown."""
+  some = slice(0, 64)
+  labels = [run.classes[i] for i in data.labels[some]] if run.classes and data.labels.ndim == 1 else None
+  pictures.save_png(pictures.grid(data.images[some], 8, labels, config.data), workdir / 'data.png')
+  say('examples', workdir / 'data.png')
 
 
 def look(run, config, workdir, log):
@@ -171,8 +179,12 @@ def evaluate(config, workdir):
 
 def write_evaluation(run, config, workdir, state, data):
   """Measures what config.evaluate asks for into a new folder of the work directory, or the one that config.evaluate.folder names."""
-  if config.evaluate.folder and (epath.Path(config.evaluate.folder) / 'evaluation.json').exists():
-    say('complete', f'{config.evaluate.folder} holds an evaluation already; name another config.evaluate.folder')
+  there = config.evaluate.folder and epath.Path(config.evaluate.folder) / 'evaluation.json'
+  if there and there.exists():
+    made = record.read(there)['subject']
+    if (made['step'], made['config']) != (int(state.step), json.loads(config.to_json())):
+      raise InputError(f'{there} is of other settings or another step; name another config.evaluate.folder')
+    say('complete', f'{there} is there already')
     return
   folder = evaluation.evaluate(run, config, weights(config, state), int(state.step), data, workdir, versions(), say)
   for path in sorted(folder.iterdir()):

@@ -17,11 +17,10 @@ def _named(*functions):
 
 
 def _whatever(make):
-  """A maker of extractors as one of (data, mesh) -> Extractor, which needs neither."""
+  """A maker of extractors as one of (data, mesh) -> Extractor, which needs neither; the file is read then, not when the config is checked."""
   @functools.wraps(make)
   def made(*args, **kwargs):
-    extractor = make(*args, **kwargs)
-    return lambda data, mesh: extractor
+    return lambda data, mesh: make(*args, **kwargs)
   return made
 
 

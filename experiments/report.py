@@ -22,7 +22,7 @@ from diffusion.files import write_atomic
 from diffusion.metrics import record
 from experiments.sweep import page, plots, results
 
-BESIDE = ('kid', 'precision', 'recall', 'coverage', 'class_accuracy', 'authenticity', 'bits_bound', 'heldout_loss')  # in the table too
+BESIDE = ('kid', 'precision', 'recall', 'coverage', 'class_accuracy', 'authenticity', 'bits_bound', 'heldout_error')  # in the table too
 
 CAVEAT = {
   False: 'Each trial is one training from one seed: intervals tell how well its samples were measured, not how much another seed would change it. '
@@ -75,24 +75,47 @@ def verdict(found):
 
 
 def table(group, found):
-  """Header and rows: ranks, what varies, the metric, some others."""
-  beside = [name for name in BESIDE if name != found.metric
-            and any(row.record['metrics'].get(name, {}).get('value') is not None for _, row, *_ in group.ranked)][:5]
-  calls = {plots.calls(row) for _, row, *_ in group.ranked}
-  header = ['rank', *map(results.short, found.varied), f'{found.metric} [95 %]', *(f'{name} ± s.e.' for name in beside)]
-  rows = [[ranks, *(code(row.settings.get(key)) for key in found.varied), value(estimate._asdict()),
-           *(plus_minus(row.record['metrics'].get(name, {})) for name in beside)] for ranks, row, estimate, _ in group.ranked]
+  """Blocks: a table of ranks, what varies, the metric and some others, and what its dashes mean."""
+  rows, real, calls = [row for _, row, *_ in group.ranked], heldout(group, found.metric), {plots.calls(row) for _, row, *_ in group.ranked}
+  homes = {name: alike[0] for name in BESIDE if name != found.metric and (alike := results.alike(rows, name))}
+  homes, gaps = dict(list(homes.items())[:5]), {}
+
+  def cell(name, row):
+    estimate = row.record['metrics'].get(name, {})
+    apart = record.differences(homes[name][0].record, row.record, name) if estimate.get('value') is not None else []
+    if apart:
+      gaps.setdefault(name, '; '.join(apart))
+    return '-' if apart else plus_minus(estimate)
+
+  header = ['rank', *map(results.short, found.varied), f'{found.metric} [95 %]', *(f'{name} ± s.e.' for name in homes)]
+  lines = [[ranks, *(code(row.settings.get(key)) for key in found.varied), value(estimate._asdict()), *(cell(name, row) for name in homes)]
+           for ranks, row, estimate, _ in group.ranked]
+  if real:  # what there is to reach
+    apart = record.differences(rows[0].record, real.record, found.metric)
+    lines.append(['', 'held-out pictures', *[''] * (len(found.varied) - 1), '-' if apart else value(real.record['metrics'][found.metric]),
+                  *(cell(name, real) for name in homes)])
+    gaps |= {found.metric: '; '.join(apart)} if apart else {}
   if len(calls) > 1:
     header.append('evaluations')
-    rows = [cells + [plots.calls(row)] for cells, (_, row, *_) in zip(rows, group.ranked)]
-  return 'table', header, rows
+    lines = [line + [plots.calls(row)] for line, row in zip(lines, rows)] + [line + [''] for line in lines[len(rows):]]
+  note = [('text', 'A dash: measured in another way than the rest of its column ('
+           + '; '.join(f'`{name}`, {told}' for name, told in gaps.items()) + ').')] if gaps else []
+  return [('table', header, lines), *note]
+
+
+def heldout(group, metric):
+  """A Row of what held-out pictures have, by the record of the first of a group; None where that lacks the metric."""
+  first = group.ranked[0].row
+  real = first.record.get('heldout') or {}
+  return first._replace(record=first.record | dict(metrics=real)) if real.get(metric) else None
 
 
 def protocol(group):
   """How the records of a group were measured, with which versions, as text."""
-  first = group.ranked[0][1].record
-  lines = [f'{key}: {found}' for key, found in first['protocol'].items()]
-  lines += sorted({f'samples: {place.estimate.n}' for place in group.ranked})
+  lines = []
+  for key, found in group.ranked[0].row.record['protocol'].items():
+    lines += [f'{key}: {inner}: {text}' for inner, text in found.items()] if isinstance(found, dict) else [f'{key}: {found}']
+  lines += sorted({f'number: {place.estimate.n}' for place in group.ranked})
   versions = {json.dumps(row.record['subject'].get('versions'), sort_keys=True) for _, row, *_ in group.ranked}
   return '\n'.join(lines + [f'versions: {text}' for text in sorted(versions) if text != 'null'])
 
@@ -104,19 +127,20 @@ def blocks(found):
   if found.groups:
     main = found.groups[0]
     made += [('image', 'metric.png', f'{found.metric} with 95 % intervals; blue: cannot be told apart from the best', plots.dots(main, found.metric)),
-             ('heading', 'Results'), table(main, found),
+             ('heading', 'Results'), *table(main, found),
              ('text', 'Ranks are those that the intervals leave open: 2-4 may be any of them. ' + CAVEAT[found.about.get('mode') == 'evaluate'])]
     if picture := plots.quality(main, found.metric, found.varied):
       made.append(('image', 'quality.png', f'{found.metric} against evaluations of the network, with 95 % intervals', picture))
   if picture := plots.curves(ordered + [row for row in found.rows if row not in ordered]):
     unlike = [results.short(key) for key in found.varied if results.short(key) in ('predict', 'schedule', 'weight', 'error', 'draw')]
-    made.append(('image', 'curves.png', 'Training curves' + (f'; losses of unlike {", ".join(unlike)} cannot be compared' if unlike else ''), picture))
+    told = f'; losses of unlike {", ".join(unlike)} cannot be compared' if unlike else ''
+    made.append(('image', 'curves.png', 'Training curves' + told, picture))
   if picture := plots.samples(ordered + found.unmeasured):
     told = 'Samples of each trial, best first; within a column, from the same noise and class'
     made.append(('image', 'samples.png', told + (f' (the first {plots.SHOWN} trials)' if len(ordered) > plots.SHOWN else ''), picture))
   for group in found.groups[1:]:
     made += [('heading', 'Measured in another way'), ('text', 'Not comparable with the results above: ' + '; '.join(group.differences) + '.'),
-             table(group, found)]
+             *table(group, found)]
   left = [row for row in found.rows if row.status != 'finished']
   if left or found.unmeasured:
     rows = [[code(row.label), row.status, row.reason] for row in left] + [[code(row.label), 'finished', f'{found.metric} was not measured']
@@ -160,7 +184,7 @@ def table_csv(found):
 # ---- TensorBoard
 def tensorboard(found, folder):
   """HParams: what each finished trial set, with its metrics; written once for each record."""
-  from diffusion.log import _board as board
+  from diffusion.log import open_board
   for row in found.rows:
     own, made = folder / row.name, row.folder / 'evaluation' / 'evaluation.json'
     if not row.record or own.exists() and own.stat().mtime > made.stat().mtime:
@@ -169,8 +193,8 @@ def tensorboard(found, folder):
       own.rmtree()
     plain = lambda value: value if isinstance(value, (bool, int, float, str)) else str(value)
     metrics = {name: estimate['value'] for name, estimate in row.record['metrics'].items() if estimate['value'] is not None}
-    writer = board(own, 0)
-    from tensorboardX import summary  # not earlier: `board` keeps it from importing PyTorch
+    writer = open_board(own, 0)
+    from tensorboardX import summary  # not earlier: `open_board` keeps it from importing PyTorch
     for part in summary.hparams({results.short(key): plain(row.settings.get(key)) for key in found.varied}, metrics):
       writer.file_writer.add_summary(part)
     for name, number in metrics.items():

@@ -38,6 +38,8 @@ def arguments(argv=None):
   add('--set', nargs='+', action='extend', default=[], metavar='config.KEY=VALUE', help='set in every trial, in place of what the sweep says')
   add('--only', default='', help="some of the trials: 'schedule=linear|cosine, predict=eps'")
   add('--timeout', type=float, help='minutes that an attempt may take (default: any)')
+  add('--idle', type=float, default=30., metavar='MINUTES',
+      help='an attempt that prints nothing and adds nothing to its curve for so long has failed; 0: never (default: 30)')
   add('--retries', type=int, default=1, help='how often a trial that broke is tried again (default: 1)')
   add('--metric', help='what the report goes by (default: as the sweep says)')
   add('--search', choices=('optuna',), help='let Optuna suggest the trials, from the space(trial) of the sweep file')
@@ -58,12 +60,15 @@ def settings(words):
 
 def checked(options, engine):
   """Raises InputError for options that are out of range or do not go together."""
-  for name, least in (('jobs', 1), ('retries', 0), ('trials', 1), ('timeout', 1e-9)):
+  for name, least in (('jobs', 1), ('retries', 0), ('trials', 1), ('timeout', 1e-9), ('idle', 0)):
     value = getattr(options, name)
     if value is not None and not value >= least:
       raise InputError(f'--{name}={value:g}: expected at least {least:g}')
   if '://' in options.workdir:
     raise InputError(f"--workdir={options.workdir}: expected a folder of this machine; trials in a bucket are for --engine='jobset(bucket=gs://..)'")
+  if engine.remote and options.model and not options.model.startswith('gs://'):
+    raise InputError(f'--model={options.model} is a folder of this machine, which --engine={engine.name} cannot see; copy it to a bucket and give '
+                     '--model=gs://NAME/FOLDER')
   if options.search and engine.write:
     raise InputError(f'--search={options.search} chooses by what earlier trials gave, which --engine={engine.name} cannot tell; use local or ray')
   if options.search and options.only:
@@ -108,7 +113,7 @@ def work(run, options, trials, search, workdir, metric):
     write()
 
   stopped = run(ask, tell, watch=watch, show=line.show, jobs=options.jobs, timeout=options.timeout and 60 * options.timeout,
-                retries=options.retries)
+                idle=60 * options.idle, retries=options.retries)
   line.show([], now=True)
   if stopped:
     line.say('stopped; the same command goes on from there')

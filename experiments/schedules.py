@@ -1,7 +1,8 @@
-"""Which noise schedule, and what should the network predict?
+r"""Which noise schedule, and what should the network predict?
 
   python -m experiments.run experiments/schedules.py --workdir=runs/schedules
-  python -m experiments.run experiments/schedules.py --workdir=runs/schedules_quick --set config.steps=600 --only 'schedule=linear|cosine|offset_cosine, predict=eps|v'
+  python -m experiments.run experiments/schedules.py --workdir=runs/schedules_quick --set config.steps=600 \
+    --only 'schedule=linear|cosine|offset_cosine, predict=eps|v'
 
 Five schedules by three targets, each trained for STEPS steps with the recipe's network and sampled alike. `flow` has no signal
 left at t = 1, where an eps-prediction says nothing about x0 (arXiv:2305.08891), so that this pair is left out.

@@ -1,6 +1,7 @@
 """What the tests of sweeps run in place of diffusion.main: FOLDER BEHAVIOUR VALUE. Counts its starts, writes a curve, then a record.
 
-Behaviour: ok, crash, hang (with a child of its own), slow (until the file `go` is in its folder), once (crashes the first time).
+Behaviour: ok, crash, hang (with a child of its own), slow (until the file `go` is in its folder), talk (for three seconds), once (crashes the
+first time).
 """
 import json
 import pathlib
@@ -12,7 +13,7 @@ import time
 def record(value, half=1., metric='fd_infinity', n=500, **protocol):
   """The text of an evaluation.json."""
   estimate = dict(value=value, error=half / 2, low=value - half, high=value + half, n=n)
-  return json.dumps(dict(format=1, protocol=dict(reference='sprites', reference_hash='a1', split='train') | protocol,
+  return json.dumps(dict(format=1, protocol=dict(samples=dict(reference='sprites', reference_hash='a1', split='train') | protocol),
                          subject=dict(seed=1, versions=dict(jax='0.10.2')), metrics={metric: estimate}))
 
 
@@ -28,6 +29,9 @@ def main(folder, behaviour, value):
     child = subprocess.Popen(['sleep', '1000'])
     (folder / 'child').write_text(str(child.pid))
     time.sleep(1000)
+  for second in range(15 if behaviour == 'talk' else 0):
+    print(second, flush=True)
+    time.sleep(.2)
   while behaviour == 'slow' and not (folder / 'go').exists():
     time.sleep(.02)
   (folder / 'evaluation').mkdir(exist_ok=True)

@@ -45,7 +45,7 @@ if devices > 1:  # the pure functions under pmap, one key a device
   net = lambda params, x, time, cond, train, rngs: params * x
   value = lambda key, x0: losses.loss(key, net, .5, x0, None, draw=times.drawn_from(times.uniform(), schedules.cosine()),
                                       predict=predict.eps(), weight=weights.one())[0]
-  np.testing.assert_allclose(jax.pmap(value)(keys, x0), [value(k, x) for k, x in zip(keys, x0)], rtol=1e-5)
+  np.testing.assert_allclose(jax.pmap(value)(keys, x0), [jax.jit(value)(k, x) for k, x in zip(keys, x0)], rtol=1e-5)
 print(json.dumps(result))
 '''
 

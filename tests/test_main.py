@@ -10,19 +10,11 @@ from PIL import Image
 
 from diffusion.checkpoint import open_checkpoints
 from diffusion.log import read_metrics
+from tests.conftest import COSINE
 
 ROOT = Path(__file__).parent.parent
-COSINE = '--config=configs/cosine_ddim.py:tiny'
+SMALL = '--config.net=unet(channels=16, multipliers=(1,), blocks=1)'  # for tests of what happens around the network
 FASHION = ROOT.parent / 'shared' / 'data' / 'tfds'
-
-
-@pytest.fixture(scope='module')
-def trained(command, tmp_path_factory):
-  """A work directory after the tiny main job, and what it printed."""
-  workdir = tmp_path_factory.mktemp('main') / 'run'
-  done = command(COSINE, f'--workdir={workdir}')
-  assert done.returncode == 0, done.stderr
-  return workdir, done.stdout
 
 
 def refused(done, *words):
@@ -42,8 +34,8 @@ def checkpoint_sums(workdir):
   return step, record['checksums']
 
 
-def test_the_main_job_leaves_pictures_a_checkpoint_and_logs_and_says_where(trained):
-  workdir, printed = trained
+def test_the_main_job_leaves_pictures_a_checkpoint_and_logs_and_says_where(main_job):
+  workdir, printed = main_job
   [samples] = (workdir / 'samples').iterdir()
   for path in (samples / 'grid.png', samples / 'film.png', samples / 'samples.npz', workdir / 'data.png'):
     assert path.exists() and str(path) in printed
@@ -62,7 +54,7 @@ def test_the_main_job_leaves_pictures_a_checkpoint_and_logs_and_says_where(train
 
 
 def test_the_same_command_again_keeps_everything_and_only_samples(trained, command):
-  workdir, _ = trained
+  workdir = trained
   before = {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file() and 'tensorboard' not in str(path)}
   done = command(COSINE, f'--workdir={workdir}')
   assert done.returncode == 0 and 'complete: 8 steps are done' in done.stdout
@@ -72,7 +64,7 @@ def test_the_same_command_again_keeps_everything_and_only_samples(trained, comma
 
 
 def test_sampling_needs_only_the_work_directory_and_offers_every_picture(trained, command):
-  workdir, _ = trained
+  workdir = trained
   done = command('--mode=sample', f'--workdir={workdir}', '--config.sample.number=5', '--config.sample.classes=food,hero',
                  '--config.guidance=2', "--config.sampler=ddim(eta=0.5)", '--config.grid=leading(3)', '--config.sample.seed=3',
                  '--config.sample.weights=raw', '--config.sample.show=film,gif,noising,interpolation')
@@ -89,7 +81,7 @@ def test_sampling_needs_only_the_work_directory_and_offers_every_picture(trained
 
 
 def test_a_mix_of_two_contexts_is_drawn_with_its_strip(trained, command):
-  workdir, _ = trained
+  workdir = trained
   done = command('--mode=sample', f'--workdir={workdir}', '--config.sample.mix=0.7 * hero + 0.3 * food', '--config.sample.number=4',
                  '--config.sample.show=')
   assert done.returncode == 0, done.stderr
@@ -100,18 +92,19 @@ def test_a_mix_of_two_contexts_is_drawn_with_its_strip(trained, command):
 
 
 def test_evaluation_prints_the_heldout_loss_by_log_snr_and_keeps_it(trained, command):
-  workdir, _ = trained
-  done = command('--mode=evaluate', f'--workdir={workdir}')
+  workdir = trained
+  done = command('--mode=evaluate', f'--workdir={workdir}', '--config.evaluate.what=loss', '--config.data=sprites(size=16, n=256, heldout=64)')
   assert done.returncode == 0 and 'log-SNR' in done.stdout, done.stderr
-  result = json.loads((workdir / 'evaluation.json').read_text())
+  [folder] = (workdir / 'evaluations').iterdir()
+  result = json.loads((folder / 'heldout.json').read_text())
   weighted = sum(b['mean'] * b['count'] for b in result['bins']) / sum(b['count'] for b in result['bins'])
   assert weighted == pytest.approx(result['loss'], rel=1e-5) and 0 < result['loss_error'] < result['loss']
-  with Image.open(workdir / 'evaluation.png') as plot:
+  with Image.open(folder / 'heldout.png') as plot:
     assert plot.size[0] > 300
 
 
 def test_kill_minus_nine_loses_at_most_the_steps_since_the_last_checkpoint_and_changes_no_bit(command, tmp_path):
-  options = (COSINE, '--config.steps=24', '--config.sample_every=100', '--config.sample.number=1', '--config.sample.show=')
+  options = (COSINE, SMALL, '--config.steps=24', '--config.sample_every=100', '--config.sample.number=1', '--config.sample.show=')
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   assert command(*options, f'--workdir={whole}').returncode == 0
   process = command(*options, f'--workdir={killed}', start=True)
@@ -127,7 +120,7 @@ def test_kill_minus_nine_loses_at_most_the_steps_since_the_last_checkpoint_and_c
 
 
 def test_a_termination_request_saves_and_says_how_to_go_on(command, tmp_path):
-  process = command(COSINE, '--config.steps=100000', '--config.save_every=100000', '--config.sample_every=100000',
+  process = command(COSINE, SMALL, '--config.steps=100000', '--config.save_every=100000', '--config.sample_every=100000',
                     '--config.heldout_every=100000', f'--workdir={tmp_path / "run"}', start=True)
   while not (tmp_path / 'run' / 'metrics.jsonl').exists() or not read_metrics(tmp_path / 'run' / 'metrics.jsonl'):
     assert process.poll() is None
@@ -139,7 +132,7 @@ def test_a_termination_request_saves_and_says_how_to_go_on(command, tmp_path):
 
 
 def test_mistakes_are_one_line_before_any_work(command, trained, tmp_path):
-  workdir, _ = trained
+  workdir = trained
   run = lambda *arguments: command(COSINE, f'--workdir={tmp_path / "new"}', *arguments)
   refused(run('--config.stepz=3'), "'stepz'", '"steps"')
   refused(run('--config.steps=many'), 'steps', 'many')
@@ -153,6 +146,7 @@ def test_mistakes_are_one_line_before_any_work(command, trained, tmp_path):
   refused(command('--config=configs/cosine_ddim.py:tinny'), 'tinny', 'tiny')
   refused(command('--config=configs/nothing.py'), 'nothing.py')
   refused(command(), '--config')
+  refused(command(real=True), '--config')
   refused(command('--mode=sample', f'--workdir={tmp_path / "empty"}'), 'holds no checkpoint')
   assert not (tmp_path / 'new').exists() or not list((tmp_path / 'new').rglob('*.png'))
   sample = lambda *arguments: command('--mode=sample', f'--workdir={workdir}', *arguments)
@@ -163,5 +157,5 @@ def test_mistakes_are_one_line_before_any_work(command, trained, tmp_path):
 
 
 def test_help_lists_the_commands(command):
-  done = command('--help')
+  done = command('--help', real=True)
   assert '--mode=sample' in done.stdout and 'configs/cosine_ddim.py' in done.stdout and '--config.NAME=VALUE' in done.stdout

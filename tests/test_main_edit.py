@@ -10,15 +10,7 @@ from PIL import Image
 from diffusion import editing, generate, main, modes
 from diffusion.config import filled
 from diffusion.errors import InputError
-from tests.test_main import COSINE, refused
-
-
-@pytest.fixture(scope='module')
-def trained(command, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('edit') / 'run'
-  done = command(COSINE, f'--workdir={workdir}', '--config.sample.show=')
-  assert done.returncode == 0, done.stderr
-  return workdir
+from tests.test_main import refused
 
 
 @pytest.fixture(scope='module')
@@ -55,7 +47,7 @@ def edited(workdir, sampler=None, **options):
   """What --mode=edit does, in this process: (folder, arrays of samples.npz)."""
   config = config_of(workdir, **options)
   config.sampler = sampler or config.sampler
-  main.edit(config, epath.Path(workdir))
+  modes.edit(config, epath.Path(workdir))
   folder = max((workdir / 'edits').iterdir())
   with np.load(folder / 'samples.npz', allow_pickle=False) as arrays:
     return folder, dict(arrays)
@@ -158,7 +150,7 @@ MISTAKES = [
 def test_mistakes_are_named_before_anything_is_read_from_the_checkpoint_or_drawn(options, message, trained, files, monkeypatch):
   def too_late(*_):
     raise AssertionError('the mistake came to light too late')
-  monkeypatch.setattr(main, 'restore', too_late)
+  monkeypatch.setattr(modes, 'restore', too_late)
   options = {key: files.get(value, value) if isinstance(value, str) else value for key, value in options.items()}
   with pytest.raises(InputError, match=message) as error:
     edited(trained, **options)

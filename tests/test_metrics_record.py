@@ -13,7 +13,7 @@ PROTOCOL = dict(reference='sprites', reference_hash='a', split='train', extracto
 
 
 def made(value, half=1., n=500, metric='fd_infinity', **changes):
-  return record.make(PROTOCOL | changes, {}, {metric: Estimate(value, half / 1.96, value - half, value + half, n)})
+  return record.make(dict(samples=PROTOCOL | changes), {}, {metric: Estimate(value, half / 1.96, value - half, value + half, n)})
 
 
 def test_records_survive_the_disk_and_other_files_are_refused(tmp_path):
@@ -46,6 +46,24 @@ def test_unlike_records_are_not_compared_and_the_difference_is_named(change):
   [(key, value)] = change.items()
   with pytest.raises(InputError, match=f'{key}: {PROTOCOL[key]}, {value}'):
     record.ranked(dict(one=made(1.), two=made(2., **change)), 'fd_infinity')
+
+
+def test_a_metric_with_a_protocol_of_its_own_goes_by_that_and_names_do_not_count_where_hashes_agree():
+  one, two = made(1., metric='bits_bound', reference_hash='x'), made(2., metric='bits_bound', reference_hash='y')
+  for record_of in (one, two):
+    record_of['protocol']['bits_bound'] = dict(data_hash='same')
+  assert not record.differences(one, two, 'bits_bound') and record.differences(one, two, 'kid')
+  two['protocol']['bits_bound'] = dict(data_hash='other')
+  assert record.differences(one, two, 'bits_bound') == ['data_hash: same, other']
+  assert not record.differences(made(1.), made(1., reference='/elsewhere/sprites', extractor='own()'), 'fd_infinity')
+
+
+def test_the_mean_of_few_values_has_students_interval():
+  values = np.array([1., 2., 4., 9.])
+  low, high = stats.t.interval(.95, 3, values.mean(), stats.sem(values))
+  estimate = record.mean(values)
+  assert (estimate.low, estimate.high, estimate.n) == (pytest.approx(low), pytest.approx(high), 4)
+  assert np.isnan(record.mean(values[:1]).error)
 
 
 def test_the_number_of_samples_matters_where_the_value_depends_on_it():

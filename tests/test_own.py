@@ -6,8 +6,8 @@ import pytest
 from diffusion import evaluate, sharding
 from diffusion.data import dataset, sources
 from diffusion.errors import InputError
-from diffusion.metrics import frechet, measure, own
-from diffusion.metrics.reference import reference, viewer
+from diffusion.metrics import frechet, measure, own, scores
+from diffusion.metrics.reference import look, reference, viewer
 
 
 @pytest.fixture(scope='module')
@@ -15,16 +15,17 @@ def world(cache_dir):
   """(extractor, see, source, Reference of its training pictures) of a few sprites."""
   patch = pytest.MonkeyPatch()
   patch.setenv('DIFFUSION_CACHE', str(cache_dir))
+  patch.setattr(own, 'BATCH', 32)
   source, mesh = sources.sprites(size=16, n=1500, heldout=300), sharding.make_mesh(jax.devices()[:1])
   extractor = own.own(150)(source.train, mesh)
   see = viewer(extractor, mesh)
-  yield extractor, see, source, reference(extractor, see, source.train.images)
+  yield extractor, see, source, reference(extractor, see, source.train.images, mesh)
   patch.undo()
 
 
 def distance(world, images):
   _, see, _, train = world
-  return frechet.fd_infinity(evaluate.look(see, [images])[0].moments, train.moments)
+  return frechet.fd_infinity(look(see, [images], sharding.make_mesh(jax.devices()[:1]))[0].moments, train.moments)
 
 
 def test_it_tells_the_class_of_pictures_it_has_not_seen(world):
@@ -36,7 +37,7 @@ def test_it_tells_the_class_of_pictures_it_has_not_seen(world):
 def test_distances_grow_with_noise_blur_and_missing_classes_and_are_near_zero_for_held_out_pictures(world):
   pictures, labels = world[2].heldout.images, world[2].heldout.labels
   rng = np.random.default_rng(0)
-  noisy = [(pictures + rng.normal(0, strength, pictures.shape)).clip(0, 255).astype(np.uint8) for strength in (10, 30, 90)]
+  noisy = [(pictures + rng.normal(0, strength, pictures.shape)).clip(0, 255).astype(np.uint8) for strength in (10, 45, 120)]
   soft = pictures.astype(float)
   soft = (soft + np.roll(soft, 1, 1) + np.roll(soft, 1, 2) + np.roll(soft, (1, 1), (1, 2))) / 4
   same = distance(world, pictures)
@@ -77,7 +78,8 @@ def test_the_same_data_gives_the_same_classifier_from_the_cache_and_other_data_a
   assert own.own(2)(other, mesh).digest != own.own(2)(source.train, mesh).digest
 
 
-def test_pictures_without_classes_of_any_size_and_number_of_channels_will_do():
+def test_pictures_without_classes_of_any_size_and_number_of_channels_will_do(monkeypatch):
+  monkeypatch.setattr(own, 'BATCH', 4)
   images = np.random.default_rng(0).integers(0, 256, (40, 24, 70, 1), np.uint8)
   data = dataset.Dataset(images, np.zeros(40, np.int32))
   extractor = own.own(2)(data, sharding.make_mesh(jax.devices()[:1]))
@@ -90,3 +92,18 @@ def test_steps_are_checked():
   for steps in (0, -1, 1.5, True, 'many'):
     with pytest.raises(InputError, match='at least 1 step'):
       own.own(steps)
+
+
+def test_attributes_are_told_each_for_itself(monkeypatch):
+  monkeypatch.setattr(own, 'BATCH', 16)
+  rng = np.random.default_rng(0)
+  labels = rng.integers(0, 2, (600, 2)).astype(np.float32)
+  images = np.zeros((600, 8, 8, 1))
+  images[:, :4] += 150 * labels[:, :1, None, None]  # the first attribute brightens the upper half, the second the left one
+  images[:, :, :4] += 90 * labels[:, 1:, None, None]
+  data = dataset.Dataset((images + rng.random(images.shape) * 10).astype(np.uint8), labels, ('up', 'left'))
+  extractor = own.own(80)(data, sharding.make_mesh(jax.devices()[:1]))
+  logits = jax.jit(extractor.apply)(extractor.params, data.images).logits
+  seen = scores.attribute_accuracy(logits, labels)
+  assert seen.value > .8 and extractor.classes == ('up', 'left')
+  assert scores.attribute_accuracy(logits, 1 - labels).value == pytest.approx(1 - seen.value)

@@ -18,7 +18,8 @@ from experiments.sweep import page, plots, results, trials
 from tests.sweep_program import record
 
 
-def add(workdir, name, value=None, half=1., samples=None, curve=(), state=None, subject=None, metric='fd_infinity', n=500, settings=None, **protocol):
+def add(workdir, name, value=None, half=1., samples=None, curve=(), state=None, subject=None, metric='fd_infinity', n=500, settings=None,
+        **protocol):
   """A trial folder, as a sweep leaves it."""
   folder = epath.Path(workdir) / 'trials' / name
   config = trials.flat(trials.default()) | {'config.schedule': name, **(settings or {})}
@@ -96,6 +97,41 @@ def test_unlike_protocols_are_apart_and_the_difference_is_named(tmp_path):
   assert {row['schedule']: row['table'] for row in rows} == dict(a='1', b='1', c='2')
 
 
+def test_a_column_holds_only_what_was_measured_alike(tmp_path):
+  """The distance does not depend on the number of samples, and precision does."""
+  for name, value, n in (('a', 10., 100), ('b', 20., 500), ('c', 30., 500)):
+    path = add(tmp_path, name, value, n=n) / 'evaluation' / 'evaluation.json'
+    found = json.loads(path.read_text())
+    found['metrics'] |= dict(precision=dict(value=value / 100, error=.01, low=0., high=1., n=n),
+                             kid=dict(value=value / 10, error=.1, low=0., high=9., n=n))
+    found['heldout'] = {metric: dict(value=.0625, error=.001, low=0., high=1., n=300) for metric in ('fd_infinity', 'kid', 'precision')}
+    path.write_text(json.dumps(found))
+  text, rows = made(tmp_path)
+  cells = {line.split(' | ')[1]: line.rstrip(' |').split(' | ')[-2:] for line in text.split('\n') if line.count(' | ') == 4}
+  assert cells['`a`'] == ['1 ± 0.1', '-'] and cells['`b`'] == ['2 ± 0.1', '0.2 ± 0.01'] and cells['`c`'] == ['3 ± 0.1', '0.3 ± 0.01']
+  assert cells['held-out pictures'] == ['0.0625 ± 0.001', '-']
+  assert 'A dash: measured in another way than the rest of its column (`precision`, n: 500, 100)' in text
+  assert [row['precision'] for row in rows] == ['0.1', '0.2', '0.3'] and [row['precision_n'] for row in rows] == ['100', '500', '500']
+
+
+def test_a_model_that_was_trained_on_is_another_setting(tmp_path):
+  for name, step in (('a', 5), ('b', 6)):
+    folder = epath.Path(tmp_path) / 'trials' / name
+    trials.describe(trials.Trial(name, 'runs/x', {'config.guidance': 1.}, {'config.guidance': 1.}, [], folder, step, 'a1b2c3d4e5'))
+    (folder / 'evaluation').mkdir()
+    (folder / 'evaluation' / 'evaluation.json').write_text(json.dumps(json.loads(record(1.)) | dict(subject=dict(step=step))))
+  assert [row['model'] for row in made(tmp_path)[1]] == ['step 5, a1b2c3d4', 'step 6, a1b2c3d4']
+
+
+def test_held_out_pictures_show_what_there_is_to_reach(tmp_path):
+  folder = add(tmp_path, 'a', 10.)
+  path = folder / 'evaluation' / 'evaluation.json'
+  found = json.loads(path.read_text())
+  path.write_text(json.dumps(found | dict(heldout=dict(fd_infinity=dict(value=.5, error=.1, low=.25, high=.75, n=500)))))
+  text, rows = made(tmp_path)
+  assert '|  | held-out pictures | 0.5 [0.25, 0.75] |' in text and len(rows) == 1
+
+
 def test_every_trial_without_a_result_is_named(tmp_path):
   add(tmp_path, 'done', 3.)
   add(tmp_path, 'broken', state=dict(status='failed', attempts=2, seconds=3., reason='exit code 1; its last line: error | of <b>'))
@@ -141,7 +177,8 @@ def test_the_page_is_one_small_file(tmp_path):
   classes = np.eye(4, dtype=np.float32)[np.arange(40) % 4]
   for i, name in enumerate(['a<b>', 'b', *'cdefghijklmnopqrstuvwxyz']):
     curve = [dict(step=step, time=0., heldout_loss=1 / (1 + step + i), fd_infinity=9. / (1 + step), fd_infinity_error=.1) for step in range(4)]
-    add(tmp_path, name, 10. + i, samples=dict(images=rng.integers(0, 255, (40, 32, 32, 3), np.uint8), labels=classes), curve=curve)  # noise: the worst case
+    noise = rng.integers(0, 255, (40, 32, 32, 3), np.uint8)  # the worst case
+    add(tmp_path, name, 10. + i, samples=dict(images=noise, labels=classes), curve=curve)
   out = tmp_path / 'out'
   assert reports.report(tmp_path, out=out) == epath.Path(out) / 'report.html'
   assert sorted(path.name for path in out.iterdir()) == ['curves.png', 'metric.png', 'report.html', 'report.md', 'results.csv', 'samples.png']

@@ -1,5 +1,6 @@
 """Trials as processes: whatever becomes of one, or of the runner, the others go on and nothing is done twice."""
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from diffusion.errors import InputError
 from experiments import run
 from experiments.sweep import local, progress, trials
+from tests.sweep_program import record
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = str(Path(__file__).parent / 'sweep_program.py')
@@ -55,7 +57,8 @@ def test_a_trial_that_crashes_or_hangs_stops_no_other(tmp_path):
   made = make(tmp_path, first='ok', crash='crash', hang='hang', once='once', last='ok')
   told, stopped = run_all(made, jobs=2, timeout=2, retries=1, grace=2)
   assert stopped is None
-  assert {name: outcome[0] for name, outcome in told.items()} == dict(first='finished', crash='failed', hang='failed', once='finished', last='finished')
+  assert {name: outcome[0] for name, outcome in told.items()} == dict(
+    first='finished', crash='failed', hang='failed', once='finished', last='finished')
   assert [starts(trial) for trial in made] == [1, 2, 2, 2, 1]
   assert told['crash'][1] == 'exit code 1; its last line: error: the loss is not finite'
   assert 'took longer than' in told['hang'][1]
@@ -108,6 +111,41 @@ def test_an_orphan_is_waited_for_and_can_time_out(tmp_path):
   assert told['slow'] == ('finished', '') and told['hang'][0] == 'failed'
   assert [starts(trial) for trial in made] == [1, 1]
   eventually(lambda: gone(int((made[1].folder / 'child').read_text())))
+
+
+@pytest.mark.parametrize('told', ['{{"pid": {}, "started": 0, "host": "elsewhere"}}', '{{"pid": {}, "started": 0}}', ''])
+def test_a_process_that_is_not_known_to_be_ours_is_waited_for_and_never_killed(told, tmp_path):
+  [trial] = make(tmp_path, slow='slow')
+  trials.describe(trial)
+  bystander = subprocess.Popen(['sleep', '1000'], start_new_session=True)  # has the number that the lock tells
+  holder = subprocess.Popen(['bash', '-c', 'exec 9>>"$0"; flock 9; touch "$0.held"; exec sleep 1000', trial.folder / 'lock'])
+  try:
+    eventually((trial.folder / 'lock.held').exists)
+    (trial.folder / 'lock').write_text(told.format(bystander.pid))
+    threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    outcomes, stopped = run_all([trial], timeout=100, grace=100)  # an age of the other's is not counted, nor is waited for what cannot be asked
+    assert (outcomes, stopped) == ({}, signal.SIGTERM)
+    assert bystander.poll() is None and holder.poll() is None and local.state(trial.folder)['status'] == 'running'
+    holder.kill()
+    holder.wait()
+    (trial.folder / 'go').touch()
+    assert run_all([trial])[0] == dict(slow=('finished', ''))
+  finally:
+    for process in (bystander, holder):
+      process.kill()
+      process.wait()
+
+
+def test_an_attempt_that_writes_nothing_has_failed_and_one_that_talks_has_not(tmp_path):
+  made = make(tmp_path, hang='hang', talk='talk')
+  told, _ = run_all(made, jobs=2, idle=2, retries=0, grace=2)
+  assert told['talk'] == ('finished', '') and told['hang'][0] == 'failed' and 'wrote nothing for 0.0333' in told['hang'][1]
+
+
+def test_an_evaluation_of_another_step_does_not_count(tmp_path):
+  [trial] = make(tmp_path, ok='ok')
+  told, _ = run_all([trial._replace(step=7)], retries=0)
+  assert told['ok'][0] == 'failed' and 'exit code 0; the model was trained on' in told['ok'][1] and '7' in told['ok'][1]
 
 
 def test_two_runners_do_not_share_a_work_directory(tmp_path):
@@ -180,6 +218,21 @@ def test_a_sweep_killed_and_started_again_ends_as_if_nothing_had_been(tmp_path, 
   capsys.readouterr()
   assert run.main(words(first), lambda *_: ['true']) == 1  # once more: the broken one alone is tried
   assert [len((find(first, batch) / 'starts').read_text()) for batch in (1, 2, 3, 4)] == [1] * 4
+
+
+def test_a_hang_ends_by_itself(tmp_path, capsys):
+  (tmp_path / 'which.py').write_text('def sweep(): return [{}]')
+  program = lambda sweep, folder, overrides: [sys.executable, '-S', PROGRAM, str(folder), 'hang', '1']
+  words = [str(tmp_path / 'which.py'), f'--workdir={tmp_path / "w"}', '--retries=0']
+  assert run.arguments(words).idle == 30
+  assert run.main([*words, '--idle=.03'], program) == 1
+  assert 'wrote nothing for 0.03 minutes' in capsys.readouterr().err
+
+
+def test_the_best_so_far_is_of_those_measured_alike():
+  text = progress.best({f'{name}_0': json.loads(record(value, metric='fd', n=n)) for name, value, n in (
+    ('a', 9., 500), ('b', 7., 500), ('c', 1., 5000), ('d', 8., 500))}, 'fd')
+  assert text == 'best so far fd 7 [6, 8] of b (1 measured in another way)'
 
 
 def test_the_line_tells_how_the_sweep_stands(tmp_path):

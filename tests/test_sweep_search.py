@@ -19,16 +19,56 @@ def space(suggestion):
 
 
 def opened(tmp_path, number, metric='fd_infinity', prune='heldout_loss', **other):
-  sweep = trials.Sweep('mine.py', '', 'base', 'train', metric, None, other.get('space', space), prune, None, 0)
+  sweep = trials.Sweep('mine.py', '', 'base', 'train', metric, None, other.get('space', space), prune, None, 0, '')
   def make(point):
     name = '_'.join(map(str, point.values()))
     return trials.Trial(name, 'base', point, {}, [], epath.Path(tmp_path) / 'trials' / name)
   return search.optuna_search(sweep, epath.Path(tmp_path), number, metric, make)
 
 
-def finish(trial, metric='fd_infinity'):
+def finish(trial, metric='fd_infinity', **options):
   (trial.folder / 'evaluation').mkdir(parents=True)
-  (trial.folder / 'evaluation' / 'evaluation.json').write_text(record((trial.overrides['config.learning_rate'] - .3) ** 2, metric=metric))
+  value = (trial.overrides['config.learning_rate'] - .3) ** 2
+  (trial.folder / 'evaluation' / 'evaluation.json').write_text(record(value, metric=metric, **options))
+
+
+def told(tmp_path):
+  """What the study has been told, by trial."""
+  import optuna
+  from optuna.storages import journal
+  storage = optuna.storages.JournalStorage(journal.JournalFileBackend(str(tmp_path / 'optuna.journal')))
+  done = optuna.load_study(study_name='sweep', storage=storage).get_trials(states=[optuna.trial.TrialState.COMPLETE])
+  return {trial.user_attrs['trial']: trial.value for trial in done}
+
+
+def test_what_was_measured_in_another_way_is_not_compared(tmp_path):
+  ask, tell, _ = opened(tmp_path, 6, 'fd')
+  made = [ask() for _ in range(4)]
+  for trial, n in zip(made, (500, 100, 500)):
+    finish(trial, 'fd', n=n)
+    tell(trial, 'finished', '')
+  assert list(told(tmp_path)) == [made[0].name, made[2].name]
+  ask, tell, _ = opened(tmp_path, 6, 'fd')  # a new runner knows how the others were measured
+  trial = ask()
+  while trial.name != made[3].name:
+    trial = ask()
+  finish(trial, 'fd', n=100)
+  tell(trial, 'finished', '')
+  assert list(told(tmp_path)) == [made[0].name, made[2].name]
+
+
+def test_a_search_that_has_no_more_to_suggest_waits(tmp_path):
+  def four(suggestion):
+    return {'config.batch': suggestion.suggest_int('batch', 1, 4), 'config.learning_rate': .5}
+  ask, tell, _ = opened(tmp_path, 5, space=four)
+  made = [ask() for _ in range(4)]
+  assert ask() is None
+  journal = (tmp_path / 'optuna.journal').stat().st_size
+  assert [ask() for _ in range(50)] == [None] * 50  # as the runner does, four times a second
+  assert (tmp_path / 'optuna.journal').stat().st_size == journal
+  finish(made[0])
+  tell(made[0], 'finished', '')
+  assert ask() is None and (tmp_path / 'optuna.journal').stat().st_size > journal  # looked once more
 
 
 def test_a_search_goes_on_and_repeats_nothing(tmp_path):

@@ -1,7 +1,9 @@
 """From sweep files to trials: which there are, what they are called, and everything that can be wrong with them, told before the first."""
+import contextlib
 import importlib.util
 import itertools
 import json
+import shutil
 import sys
 
 from absl import flags
@@ -10,9 +12,11 @@ from ml_collections import config_flags
 import numpy as np
 import pytest
 
+from diffusion import checkpoint
 from diffusion.errors import InputError
 from experiments import run
 from experiments.sweep import search, trials
+from tests.sweep_program import record
 
 RECIPE = 'configs/cosine_ddim.py'
 
@@ -50,7 +54,8 @@ def test_random_points_are_distinct_reproducible_and_spread_as_their_axes():
   assert {tuple(p.values()) for p in few} == set(itertools.product([1, 2], [1, 2, 3])) and len(few) == 6
 
 
-@pytest.mark.parametrize('call', [lambda: search.grid_search(a=[]), lambda: search.grid_search(a='linear'), lambda: search.random_search(0, 0, a=[1])])
+@pytest.mark.parametrize('call', [lambda: search.grid_search(a=[]), lambda: search.grid_search(a='linear'),
+                                  lambda: search.random_search(0, 0, a=[1])])
 def test_axes_without_values(call):
   with pytest.raises(InputError):
     list(call())
@@ -100,7 +105,7 @@ def test_an_edited_recipe_makes_another_trial(tmp_path):
 
 @pytest.mark.parametrize('name, number', [('schedules', 14), ('losses', 20), ('samplers', 40), ('guidance', 17)])
 def test_the_sweeps_of_this_repository_fit_together(name, number, monkeypatch, tmp_path):
-  monkeypatch.setattr(trials, '_trained', lambda workdir: (trials._recipe(RECIPE), 1800))
+  monkeypatch.setattr(trials, '_trained', lambda workdir: (trials._recipe(RECIPE), 1800, 'a1'))
   model = 'runs/x' if name in ('samplers', 'guidance') else None
   sweep = trials.load(f'experiments/{name}.py', model)
   assert len(trials.every(sweep, tmp_path)) == number
@@ -138,8 +143,11 @@ BAD = {
   'unknown metric': ([{}], ['--metric=fid'], ["'fid'", 'did you mean']),
   'unknown engine': ([{}], ['--engine=slorm'], ["--engine='slorm'", "did you mean 'slurm'"]),
   'unknown argument of an engine': ([{}], ['--engine=slurm(gpu=1)'], ["'gpu'", 'gpus=0']),
-  'no whole hosts': ([{}], ['--engine=jobset(image=a, bucket=gs://b/c, topology=3x3)'], ["topology='3x3'"]),
+  'no topology': ([{}], ['--engine=jobset(image=a, bucket=gs://b/c, topology=3x)'], ["topology='3x'"]),
+  'several hosts': ([{}], ['--engine=jobset(image=a, bucket=gs://b/c, topology=4x4)'], ["topology='4x4'", 'one host']),
   'jobs': ([{}], ['--jobs=0'], ['--jobs=0']),
+  'idle': ([{}], ['--idle=-1'], ['--idle=-1']),
+  'evaluation': ([{'config.evaluate.what': 'fd'}], [], ['config.evaluate.what', "'fd'"]),
   'no model': ([{}], ['--model=runs/none'], ['--model=runs/none']),
   'bucket': ([{}], ['--workdir=gs://a/b'], ['gs://a/b', 'jobset']),
   'search without a space': ([{}], ['--search=optuna'], ['space(trial)']),
@@ -181,10 +189,37 @@ def test_engines_that_are_not_installed(words, told, tmp_path, capsys, monkeypat
 
 
 def test_a_model_keeps_what_its_weights_mean(monkeypatch, tmp_path):
-  monkeypatch.setattr(trials, '_trained', lambda workdir: (trials._recipe(RECIPE), 1800))
+  monkeypatch.setattr(trials, '_trained', lambda workdir: (trials._recipe(RECIPE), 1800, 'a1'))
   sweep = trials.load(sweep_of(tmp_path, [{'config.predict': 'v'}], MODE='evaluate'), 'runs/x')
   with pytest.raises(InputError, match='config.predict cannot change in a trained model'):
     trials.every(sweep, tmp_path)
+
+
+def test_a_model_is_its_weights(tmp_path):
+  """Trained anew to the same step it is another one; copied to another place it is the same."""
+  sweep, config = sweep_of(tmp_path, [{'config.guidance': 2.}], MODE='evaluate'), json.loads(trials._recipe(RECIPE).to_json())
+  def name(model, weight=None, step=3):
+    if weight is not None:
+      with contextlib.closing(checkpoint.open_checkpoints(tmp_path / model / 'checkpoints')) as opened:
+        opened.save(step, {'w': np.float32([weight, 1.])}, dict(config=config))
+    [trial] = trials.every(trials.load(sweep, str(tmp_path / model)), tmp_path)
+    assert trial.step == step
+    return trial.name
+  first = name('model', .5)
+  shutil.copytree(tmp_path / 'model', tmp_path / 'copy')
+  assert name('copy') == name('model') == first
+  shutil.rmtree(tmp_path / 'model')
+  assert name('model', .6) != first
+  assert name('model', .5, step=4) != first
+
+
+def test_an_evaluation_counts_for_the_checkpoint_that_was_asked_for(tmp_path):
+  folder = epath.Path(tmp_path)
+  trials.describe(trials.Trial('a', 'base', {}, {}, [], folder, step=7))
+  (folder / 'evaluation').mkdir()
+  for step in (8, 7):
+    (folder / 'evaluation' / 'evaluation.json').write_text(json.dumps(json.loads(record(1.)) | dict(subject=dict(step=step))))
+    assert bool(trials.finished(folder)) == (step == 7) == (trials.moved(folder) == '')
 
 
 def test_settings_that_come_later_change_no_hash(monkeypatch, tmp_path):

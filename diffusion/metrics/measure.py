@@ -1,46 +1,55 @@
 """All metrics of a set of samples against the data, from their features."""
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from diffusion.metrics import frechet, kernel, neighbours, scores
-from diffusion.metrics.moments import Moments
+from diffusion.metrics.moments import jackknife
 from diffusion.metrics.record import Estimate, share
-from diffusion.metrics.reference import Reference
+from diffusion.metrics.reference import MANIFOLD, Reference
 
-MANIFOLD = 10_000  # points of either side, at most, that are compared one by one
-COPIED = .01       # samples nearer to a training picture than this share of held-out pictures are count as copies
-
-
-class Seen(NamedTuple):
-  """A set of pictures as an extractor sees it."""
-  moments: Moments  # of all of them
-  points: Any       # float32 [n, D] of the first ones
-  logits: Any       # [n, K] or None
+COPIED = .01  # samples nearer to a training picture than this share of held-out pictures are count as copies
+ENOUGH = 16   # pictures without which nothing is measured
+GROUPS = 10   # of samples, that are left out one after the other
 
 
-def measure(seen, data: Reference, seed, wanted=None):
+def measure(seen, data: Reference, seed, wanted=None, mesh=None):
   """{name: Estimate} of a set of pictures.
 
   Args:
-    seen: the Seen.
+    seen: the Seen, of at least ENOUGH pictures in random order.
     data: the Reference that it is compared with.
     seed: of what is drawn in measuring.
-    wanted: the classes asked for, int [n], or None.
+    wanted: what was asked for: classes, int [n], or attributes, [n, K]; None: nothing that the logits know.
+    mesh: the devices; None: the default one.
   """
-  points = seen.points[:MANIFOLD]
-  real = data.points[:len(points)]  # as many, as in the papers of precision and coverage
-  precision, recall = neighbours.precision_recall(real, points)
-  density, coverage = neighbours.density_coverage(real, points)
+  points, real = seen.points[:MANIFOLD], data.points[:MANIFOLD]
+  alike = real[:len(points)]  # as many, as in the papers of precision and coverage
+  precision, _ = neighbours.precision_recall(alike, points, mesh=mesh)
+  density, _ = neighbours.density_coverage(alike, points, mesh=mesh)
   fd, fd_infinity = frechet.both(seen.moments, data.moments)
   found = dict(
-    fd_infinity=fd_infinity, fd=fd, kid=kernel.kid(points, data.points[:MANIFOLD], seed), precision=precision, recall=recall, density=density, coverage=coverage,
-    sliced_wasserstein=scores.sliced_wasserstein(points, data.points[:MANIFOLD], seed), diversity=scores.diversity(points, seed))
-  if seen.logits is not None:
+    fd_infinity=fd_infinity, fd=fd, kid=kernel.kid(points, real, seed, mesh=mesh), precision=precision,
+    recall=_other_samples(lambda some: neighbours.precision_recall(alike, some, mesh=mesh)[1].value, points), density=density,
+    coverage=_other_samples(lambda some: neighbours.density_coverage(alike, some, mesh=mesh)[1].value, points),
+    sliced_wasserstein=scores.sliced_wasserstein(points, real, seed, mesh=mesh), diversity=scores.diversity(points, seed, mesh=mesh))
+  if seen.logits is None:
+    return found
+  if wanted is None or wanted.ndim == 1:  # logits of attributes are no distribution
     found['inception_score'] = scores.inception_score(seen.logits)
-    if wanted is not None:
-      found['class_accuracy'] = scores.class_accuracy(seen.logits, wanted)
+  if wanted is not None:
+    found |= dict(class_accuracy=scores.class_accuracy(seen.logits, wanted)) if wanted.ndim == 1 else dict(
+      attribute_accuracy=scores.attribute_accuracy(seen.logits, wanted))
   return found
+
+
+def _other_samples(value, points):
+  """A share of the real pictures as an Estimate whose error is about other samples: by the jackknife over groups of them."""
+  n, K = len(points) // GROUPS * GROUPS, GROUPS
+  group = np.arange(n) % K
+  found = jackknife(value(points), [value(points[:n][group != k]) for k in range(K)], len(points))
+  return found._replace(low=max(0., found.low), high=min(1., found.high))
 
 
 class Copies(NamedTuple):
@@ -49,24 +58,26 @@ class Copies(NamedTuple):
   distance: Any        # [n], to it, in feature space
   usual: Any           # [m], ascending: the same distance of held-out pictures, which are no copies
   closer: Any          # [n], share of the held-out pictures that are as near to a training picture
-  copies: Estimate     # share of the samples that are nearer than COPIED of the held-out pictures are
+  copies: Estimate     # share of the samples that are nearer than COPIED of the held-out pictures are; unknown (NaN) below 1 / COPIED of these
   authenticity: Estimate  # share of the samples that are further from their nearest training picture than that is from its own nearest
 
 
-def copies(points, train: Reference, heldout=None):
-  """Whether samples are new: Copies.
+def copies(points, train: Reference, heldout=None, mesh=None):
+  """Whether samples are new: Copies. New samples are expected to have a share of copies of COPIED, too.
 
   Args:
     points: of the samples, [n, D].
     train: the Reference of the training pictures.
     heldout: points of held-out pictures, [m, D]; None or empty: training pictures beside each other say what is usual.
+    mesh: the devices; None: the default one.
   """
-  index, distance = neighbours.nearest(points, train.points)
+  index, distance = neighbours.nearest(points, train.points, mesh=mesh)
   if heldout is None or not len(heldout):
-    usual = neighbours.nearest(train.points[:1000], train.points, exclude_self=True)[1]
+    usual = neighbours.nearest(train.points[:1000], train.points, exclude_self=True, mesh=mesh)[1]
   else:
-    usual = neighbours.nearest(heldout, train.points)[1]
-  usual = np.sort(usual)
-  closer = np.searchsorted(usual, distance, side='right') / len(usual)
-  return Copies(train.index[index], distance, usual, closer, share((closer <= COPIED).sum(), len(points)),
-                neighbours.authenticity(train.points, points))
+    usual = neighbours.nearest(heldout, train.points, mesh=mesh)[1]
+  n, m, usual = len(points), len(usual), np.sort(usual)
+  closer = np.searchsorted(usual, distance, side='right') / m
+  p, effective = float((closer <= COPIED).mean()), n * m / (n + m)  # the limit rests on m pictures, the share on n
+  found = share(p * effective, effective)._replace(n=n) if m * COPIED >= 1 else Estimate(*[math.nan] * 4, n)
+  return Copies(train.index[index], distance, usual, closer, found, neighbours.authenticity(train.points, points, mesh=mesh))

@@ -64,7 +64,7 @@ def _net(classes, shape):
 def own(steps=800):
   """(data, mesh) -> the Extractor of a Dataset, from the cache where it has been trained before.
 
-  The Dataset's classes become those of the logits where every picture is of one class.
+  The logits are those of the Dataset's classes; where its labels are vectors, of as many attributes, each for itself.
 
   Args:
     steps: of training, 128 pictures each.
@@ -75,7 +75,7 @@ def own(steps=800):
 
 
 def _own(data, mesh, steps):
-  shape, classes = data.images.shape[1:], data.classes if data.labels.ndim == 1 else ()
+  shape, classes = data.images.shape[1:], data.classes
   init, net = _net(classes, shape)
   like = jax.eval_shape(init, jax.random.key(0))
   leaves, tree = jax.tree.flatten(like)
@@ -100,7 +100,9 @@ def _train(data, classes, mesh, init, net, steps):
   def loss(params, images, label, how):
     _, logits = net(params, _reflect(_see(images), how))
     turned = optax.softmax_cross_entropy_with_integer_labels(logits[:, len(classes):], how)
-    named = optax.softmax_cross_entropy(logits[:, :len(classes)], label) if classes else 0.
+    each = optax.sigmoid_binary_cross_entropy(logits[:, :len(classes)], label).sum(1)
+    one = optax.softmax_cross_entropy(logits[:, :len(classes)], label)
+    named = 0. if not classes else each if data.labels.ndim == 2 else one
     return jnp.mean(turned + named)
 
   @jax.jit

@@ -1,7 +1,8 @@
 """What was measured, how, and of what: the record of an evaluation, and whether two may be compared.
 
 A record is JSON:
-  protocol  how it was measured: reference and its hash, split, extractor and its hash, resize. Records compare only where it is equal.
+  protocol  how it was measured: {'samples': reference, its hash, split, extractor, its hash, resize, .., and one such entry for each metric
+            that has another}. Records compare only where the entry of the metric is equal (names apart: the hashes tell).
   subject   what was measured: checkpoint, weights, sampler, grid, evaluations of the network a sample, guidance, seed, the config, versions.
   metrics   {name: {value, error, low, high, n}}
 """
@@ -9,12 +10,16 @@ import json
 import math
 from typing import NamedTuple
 
+import numpy as np
+from scipy.special import stdtrit
+
 from diffusion.errors import InputError
 
 FORMAT = 1
-LOWER = ('fd_infinity', 'fd', 'kid', 'sliced_wasserstein', 'copies', 'heldout_loss', 'bits_bound', 'bits_ode')  # better when lower
-HIGHER = ('precision', 'recall', 'density', 'coverage', 'inception_score', 'class_accuracy', 'diversity', 'authenticity')  # when higher
-SIZED = ('fd', 'inception_score', 'precision', 'recall', 'density', 'coverage', 'diversity', 'sliced_wasserstein')  # their value depends on n
+LOWER = ('fd_infinity', 'fd', 'kid', 'sliced_wasserstein', 'copies', 'heldout_error', 'bits_bound', 'bits_ode')  # better when lower
+HIGHER = ('precision', 'recall', 'density', 'coverage', 'inception_score', 'class_accuracy', 'attribute_accuracy', 'diversity', 'authenticity')  # when higher
+SIZED = ('fd', 'copies', 'inception_score', 'precision', 'recall', 'density', 'coverage', 'diversity', 'sliced_wasserstein')  # their value depends on n
+NAMES = ('reference', 'extractor')  # say what a hash is of
 
 
 class Estimate(NamedTuple):
@@ -29,6 +34,15 @@ class Estimate(NamedTuple):
 def normal(value, error, n):
   """An Estimate whose interval is the value +- 1.96 standard errors."""
   return Estimate(float(value), float(error), float(value - 1.96 * error), float(value + 1.96 * error), int(n))
+
+
+def mean(each):
+  """The Estimate of the mean of independent values [n]; the interval is Student's. Of one value the error is unknown, NaN."""
+  n = len(each)
+  error = float(np.std(each, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+  half = float(stdtrit(n - 1, .975)) * error if n > 1 else math.nan
+  value = float(np.mean(each))
+  return Estimate(value, error, value - half, value + half, n)
 
 
 def share(count, n):
@@ -69,7 +83,8 @@ def read(path):
 
 def differences(first, second, metric):
   """By what the protocols of two records differ as far as it matters to a metric: lines such as 'split: train, heldout'."""
-  pairs = [(key, first['protocol'].get(key), second['protocol'].get(key)) for key in sorted({**first['protocol'], **second['protocol']})]
+  one, two = (record['protocol'].get(metric, record['protocol'].get('samples', {})) for record in (first, second))
+  pairs = [(key, one.get(key), two.get(key)) for key in sorted({**one, **two}) if key not in NAMES]
   if metric in SIZED:
     pairs.append(('n', *(record['metrics'].get(metric, {}).get('n') for record in (first, second))))
   return [f'{key}: {a}, {b}' for key, a, b in pairs if a != b]

@@ -8,7 +8,7 @@ from scipy.special import log_softmax, stdtrit
 
 from diffusion.errors import InputError
 from diffusion.metrics.moments import ROWS, check, jackknife, moments, place, regroup, total
-from diffusion.metrics.record import Estimate, share
+from diffusion.metrics.record import Estimate, mean, share
 
 
 def inception_score(batches, splits=10):
@@ -40,6 +40,16 @@ def inception_score(batches, splits=10):
   error = scores.std(ddof=1) / math.sqrt(splits) if splits > 1 else math.nan
   half = float(stdtrit(splits - 1, .975)) * error if splits > 1 else math.nan
   return Estimate(float(scores.mean()), float(error), float(scores.mean() - half), float(scores.mean() + half), n)
+
+
+def attribute_accuracy(logits, wanted):
+  """The share of attributes that a classifier sees as they were asked for, an Estimate; its error is over samples.
+
+  Args:
+    logits: [n, K], above 0 where the classifier sees an attribute.
+    wanted: [n, K], above 1/2 where it was asked for.
+  """
+  return mean(np.mean((check(logits) > 0) == (np.asarray(wanted) > .5), 1))
 
 
 def class_accuracy(logits, wanted):

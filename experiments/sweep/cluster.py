@@ -1,10 +1,11 @@
-"""Where trials run: this machine, a Ray cluster, or job files for Slurm and for TPU pods on Kubernetes.
+"""Where trials run: this machine, a Ray cluster, or job files for Slurm and for TPUs on Kubernetes.
 
 The engine of a command line is a spec, as in a config: local, ray(cpus=4), 'slurm(partition=gpu, gpus=1)'. Each runs the same commands.
 """
 import math
 import os
 import shlex
+import time
 from typing import Any, NamedTuple
 
 from diffusion import specs
@@ -19,6 +20,7 @@ class Engine(NamedTuple):
   name: str
   run: Any = None    # as local.run
   write: Any = None  # (trials, workdir, jobs) -> what to do with the files it has written
+  remote: bool = False  # whether trials run where this machine's files are not
 
 
 def engine(spec):
@@ -50,7 +52,7 @@ def ray(cpus=1., gpus=0., address=''):
   """
   installed('ray', '--engine=ray', 'ray')
 
-  def run(ask, tell, *, jobs, timeout, retries, watch, show, tick=.5):
+  def run(ask, tell, *, jobs, timeout, idle, retries, watch, show, tick=.5):
     import ray as cluster
     cwd = os.getcwd()
     paths = os.pathsep.join([cwd, *filter(None, [os.environ.get('PYTHONPATH')])])
@@ -59,15 +61,15 @@ def ray(cpus=1., gpus=0., address=''):
     task = cluster.remote(_on_node).options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
     jobs = jobs or max(1, int(cluster.cluster_resources().get('CPU', 1) // max(cpus, 1e-3)))
     try:
-      return _ray_loop(cluster, lambda trial: task.remote(trial, cwd, timeout, retries), ask, tell, jobs, watch, show, tick)
+      return _ray_loop(cluster, lambda trial: task.remote(trial, cwd, timeout, idle, retries), ask, tell, jobs, watch, show, tick)
     finally:
       cluster.shutdown()
   return Engine('ray', run=run)
 
 
-def _on_node(trial, cwd, timeout, retries):
+def _on_node(trial, cwd, timeout, idle, retries):
   os.chdir(cwd)
-  return here.attempts(trial, timeout, retries)
+  return here.attempts(trial, timeout, idle, retries)
 
 
 def _ray_loop(cluster, submit, ask, tell, jobs, watch, show, tick):
@@ -82,11 +84,7 @@ def _ray_loop(cluster, submit, ask, tell, jobs, watch, show, tick):
           return None
         for done in cluster.wait(list(at_work), num_returns=len(at_work), timeout=tick)[0]:
           trial = at_work.pop(done)
-          try:
-            outcome = cluster.get(done)
-          except Exception as error:  # cancelled, or the node is lost
-            outcome = ('pruned', given_up[trial.name]) if trial.name in given_up else ('failed', ' '.join(str(error).split())[:300])
-          tell(trial, *outcome)
+          tell(trial, *_outcome(cluster, done, trial, given_up.pop(trial.name, '')))
         for task, trial in at_work.items():
           if trial.name not in given_up and (why := watch(trial)):
             given_up[trial.name] = why
@@ -99,6 +97,17 @@ def _ray_loop(cluster, submit, ask, tell, jobs, watch, show, tick):
       if at_work:
         cluster.wait(list(at_work), num_returns=len(at_work), timeout=here.GRACE)
   return stopped[0]
+
+
+def _outcome(cluster, task, trial, why):
+  """(status, reason) of a task that has ended; why: it was given up, or ''."""
+  try:
+    return cluster.get(task)
+  except Exception as error:  # cancelled, or the node is lost: what the task could write of that is not how the trial ended
+    outcome = ('pruned', why) if why else ('failed', ' '.join(str(error).split())[:300])
+    last = here.state(trial.folder)
+    here.note(trial, outcome[0], last.get('attempts', 1), last.get('started', time.time()), outcome[1])
+    return outcome
 
 
 # ---- Slurm
@@ -134,19 +143,21 @@ def slurm(partition='', time='12:00:00', gpus=0, cpus=4, memory='', options=''):
 def _locked(trial):
   """One line of bash that becomes the trial, holding its lock; where the trial is at work already, it does nothing."""
   quote = lambda name: shlex.quote(os.path.abspath(trial.folder / name))
-  return f'exec 9>>{quote("lock")}; flock -n 9 || exit 0; exec {shlex.join(trial.command)} >>{quote("log.txt")} 2>&1'
+  lock = quote('lock')  # emptied, as it may still say who an earlier attempt was
+  return f'exec 9>>{lock}; flock -w 1 9 || exit 0; : >{lock}; exec {shlex.join(trial.command)} >>{quote("log.txt")} 2>&1'
 
 
-# ---- TPU pods on Kubernetes
-def jobset(image, bucket, accelerator='tpu-v5-lite-podslice', topology='4x4', chips=4, slices=1, restarts=3, directory='/app', queue=''):
-  """Writes a JobSet for each trial: every host of a TPU slice runs the trial's command, and the folders are in a bucket.
+# ---- TPUs on Kubernetes
+def jobset(image, bucket, accelerator='tpu-v5-lite-podslice', topology='2x2', chips=4, restarts=3, directory='/app', queue=''):
+  """Writes a JobSet for each trial: one host of TPUs runs the trial's command, and the folders are in a bucket.
+
+  One host, as the program does not yet start as several processes that compute together.
 
   Args:
     image: with this repository in `directory` and its requirements.
     bucket: gs://NAME/FOLDER, which takes the place of the work directory.
-    accelerator, topology: as GKE's node labels say: tpu-v5-lite-podslice 4x4, tpu-v5p-slice 2x2x2, ..
-    chips: of a host; the topology's product divided by it is the number of hosts of a slice.
-    slices: of a trial.
+    accelerator, topology: as GKE's node labels say: tpu-v5-lite-podslice 2x2, tpu-v5p-slice 2x2x1, ..
+    chips: of a host; the topology's product must be as many.
     restarts: how often a trial is started again after a host was lost; it resumes from its checkpoint.
     queue: of Kueue, where there is one.
   """
@@ -154,31 +165,32 @@ def jobset(image, bucket, accelerator='tpu-v5-lite-podslice', topology='4x4', ch
     total = math.prod(int(n) for n in topology.split('x'))
   except ValueError:
     total = 0
-  if total < 1 or chips < 1 or slices < 1 or total % chips:
-    raise InputError(f'topology={topology!r} with chips={chips} a host and slices={slices}: expected whole hosts, such as 4x4 with 4')
+  if total < 1 or total != chips:
+    raise InputError(f'topology={topology!r} with chips={chips} a host: expected one host, such as 2x2 with 4; trials cannot use several hosts yet')
   if not bucket.startswith('gs://'):
     raise InputError(f'bucket={bucket!r}: expected gs://NAME/FOLDER')
   bucket = bucket.rstrip('/')
 
-  def one(trial):
-    words = ['python', *(word.replace(str(trial.folder), f'{bucket}/trials/{trial.name}') for word in trial.command[1:])]
-    container = dict(name='trial', image=image, workingDir=directory, command=words, ports=[dict(containerPort=8471), dict(containerPort=8080)],
-                     resources=dict(limits={'google.com/tpu': chips}))
-    pod = dict(restartPolicy='Never', terminationGracePeriodSeconds=120, containers=[container], nodeSelector={
-      'cloud.google.com/gke-tpu-accelerator': accelerator, 'cloud.google.com/gke-tpu-topology': topology})
-    job = dict(parallelism=total // chips, completions=total // chips, backoffLimit=0, template=dict(spec=pod))
-    about = dict(name=f'trial-{trial.name.rpartition("_")[2]}', annotations={
-      'alpha.jobset.sigs.k8s.io/exclusive-topology': 'cloud.google.com/gke-nodepool', 'trial': trial.name})
-    return dict(apiVersion='jobset.x-k8s.io/v1alpha2', kind='JobSet',
-                metadata=about | (dict(labels={'kueue.x-k8s.io/queue-name': queue}) if queue else {}),
-                spec=dict(failurePolicy=dict(maxRestarts=restarts), replicatedJobs=[dict(name='hosts', replicas=slices, template=dict(spec=job))]))
-
   def write(trials, workdir, jobs):
     import yaml
     path = workdir / 'jobset' / 'sweep.yaml'
-    write_atomic(path, yaml.safe_dump_all([one(trial) for trial in trials], sort_keys=False).encode())
+    made = [_job(trial, image, bucket, directory, restarts, queue, chips, {
+      'cloud.google.com/gke-tpu-accelerator': accelerator, 'cloud.google.com/gke-tpu-topology': topology}) for trial in trials]
+    write_atomic(path, yaml.safe_dump_all(made, sort_keys=False).encode())
     return (f'{len(trials)} trials written. Submit them:  kubectl apply -f {path}\n'
             f'Fetch what is there, at any time:  gcloud storage rsync -r --exclude=".*checkpoints.*" {bucket}/trials {workdir}/trials\n'
             f'and look at it:  python -m experiments.report --workdir={workdir}\n'
             'The same command again writes those that are not finished.')
-  return Engine('jobset', write=write)
+  return Engine('jobset', write=write, remote=True)
+
+
+def _job(trial, image, bucket, directory, restarts, queue, chips, node):
+  """The JobSet of a trial. node: the labels of its node; the others: see `jobset`."""
+  words = ['python', *(word.replace(str(trial.folder), f'{bucket}/trials/{trial.name}') for word in trial.command[1:])]
+  container = dict(name='trial', image=image, workingDir=directory, command=words, resources=dict(limits={'google.com/tpu': chips}))
+  pod = dict(restartPolicy='Never', terminationGracePeriodSeconds=120, containers=[container], nodeSelector=node)
+  job = dict(parallelism=1, completions=1, backoffLimit=0, template=dict(spec=pod))
+  about = dict(name=f'trial-{trial.name.rpartition("_")[2]}', annotations={'trial': trial.name})
+  return dict(apiVersion='jobset.x-k8s.io/v1alpha2', kind='JobSet',
+              metadata=about | (dict(labels={'kueue.x-k8s.io/queue-name': queue}) if queue else {}),
+              spec=dict(failurePolicy=dict(maxRestarts=restarts), replicatedJobs=[dict(name='host', replicas=1, template=dict(spec=job))]))

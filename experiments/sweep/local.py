@@ -9,13 +9,14 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from typing import Any, NamedTuple
 
 from diffusion.errors import InputError
 from diffusion.files import write_atomic
-from experiments.sweep.trials import describe, finished
+from experiments.sweep.trials import describe, finished, moved
 
 GRACE = 60.  # seconds in which a trial that is asked to stop may save
 
@@ -23,8 +24,8 @@ GRACE = 60.  # seconds in which a trial that is asked to stop may save
 class Running(NamedTuple):
   """A trial at work."""
   trial: Any
-  process: Any    # None: another runner's, which was killed
-  pid: int        # of its process group; 0: unknown
+  process: Any    # None: not started by this runner
+  pid: int        # of its process group; 0: unknown, or of another machine
   started: float  # Unix seconds
   attempt: int
 
@@ -60,12 +61,14 @@ def alive(folder):
 
 # ---- one trial
 def start(trial, attempt=1):
-  """Starts a trial, or takes over the process that a killed runner has left."""
+  """Starts a trial, or takes over the process that a killed runner has left; one of another machine can only be waited for."""
   describe(trial)
   if alive(trial.folder):
-    text = (trial.folder / 'lock').read_text()
-    left = json.loads(text) if text else dict(pid=0, started=time.time())
-    return Running(trial, None, left['pid'], left['started'], attempt)
+    left = {}  # its runner was killed before it could write who it is, or it is a job of Slurm's
+    with contextlib.suppress(ValueError):
+      left = json.loads((trial.folder / 'lock').read_text())
+    known = left.get('host') == socket.gethostname()  # elsewhere, the number is that of some other process
+    return Running(trial, None, left['pid'] if known else 0, left['started'] if known else time.time(), attempt)
   started = time.time()
   with open(trial.folder / 'lock', 'w') as lock, open(trial.folder / 'log.txt', 'ab') as log:
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -73,7 +76,7 @@ def start(trial, attempt=1):
     log.flush()
     process = subprocess.Popen(trial.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                                pass_fds=[lock.fileno()])
-    json.dump(dict(pid=process.pid, started=started), lock)
+    json.dump(dict(pid=process.pid, started=started, host=socket.gethostname()), lock)
   return Running(trial, process, process.pid, started, attempt)
 
 
@@ -84,6 +87,7 @@ def ended(running):
 
 def kill(runnings, grace=GRACE, hurry=lambda: False):
   """Ends process groups: asks, waits up to `grace` seconds (or until `hurry()`) for all of them together, then insists."""
+  runnings = [running for running in runnings if running.pid]
   _signal(runnings, signal.SIGTERM)
   deadline = time.monotonic() + grace
   while not all(map(ended, runnings)) and time.monotonic() < deadline and not hurry():
@@ -96,9 +100,8 @@ def kill(runnings, grace=GRACE, hurry=lambda: False):
 
 def _signal(runnings, number):
   for running in runnings:
-    if running.pid:
-      with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(running.pid, number)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+      os.killpg(running.pid, number)
 
 
 def last_line(folder):
@@ -108,6 +111,11 @@ def last_line(folder):
     lines = [line.strip() for line in file.read().decode(errors='replace').replace('\r', '\n').split('\n') if line.strip()]
     return lines[-1][:300] if lines and not lines[-1].startswith('==== ') else 'it printed nothing'
   return 'it printed nothing'
+
+
+def why_unfinished(folder):
+  """What can be told of a trial that has ended without an evaluation that counts."""
+  return moved(folder) or f'its last line: {last_line(folder)}'
 
 
 def note(trial, status, attempt, started, reason=''):
@@ -136,7 +144,7 @@ def stop_requests():
       signal.signal(number, handler)
 
 
-def run(ask, tell, *, jobs=None, timeout=None, retries=1, watch=lambda trial: '', show=lambda running: None, grace=GRACE, tick=.25):
+def run(ask, tell, *, jobs=None, timeout=None, idle=None, retries=1, watch=lambda trial: '', show=lambda running: None, grace=GRACE, tick=.25):
   """Runs trials until there are no more.
 
   Args:
@@ -144,6 +152,7 @@ def run(ask, tell, *, jobs=None, timeout=None, retries=1, watch=lambda trial: ''
     tell: (trial, status, reason) after a trial, status finished, failed or pruned.
     jobs: trials at a time; None: one.
     timeout: seconds that an attempt may take; None: any.
+    idle: seconds in which it may write nothing; None: any.
     retries: how often a trial that broke is tried again.
     watch: trial -> why it should be given up, or ''.
     show: called about `1 / tick` times a second with the Runnings.
@@ -152,15 +161,7 @@ def run(ask, tell, *, jobs=None, timeout=None, retries=1, watch=lambda trial: ''
   Returns:
     The signal that stopped it, or None.
   """
-  at_work, again = [], collections.deque()
-
-  def settle(running, status, reason):
-    if status == 'failed' and running.attempt <= retries:
-      again.append((running.trial, running.attempt + 1))
-    note(running.trial, status, running.attempt, running.started, reason)
-    if not (again and again[-1][0] is running.trial):
-      tell(running.trial, status, reason)
-
+  at_work, again, late = [], collections.deque(), overdue(timeout, idle)
   with stop_requests() as stopped:
     try:
       while not stopped:
@@ -170,32 +171,46 @@ def run(ask, tell, *, jobs=None, timeout=None, retries=1, watch=lambda trial: ''
         if not at_work:
           return None
         for running in list(at_work):
-          outcome = _look(running, timeout, watch, grace)
-          if outcome:
+          if outcome := _look(running, late, watch, grace):
             at_work.remove(running)
-            settle(running, *outcome)
+            _settle(running, outcome, again, tell, retries)
         show(at_work)
         time.sleep(tick)
     finally:  # a signal, or an error of ours: nothing is left running
-      kill(at_work, grace, hurry=lambda: len(stopped) > 1)  # the second Ctrl-C does not wait
-      for running in at_work:
-        note(running.trial, 'stopped', running.attempt, running.started, 'the runner was stopped')
+      _stop(at_work, grace, hurry=lambda: len(stopped) > 1)  # the second Ctrl-C does not wait
   return stopped[0]
 
 
-def attempts(trial, timeout, retries, grace=GRACE):
+def _settle(running, outcome, again, tell, retries):
+  """After an attempt: another one, or the end of the trial."""
+  note(running.trial, outcome[0], running.attempt, running.started, outcome[1])
+  if outcome[0] == 'failed' and running.attempt <= retries:
+    again.append((running.trial, running.attempt + 1))
+  else:
+    tell(running.trial, *outcome)
+
+
+def _stop(at_work, grace, hurry=lambda: False):
+  """Ends what is at work, as far as it is on this machine."""
+  kill(at_work, grace, hurry)
+  for running in at_work:
+    if running.pid:
+      note(running.trial, 'stopped', running.attempt, running.started, 'the runner was stopped')
+
+
+def attempts(trial, timeout, idle, retries, grace=GRACE):
   """One trial from here to its end, for a worker of a cluster: (status, reason)."""
+  late = overdue(timeout, idle)
   for attempt in range(1, retries + 2):
     if finished(trial.folder):
       return 'finished', ''
     running = start(trial, attempt)
     note(trial, 'running', attempt, running.started)
     try:
-      while not (outcome := _look(running, timeout, lambda trial: '', grace)):
+      while not (outcome := _look(running, late, lambda trial: '', grace)):
         time.sleep(.25)
     except BaseException:  # the task was cancelled
-      kill([running], grace)
-      note(trial, 'stopped', attempt, running.started, 'the runner was stopped')
+      _stop([running], grace)
       raise
     note(trial, outcome[0], attempt, running.started, outcome[1])
     if outcome[0] == 'finished':
@@ -203,12 +218,24 @@ def attempts(trial, timeout, retries, grace=GRACE):
   return outcome
 
 
-def _look(running, timeout, watch, grace):
+def overdue(timeout, idle):
+  """Running -> why it has taken too long, or ''. Args: see `run`."""
+  def late(running):
+    now, files = time.time(), (running.trial.folder / 'log.txt', running.trial.folder / 'run' / 'metrics.jsonl')
+    if timeout and now - running.started > timeout:
+      return f'took longer than {timeout / 60:g} minutes'
+    if idle and now - max([running.started] + [os.path.getmtime(path) for path in files if path.exists()]) > idle:
+      return f'wrote nothing for {idle / 60:g} minutes (--idle)'
+    return ''
+  return late
+
+
+def _look(running, late, watch, grace):
   """(status, reason) of a trial that has ended or must, or None."""
   folder, why = running.trial.folder, ''
   if not ended(running):
-    if timeout and time.time() - running.started > timeout:
-      status, why = 'failed', f'took longer than {timeout / 60:g} minutes'
+    if why := late(running):
+      status = 'failed'
     elif why := watch(running.trial):
       status = 'pruned'
     else:
@@ -217,7 +244,7 @@ def _look(running, timeout, watch, grace):
   if finished(folder):
     return 'finished', ''
   if why:
-    return status, f'{why}; its last line: {last_line(folder)}' if status == 'failed' else why
+    return status, f'{why}; {why_unfinished(folder)}' if status == 'failed' else why
   code = running.process.returncode if running.process else None
   how = f'killed by signal {-code}' if code is not None and code < 0 else f'exit code {code}' if code is not None else 'ended'
-  return 'failed', f'{how}; its last line: {last_line(folder)}'
+  return 'failed', f'{how}; {why_unfinished(folder)}'

@@ -104,11 +104,12 @@ def quality(group, metric, varied):
 
 
 def curves(rows):
-  """Training curves: held-out loss, and the distance where it was followed. None where nothing trains."""
+  """Training curves: held-out loss (the training loss where that is too sparse), and the distance where it was followed. None without any."""
   names = {'heldout_loss': 'held-out loss', 'loss': 'training loss', 'fd_infinity': 'fd_infinity'}
-  known = {name: [(row, points) for row, line in lines if (points := [point for point in line if name in point])]
-           for lines in [[(row, results.curve(row.folder)) for row in rows]] for name in names}
-  shown = [name for name in ('heldout_loss', 'fd_infinity') if known[name]] or [name for name in ('loss',) if known[name]]
+  lines = [(row, results.curve(row.folder)) for row in rows]
+  known = {name: [(row, points) for row, line in lines if (points := [point for point in line if name in point])] for name in names}
+  few = max((len(points) for _, points in known['heldout_loss']), default=0) < 4
+  shown = [name for name in ('loss' if few else 'heldout_loss', 'fd_infinity') if known[name]]
   if not shown:
     return None
   figure, panels = _figure(7 if len(shown) == 1 else 10, 4.2, len(shown))

@@ -1,11 +1,12 @@
 """How a sweep stands, in one line: a terminal gets it again and again, a file now and then."""
 import collections
 import contextlib
+import shutil
 import sys
 import time
 
 from diffusion.errors import InputError
-from diffusion.log import _duration as duration, read_metrics
+from diffusion.log import duration, read_metrics
 from diffusion.metrics import record
 from experiments.sweep.local import state
 from experiments.sweep.trials import finished
@@ -40,26 +41,24 @@ def activity(running):
 
 
 def best(records, metric):
-  """'fd_infinity 12.3 [11.8, 12.9] of NAME' of {name: record}; '' where none has it."""
-  sign, known = 1 if metric in record.LOWER else -1, {}
-  for name, found in records.items():
-    estimate = found['metrics'].get(metric)
-    if estimate and estimate['value'] is not None:
-      known[name] = estimate
+  """'fd_infinity 12.3 [11.8, 12.9] of NAME' of {name: record}; '' where none has it. Of those measured as the first of them."""
+  known = {name: found for name, found in records.items() if found['metrics'].get(metric, {}).get('value') is not None}
   if not known:
     return ''
-  name = min(known, key=lambda name: sign * known[name]['value'])
-  found = known[name]
-  interval = '' if found['low'] is None or found['high'] is None else f' [{found["low"]:.4g}, {found["high"]:.4g}]'
-  return f'best so far {metric} {found["value"]:.4g}{interval} of {name.rpartition("_")[0]}'
+  first = next(iter(known.values()))
+  alike = {name: found for name, found in known.items() if not record.differences(first, found, metric)}
+  name, found, _ = record.ranked(alike, metric)[0]
+  interval = '' if found.low is None or found.high is None else f' [{found.low:.4g}, {found.high:.4g}]'
+  others = f' ({len(known) - len(alike)} measured in another way)' if len(alike) < len(known) else ''
+  return f'best so far {metric} {found.value:.4g}{interval} of {name.rpartition("_")[0]}{others}'
 
 
 class Line:
   """The progress line of a sweep.
 
   Args:
-    total: number of its trials.   jobs: trials at a time.   metric: what it goes by.   done: folders of those that are finished already.
-    done: Trials that are finished already.   every: seconds between two lines where there is no terminal; a terminal gets one every second.
+    total: number of its trials.   jobs: trials at a time.   metric: what it goes by.
+    done: folders of those that are finished already.   every: seconds between two lines where there is no terminal; a terminal gets one every second.
   """
 
   def __init__(self, total, jobs, metric, done, stream=None, every=30.):
@@ -97,7 +96,6 @@ class Line:
 
   def _write(self, text, end):
     if self.terminal:
-      import shutil
       if not end:
         text = text[:shutil.get_terminal_size().columns - 1]
       text, self.width = '\r' + text.ljust(self.width), len(text) if not end else 0

@@ -70,18 +70,22 @@ def collect(workdir, metric=None):
   about = _json(workdir / 'sweep.json')
   metric = trials.known_metric(metric or about.get('metric', 'fd_infinity'))
   told = [(path.parent, _json(path)) for path in found]
-  settings = [text['config'] | {'base': text['base']} for _, text in told]
+  settings = [text['config'] | {'base': text['base']} | _model(text) for _, text in told]
   chosen = [key for _, text in told for key in text['overrides']]  # in the order of the sweep file
   keys = [key for key in dict.fromkeys(chosen + [key for one in settings for key in one]) if not key.startswith(QUIET)]
   varied = [key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]
   common = {key: settings[0].get(key) for key in keys if key not in varied}
   shown = varied or list(told[0][1]['overrides'])
   rows = [_row(folder, text['name'], one, shown) for (folder, text), one in zip(told, settings)]
-  measured, unmeasured = [], []
-  for row in rows:
-    if row.record:
-      (measured if row.record['metrics'].get(metric, {}).get('value') is not None else unmeasured).append(row)
-  return Results(about.get('title', workdir.name), metric, about, rows, shown, common, grouped(measured, metric), unmeasured)
+  groups = grouped([row for row in rows if row.record], metric)
+  measured = [place.row for group in groups for place in group.ranked]
+  unmeasured = [row for row in rows if row.record and row not in measured]
+  return Results(about.get('title', workdir.name), metric, about, rows, shown, common, groups, unmeasured)
+
+
+def _model(text):
+  """Which checkpoint a trial evaluates, as a setting: sweeps of a model that was trained on meanwhile share a folder."""
+  return {'model': f'step {text["step"]}, {text["weights"][:8]}'} if text.get('step') else {}
 
 
 def _json(path):
@@ -106,22 +110,29 @@ def _row(folder, name, settings, shown):
   if not found and status in ('waiting', 'running', 'finished'):  # nobody wrote how it ended
     begun = (folder / 'log.txt').exists()
     status = 'running' if local.alive(folder) else 'stopped' if begun else 'waiting'
-    reason = f'ended without an evaluation; its last line: {local.last_line(folder)}' if status == 'stopped' else ''
+    reason = f'ended without an evaluation; {local.why_unfinished(folder)}' if status == 'stopped' else ''
   if status == 'running':
     reason = f'step {lines[-1]["step"]} of {settings["config.steps"]}' if (lines := curve(folder)) else ''
   return Row(name, _label(settings, shown), settings, status, reason, state.get('seconds'), found, folder)
 
 
+def alike(rows, metric):
+  """Lists of the rows whose records may be compared by a metric, the largest first; of those that have measured it."""
+  found = []
+  for row in rows:
+    if row.record['metrics'].get(metric, {}).get('value') is None:
+      continue
+    home = next((group for group in found if not record.differences(group[0].record, row.record, metric)), None)
+    if home is None:
+      found.append(home := [])
+    home.append(row)
+  return sorted(found, key=len, reverse=True)
+
+
 def grouped(rows, metric):
   """Groups of the rows whose records may be compared, the largest first."""
-  alike = []
-  for row in rows:
-    home = next((group for group in alike if not record.differences(group[0].record, row.record, metric)), None)
-    if home is None:
-      alike.append(home := [])
-    home.append(row)
-  alike.sort(key=len, reverse=True)
-  return [Group(ranks(group, metric), record.differences(alike[0][0].record, group[0].record, metric)) for group in alike]
+  found = alike(rows, metric)
+  return [Group(ranks(group, metric), record.differences(found[0][0].record, group[0].record, metric)) for group in found]
 
 
 def ranks(rows, metric):

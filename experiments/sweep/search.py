@@ -83,50 +83,75 @@ def optuna_search(sweep, workdir, number, metric, make):
   installed('optuna', '--search=optuna', 'optuna')
   if not callable(sweep.space):
     raise InputError(f'sweep {sweep.file} has no function space(trial), which --search=optuna asks for overrides')
+  study, asked, parent = _study(workdir, metric), {}, workdir / 'trials'
+  _take_up(study)
+  spent = [False]  # the last round suggested nothing new: until another trial has ended, neither would the next
+
+  def tell(trial, status, reason):
+    spent[0] = False
+    _tell(study, asked.pop(trial.name), trial, status, metric, parent)
+
+  def ask():
+    if spent[0]:
+      return None
+    trial = _ask(study, sweep.space, make, number, asked, tell)
+    spent[0] = trial is None
+    return trial
+
+  return ask, tell, _watch(asked, sweep.prune, 1 if metric in record.LOWER else -1)
+
+
+def _study(workdir, metric):
+  """The study in WORKDIR/optuna.journal, as it is or new."""
   import optuna
   from optuna.storages import journal
   optuna.logging.set_verbosity(optuna.logging.ERROR)
-  states, asked = optuna.trial.TrialState, {}
   workdir.mkdir(parents=True, exist_ok=True)
   storage = optuna.storages.JournalStorage(journal.JournalFileBackend(str(workdir / 'optuna.journal')))
   study = optuna.create_study(study_name='sweep', storage=storage, load_if_exists=True,
                               direction='minimize' if metric in record.LOWER else 'maximize')
   study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))  # what comes after a restart is new
   study.pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
-  _take_up(study, states)
+  return study
 
-  def ask():
-    refusal = None
-    for _ in range(5 * number):  # suggestions that do not fit together, or were made before
-      if len(_named(study)) >= number and not study.get_trials(states=[states.WAITING]):
-        return None
-      suggestion = study.ask()
-      try:
-        trial = make(dict(sweep.space(suggestion)))
-      except InputError as error:
-        study.tell(suggestion, state=states.FAIL)
-        refusal = error
-        continue
-      if trial.name in asked:
-        study.tell(suggestion, state=states.FAIL)
-        continue
-      suggestion.set_user_attr('trial', trial.name)
-      asked[trial.name] = suggestion
-      if not finished(trial.folder):
-        return trial
-      tell(trial, 'finished', '')
-    if refusal and not _named(study):
-      raise refusal
 
-  def tell(trial, status, reason):
-    suggestion = asked.pop(trial.name)
-    measured = finished(trial.folder)['metrics'].get(metric, {}).get('value') if status == 'finished' else None
-    if measured is not None:
-      study.tell(suggestion, measured)
-    else:
-      study.tell(suggestion, state=states.PRUNED if status == 'pruned' else states.FAIL)
+def _ask(study, space, make, number, asked, tell):
+  """The next Trial, or None: there are `number`, or a round of suggestions found none that fits and is new."""
+  from optuna.trial import TrialState
+  refusal = None
+  for _ in range(5 * number):  # suggestions that do not fit together, or were made before
+    if len(_named(study)) >= number and not study.get_trials(states=[TrialState.WAITING]):
+      return None
+    suggestion = study.ask()
+    try:
+      trial = make(dict(space(suggestion)))
+    except InputError as error:
+      study.tell(suggestion, state=TrialState.FAIL)
+      refusal = error
+      continue
+    if trial.name in asked:
+      study.tell(suggestion, state=TrialState.FAIL)
+      continue
+    suggestion.set_user_attr('trial', trial.name)
+    asked[trial.name] = suggestion
+    if not finished(trial.folder):
+      return trial
+    tell(trial, 'finished', '')
+  if refusal and not _named(study):
+    raise refusal
 
-  return ask, tell, _watch(asked, sweep.prune, 1 if metric in record.LOWER else -1)
+
+def _tell(study, suggestion, trial, status, metric, parent):
+  """What a trial gave; nothing where it was measured in another way than those before it, with which it cannot be compared."""
+  from optuna.trial import TrialState
+  found = finished(trial.folder) if status == 'finished' else None
+  measured = found['metrics'].get(metric, {}).get('value') if found else None
+  names = [old.user_attrs['trial'] for old in study.get_trials(states=[TrialState.COMPLETE])]
+  first = next(filter(None, (finished(parent / name) for name in names)), found)
+  if measured is not None and not record.differences(first, found, metric):
+    study.tell(suggestion, measured)
+  else:
+    study.tell(suggestion, state=TrialState.PRUNED if status == 'pruned' else TrialState.FAIL)
 
 
 def _named(study):
@@ -138,12 +163,13 @@ def _named(study):
   return found
 
 
-def _take_up(study, states):
+def _take_up(study):
   """What a killed runner has left at work, and what broke, is suggested again."""
-  for suggestion in study.get_trials(states=[states.RUNNING]):
-    study.tell(suggestion.number, state=states.FAIL)
+  from optuna.trial import TrialState
+  for suggestion in study.get_trials(states=[TrialState.RUNNING]):
+    study.tell(suggestion.number, state=TrialState.FAIL)
   for suggestions in _named(study).values():
-    if all(suggestion.state == states.FAIL for suggestion in suggestions):
+    if all(suggestion.state == TrialState.FAIL for suggestion in suggestions):
       study.enqueue_trial(suggestions[-1].params)
 
 

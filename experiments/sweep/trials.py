@@ -10,6 +10,7 @@ MODE ('train', or 'evaluate' for trials on one trained model), METRIC (what the 
 overrides of each trial, {'config.schedule': 'linear', ..}, and perhaps space(trial) for --search=optuna.
 """
 import ast
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -41,6 +42,7 @@ class Sweep(NamedTuple):
   prune: str        # the column of metrics.jsonl by which a search gives up a trial; '' none
   config: Any       # the base's ConfigDict
   step: int         # of the model's checkpoint; 0 where trials train
+  weights: str      # a hash of that checkpoint's arrays; '' where trials train
 
 
 class Trial(NamedTuple):
@@ -50,6 +52,8 @@ class Trial(NamedTuple):
   config: dict         # every setting, flat: {'config.schedule': 'linear', ..}
   command: list        # words
   folder: epath.Path
+  step: int = 0        # of the checkpoint that its evaluation is to be of; 0: of what it trains
+  weights: str = ''    # a hash of that checkpoint's arrays
 
 
 # ---- sweep files
@@ -87,10 +91,10 @@ def load(path, model=None):
     raise InputError(f'sweep {path} evaluates one trained model: give its work directory, --model=runs/cosine_ddim' if mode == 'evaluate' else
                      f'sweep {path} trains its models: leave out --model={model}')
   base = str(model or getattr(module, 'BASE', 'configs/cosine_ddim.py'))
-  config, step = _trained(base) if model else (_recipe(base), 0)
+  config, step, weights = _trained(base) if model else (_recipe(base), 0, '')
   title = (module.__doc__ or epath.Path(path).stem).strip().partition('\n')[0]
   return Sweep(str(path), title, base, mode, metric, module.sweep, getattr(module, 'space', None),
-               getattr(module, 'PRUNE', 'heldout_loss'), config, step)
+               getattr(module, 'PRUNE', 'heldout_loss'), config, step, weights)
 
 
 def known_metric(metric):
@@ -115,11 +119,16 @@ def _recipe(spec):
 
 
 def _trained(workdir):
+  """(config, step, hash of the arrays) of a work directory's newest checkpoint. Two trainings to one step are two models; a copy is none."""
+  import orbax.checkpoint as ocp
   from diffusion.checkpoint import open_checkpoints
-  found = open_checkpoints(epath.Path(workdir) / 'checkpoints').latest_meta()
+  root = epath.Path(workdir if '://' in str(workdir) else os.path.abspath(workdir)) / 'checkpoints'
+  found = open_checkpoints(root).latest_meta()
   if found is None:
     raise InputError(f'--model={workdir} holds no checkpoint yet; train first, with --config=configs/cosine_ddim.py --workdir={workdir}')
-  return filled(found[1]['config']), found[0]
+  step, meta = found
+  sums = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(root / str(step) / 'meta')['checksums']
+  return filled(meta['config']), step, hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # ---- settings
@@ -156,7 +165,7 @@ def put(config, key, value):
 
 def _settle(sweep, overrides):
   """The ConfigDict of a trial, checked."""
-  from diffusion.checks import check
+  from diffusion import checks, evaluate
   config = sweep.config.copy_and_resolve_references()
   for key, value in overrides.items():
     put(config, key, value)
@@ -165,7 +174,8 @@ def _settle(sweep, overrides):
     fixed = [f'config.{key}' for key in FIXED if essence(config[key]) != essence(sweep.config[key])]
     if fixed:
       raise InputError(f'{", ".join(fixed)} cannot change in a trained model, {sweep.base}; train one for each instead (MODE = "train")')
-  check(config)
+  checks.check(config)
+  evaluate.check(config.evaluate)
   return config
 
 
@@ -173,7 +183,7 @@ def _digest(sweep, config):
   """A short hash of all settings: of what differs from the defaults, so that settings which come later change no hash."""
   plain, ours = flat(default()), ('config.evaluate.folder', 'config.evaluate.at_end')
   differs = {key: value for key, value in flat(config).items() if plain.get(key) != value and key not in ours}
-  model = [os.path.abspath(sweep.base), sweep.step] if sweep.mode == 'evaluate' else []
+  model = [sweep.step, sweep.weights] if sweep.mode == 'evaluate' else []
   return hashlib.sha256(json.dumps([sweep.mode, model, differs], sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -205,7 +215,8 @@ def trial(sweep, workdir, overrides, shown, program=command):
   name = f'{told[:80] or "base"}_{digest}'
   if parent.exists():  # the hash is what counts: other axes may give it another name
     name = next((path.name for path in parent.iterdir() if path.name.endswith(f'_{digest}')), name)
-  return Trial(name, sweep.base, overrides, flat(config), program(sweep, parent / name, overrides), parent / name)
+  return Trial(name, sweep.base, overrides, flat(config), program(sweep, parent / name, overrides), parent / name,
+               sweep.step, sweep.weights)
 
 
 def telling(sweep, overrides):
@@ -267,13 +278,31 @@ def describe(new):
   """Writes trial.json, by which reports know the trial."""
   new.folder.mkdir(parents=True, exist_ok=True)
   if not (new.folder / 'trial.json').exists():
-    text = json.dumps(dict(name=new.name, base=new.base, overrides=new.overrides, config=new.config, command=new.command), indent=1)
-    write_atomic(new.folder / 'trial.json', text.encode())
+    told = {key: value for key, value in new._asdict().items() if key != 'folder'}
+    write_atomic(new.folder / 'trial.json', json.dumps(told, indent=1).encode())
 
 
 def finished(folder):
-  """The record of a trial, or None where it is not finished."""
+  """The record of a trial, or None where it is not finished: where there is none, or one of another checkpoint."""
+  found = _record(folder)
+  return None if found is None or _moved(folder, found) else found
+
+
+def moved(folder):
+  """Why a trial's evaluation does not count, as the model was trained on meanwhile; or ''."""
+  found = _record(folder)
+  return _moved(folder, found) if found else ''
+
+
+def _record(folder):
   try:
     return record.read(folder / 'evaluation' / 'evaluation.json')
   except InputError:
     return None
+
+
+def _moved(folder, found):
+  wanted, step = 0, found.get('subject', {}).get('step')
+  with contextlib.suppress(OSError, ValueError):
+    wanted = json.loads((folder / 'trial.json').read_text()).get('step', 0)
+  return f'the model was trained on: its newest step was {step}, and {wanted} when the sweep began' if wanted and step != wanted else ''
