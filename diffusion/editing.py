@@ -21,7 +21,6 @@ from diffusion.errors import InputError
 from diffusion.files import write_atomic
 from diffusion.samples import new_folder
 from diffusion.second import helped
-from diffusion.specs import unknown
 
 COLUMNS = 8  # of the before/after page
 TINT = np.array([255, 0, 160])  # of what is to be painted

@@ -1,27 +1,21 @@
 """--mode=evaluate: everything that can be measured of a model, each number with its error, in one folder."""
 import io
 import json
-from typing import Any, Callable, NamedTuple
 
 import jax
 import numpy as np
 
-from diffusion import bits, generate, heldout, pictures, samples
+from diffusion import bits, distances, heldout, samples
 from diffusion.build import make
 from diffusion.checks import learns_schedule, name
-from diffusion.data.dataset import context
 from diffusion.errors import InputError
 from diffusion.files import write_atomic
-from diffusion.metrics import frechet, kernel, measure, moments, record
-from diffusion.metrics.extractor import Extractor
+from diffusion.metrics import frechet, measure, moments, record
 from diffusion.metrics.own import digest
-from diffusion.metrics.reference import MANIFOLD, Reference, look, reference, viewer
 from diffusion.second import helped
 from diffusion.specs import unknown
 
 WHAT = ('loss', 'samples', 'bound', 'ode')
-SHOWN = 64   # samples on the page
-PANEL = 12   # samples beside their nearest training pictures
 
 
 def check(options):
@@ -36,10 +30,10 @@ def check(options):
 
 def parts(text):
   """'loss, samples' -> ['loss', 'samples']."""
-  names = [name.strip() for name in text.split(',') if name.strip()]
-  for name in names:
-    if name not in WHAT:
-      raise InputError(f'config.evaluate.what: {unknown(name, WHAT)}')
+  names = [part.strip() for part in text.split(',') if part.strip()]
+  for part in names:
+    if part not in WHAT:
+      raise InputError(f'config.evaluate.what: {unknown(part, WHAT)}')
   if not names:
     raise InputError(f'config.evaluate.what is empty: name some of {", ".join(WHAT)}')
   return names
@@ -78,42 +72,6 @@ def prepare(run, config, data):
   return what, notes
 
 
-# ---- how it is measured
-class Gauge(NamedTuple):
-  """The extractor and the data: what samples are measured with."""
-  extractor: Extractor
-  see: Callable     # pictures -> Features
-  split: Reference  # what the samples are compared with
-  train: Reference  # what they may be copies of
-  heldout: Any      # (Seen, labels) of held-out pictures in random order, or None where they are too few
-
-
-def gauge(run, config, data):
-  """The Gauge of a config: trains or loads the features, and looks at the data, unless the cache has them."""
-  options = config.evaluate
-  extractor = make('evaluate.features', options.features)(data.train, run.mesh)
-  see = viewer(extractor, run.mesh)
-  split = train = reference(extractor, see, data.train.images, run.mesh)
-  if options.split == 'heldout':
-    split = reference(extractor, see, data.heldout.images, run.mesh)
-  if options.statistics:
-    given = moments.read(options.statistics)
-    if given.mean.shape[1] != extractor.size:
-      raise InputError(f'config.evaluate.statistics={options.statistics!r} has {given.mean.shape[1]} features, {options.features} has {extractor.size}')
-    split = split._replace(moments=given)
-  if len(data.heldout.images) < measure.ENOUGH:
-    return Gauge(extractor, see, split, train, None)
-  order = np.random.default_rng(0).permutation(len(data.heldout.images))[:MANIFOLD]
-  return Gauge(extractor, see, split, train, (look(see, [data.heldout.images[order]], run.mesh)[0], data.heldout.labels[order]))
-
-
-def protocol(config, gauge):
-  """How samples are measured, for the record."""
-  return dict(reference=config.data, reference_hash=gauge.split.digest, split=config.evaluate.split, extractor=config.evaluate.features,
-              extractor_hash=gauge.extractor.digest, resize=gauge.extractor.resize, classes=config.sample.classes,
-              statistics_hash=digest(gauge.split.moments.mean) if config.evaluate.statistics else '', training_searched=len(gauge.train.points))
-
-
 def subject(run, config, params, step, workdir, versions):
   """What is measured, for the record."""
   told = ('sampler', 'grid', 'guidance', 'guide', 'negative', 'clip')
@@ -123,90 +81,6 @@ def subject(run, config, params, step, workdir, versions):
   return dict(checkpoint=str(workdir), step=step, weights=config.sample.weights, weights_hash=digest(*jax.tree.leaves(jax.device_get(params))),
               **{key: config[key] for key in told}, evaluations=evaluations, network_calls=calls, seed=config.evaluate.seed,
               config=json.loads(config.to_json()), versions=versions)
-
-
-# ---- the samples
-def conditions(run, config, data, number):
-  """(conditions [number, K] or None, what they ask for or None: classes [number] or attributes [number, K]).
-
-  Those that config.sample.classes names, as often each, or else those of training pictures; in random order, and those of sample k
-  do not depend on `number`.
-  """
-  rng = np.random.default_rng(config.evaluate.seed)
-  if not run.classes or config.sample.classes == 'none':
-    return generate.class_conditions(run.classes, config.sample.classes, number)[0], None
-  if config.sample.classes:
-    names = [part.strip() for part in config.sample.classes.split(',') if part.strip()]
-    cond, labels = generate.class_conditions(run.classes, config.sample.classes, len(names))
-    order = np.concatenate([rng.permutation(len(names)) for _ in range(-(-number // len(names)))])[:number]
-    return cond[order], np.array([run.classes.index(label) for label in labels])[order]
-  labels = data.train.labels[np.resize(rng.permutation(len(data.train.labels)), number)]
-  return context(labels, run.classes), labels
-
-
-def make_curve(run, config, data):
-  """params -> {'fd_infinity', 'fd_infinity_error'} of a few samples: a point of the curve that follows a training."""
-  options, fixed = config.evaluate, gauge(run, config, data)
-  number = options.curve_number
-  cond, _ = conditions(run, config, data, number)
-  stream = generate.make_stream(run, options.seed, min(config.sample.batch, number))
-
-  def point(params):
-    seen, _ = look(fixed.see, (images for images, _ in stream(params, np.arange(number), cond)), run.mesh)
-    found = frechet.fd_infinity(seen.moments, fixed.split.moments)
-    return dict(fd_infinity=found.value, fd_infinity_error=found.error)
-  return point
-
-
-def plateau(points, last=3):
-  """Whether the `last` points of a curve, [(step, value, error)], are no better than the best before them, by two standard errors."""
-  if len(points) < last + 1:
-    return False
-  before, after = (min(part, key=lambda point: point[1]) for part in (points[:-last], points[-last:]))
-  return before[1] - after[1] < 2 * np.hypot(before[2], after[2])
-
-
-def of_samples(run, config, params, data, fixed, folder):
-  """Draws config.evaluate.number samples and writes samples.png, samples.npz and memorisation.png: of_pictures of them."""
-  options = config.evaluate
-  cond, wanted = conditions(run, config, data, options.number)
-  stream = generate.make_stream(run, options.seed, min(config.sample.batch, options.number))
-  seen, images = look(fixed.see, (images for images, _ in stream(params, np.arange(options.number), cond)), run.mesh)
-  cond, wanted = (None if a is None else a[:len(images)] for a in (cond, wanted))
-  names = None if wanted is None or wanted.ndim == 2 else [run.classes[i] for i in wanted]
-  shown = slice(0, SHOWN)
-  title = f'{config.sampler}, {config.grid}, guidance {config.guidance:g}'
-  pictures.save_png(samples.page(images[shown], names and names[shown], title), folder / 'samples.png')
-  samples.save_arrays(folder, images, cond, run.classes)
-  return of_pictures(run, config, data, fixed, seen, images, wanted, folder)
-
-
-def of_pictures(run, config, data, fixed, seen, images, wanted, folder):
-  """Measures pictures: ({name: Estimate}, the same of as many held-out pictures, details for the record); writes memorisation.png."""
-  seed, known = config.evaluate.seed, fixed.extractor.classes == run.classes
-  found = measure.measure(seen, fixed.split, seed, wanted if known else None, run.mesh)
-  copies = measure.copies(seen.points, fixed.train, fixed.heldout and fixed.heldout[0].points, run.mesh)
-  panel(images, data.train.images, copies, folder)
-  details = dict(usual_distance=dict(zip(('1 %', '50 %', '99 %'), np.quantile(copies.usual, (.01, .5, .99)).tolist())))
-  size = min(1000, len(seen.points), len(fixed.split.points))
-  details['kid_subsets'] = dict(zip(('mean', 'deviation'), kernel.spread(seen.points, fixed.split.points[:MANIFOLD], seed, 20, size, run.mesh)), size=size)
-  real = {}
-  if fixed.heldout and config.evaluate.split == 'train':
-    whole, labels = fixed.heldout
-    n = min(len(whole.points), len(seen.points))
-    few = whole._replace(points=whole.points[:n], logits=None if whole.logits is None else whole.logits[:n])
-    real = measure.measure(few, fixed.split, seed, labels[:n] if known else None, run.mesh)
-  return found | dict(copies=copies.copies, authenticity=copies.authenticity), real, details
-
-
-def panel(images, train, copies, folder):
-  """memorisation.png: the samples nearest to a training picture, each above it."""
-  order = np.argsort(copies.distance, kind='stable')[:PANEL]
-  pixels = [np.sqrt(np.mean((images[i].astype(float) - train[copies.index[i]]) ** 2)) for i in order]
-  told = [f'{d:.2g}  {p:.0f}' if p else 'the same' for d, p in zip(copies.distance[order], pixels)]
-  page = pictures.rows([images[order], train[copies.index[order]]], ['sample', 'nearest in training'], told,
-                       'the samples nearest to a training picture: distance of features, and of pixels (of 255)')
-  pictures.save_png(page, folder / 'memorisation.png')
 
 
 def plot_bits(curve, estimate, folder):
@@ -226,7 +100,6 @@ def plot_bits(curve, estimate, folder):
   write_atomic(folder / 'bits.png', buffer.getvalue())
 
 
-# ---- all of it
 def evaluate(run, config, params, step, data, workdir, versions, say):
   """Measures what config.evaluate asks for and writes it into a folder of its own.
 
@@ -253,11 +126,11 @@ def evaluate(run, config, params, step, data, workdir, versions, say):
     how['heldout_error'] = dict(what=result['what'], predict=config.predict, schedule=config.schedule, data_hash=digest(data.heldout.images))
   if 'samples' in what:
     say('features', config.evaluate.features)
-    fixed = gauge(run, config, data)
-    how['samples'] = protocol(config, fixed)
+    fixed = distances.gauge(run, config, data)
+    how['samples'] = distances.protocol(config, fixed)
     notes += [note for note in [frechet.warning(config.evaluate.number, fixed.extractor.size)] if note]
     say('samples', f'{config.evaluate.number}, {config.sampler}, {config.grid}')
-    found, real, details['samples'] = of_samples(run, config, both, data, fixed, folder)
+    found, real, details['samples'] = distances.of_samples(run, config, both, data, fixed, folder)
     metrics |= found
   if {'bound', 'ode'} & set(what):
     likelihood(run, config, plain, data, what, folder, metrics, how, details, say)

@@ -14,7 +14,7 @@ import numpy as np
 
 from diffusion import likelihood
 from diffusion.errors import InputError
-from diffusion.noise import like, namespace, vp
+from diffusion.noise import namespace, vp
 from diffusion.times import stratified
 
 

@@ -8,7 +8,7 @@ import jax
 import optax
 from etils import epath
 
-from diffusion import __version__, build, editing, evaluate as evaluation, pictures, samples, sharding
+from diffusion import __version__, build, distances, editing, evaluate as evaluation, pictures, samples, sharding
 from diffusion.checkpoint import open_checkpoints
 from diffusion.config import filled
 from diffusion.data.dataset import describe
@@ -148,12 +148,12 @@ def curve(run, config, workdir, data):
   """None, or the curve that config.evaluate.every asks for, with a notice when it has become flat."""
   if run.denoise is None or not config.evaluate.every:
     return None
-  point = evaluation.make_curve(run, config, data)
+  point = distances.make_curve(run, config, data)
   past = [(line['step'], line['fd_infinity'], line['fd_infinity_error']) for line in read_metrics(workdir / 'metrics.jsonl') if 'fd_infinity' in line]
   def measure(step, params):
-    values, flat = point(params), evaluation.plateau(past)
+    values, flat = point(params), distances.plateau(past)
     past.append((step, values['fd_infinity'], values['fd_infinity_error']))
-    if evaluation.plateau(past) and not flat:
+    if distances.plateau(past) and not flat:
       say('plateau', f'fd_infinity is {values["fd_infinity"]:.3g} +- {values["fd_infinity_error"]:.2g} at step {step}; no better than before, as far as '
           f'{config.evaluate.curve_number} samples tell')
     return values

@@ -20,7 +20,6 @@ import numpy as np
 from diffusion.errors import InputError
 from diffusion.likelihood import gaussian_log_density
 from diffusion.noise import take
-from diffusion.samplers import gaussian
 
 
 def rademacher(keys, index, x):

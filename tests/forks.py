@@ -4,6 +4,7 @@ A command then has no imports to pay for. It is a process of its own all the sam
 exit code, and it leaves by the usual shutdown of Python. Only the imports are shared, and the seed of Python's hashes.
 """
 import contextlib
+import gc
 import itertools
 import json
 import os
@@ -48,6 +49,7 @@ def serve():
   import diffusion.modes, diffusion.platform  # noqa: not main, which each command runs anew
   from jax._src import xla_bridge
   from ml_collections import config_flags  # noqa
+  gc.freeze()  # the collector of a fork leaves alone what was imported
   for line in sys.stdin:
     threads = os.listdir('/proc/self/task')
     if len(threads) > 1 or xla_bridge.backends_are_initialized():

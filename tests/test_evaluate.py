@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffusion import bits, build, evaluate, schedules, sharding
+from diffusion import bits, build, distances, evaluate, schedules, sharding
 from diffusion.config import default, tiny
 from diffusion.data.dataset import Dataset, Source
 from diffusion.errors import InputError
@@ -30,30 +30,30 @@ def experiment(**changes):
 
 def test_samples_are_asked_for_in_the_proportions_of_the_data_unless_classes_are_named():
   run, config = experiment()
-  cond, wanted = evaluate.conditions(run, config, DATA, 400)
+  cond, wanted = distances.conditions(run, config, DATA, 400)
   assert wanted.sum() == LABELS.sum() and cond.shape == (400, 2) and (cond.argmax(1) == wanted).all()
-  few, _ = evaluate.conditions(run, config, DATA, 50)
+  few, _ = distances.conditions(run, config, DATA, 50)
   np.testing.assert_array_equal(few, cond[:50])  # sample k is asked for the same whatever the number
-  assert len(evaluate.conditions(run, config, DATA, 1000)[0]) == 1000
+  assert len(distances.conditions(run, config, DATA, 1000)[0]) == 1000
   config.sample.classes = 'seldom'
-  assert (evaluate.conditions(run, config, DATA, 7)[1] == 1).all()
+  assert (distances.conditions(run, config, DATA, 7)[1] == 1).all()
 
 
 def test_named_classes_come_equally_often_but_in_random_order_so_that_groups_of_samples_are_alike():
   run, config = experiment()
   config.sample.classes = 'often, seldom'
-  cond, wanted = evaluate.conditions(run, config, DATA, 600)
+  cond, wanted = distances.conditions(run, config, DATA, 600)
   assert wanted.sum() == 300 and (cond.argmax(1) == wanted).all()
   groups = wanted.reshape(-1, 12).mean(0)
   assert np.all((groups > .2) & (groups < .8))  # in turn they would be 0 and 1
-  np.testing.assert_array_equal(evaluate.conditions(run, config, DATA, 31)[1], wanted[:31])
+  np.testing.assert_array_equal(distances.conditions(run, config, DATA, 31)[1], wanted[:31])
 
 
 def test_attributes_are_asked_for_as_in_the_data():
   run, config = experiment()
   vectors = RNG.random((400, 2)).astype(np.float32)
   data = DATA._replace(train=DATA.train._replace(labels=vectors))
-  cond, wanted = evaluate.conditions(run, config, data, 50)
+  cond, wanted = distances.conditions(run, config, data, 50)
   np.testing.assert_array_equal(cond, wanted)
   assert {tuple(row) for row in wanted} <= {tuple(row) for row in vectors}
 
@@ -85,24 +85,31 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(heldout, fi
 def test_a_stream_is_seen_alike_however_it_is_cut_and_keeps_only_so_much():
   see = lambda images: Features(images.reshape(len(images), -1)[:, :5].astype(np.float32), None)
   mesh = sharding.make_mesh(jax.devices()[:1])
-  whole, first = evaluate.look(see, [PICTURES], mesh)
-  cut, _ = evaluate.look(see, np.split(PICTURES, [3, 100, 250]), mesh)
+  whole, first = distances.look(see, [PICTURES], mesh)
+  cut, _ = distances.look(see, np.split(PICTURES, [3, 100, 250]), mesh)
   for a, b in zip(whole.moments, cut.moments):
     np.testing.assert_allclose(a, b, rtol=1e-6)
   np.testing.assert_array_equal(whole.points, cut.points)
-  few, images = evaluate.look(see, np.split(PICTURES, [3, 100, 250]), mesh, limit=120)
+  few, images = distances.look(see, np.split(PICTURES, [3, 100, 250]), mesh, limit=120)
   assert all(a.base is None for a in (few.points, images))  # no view of all that was seen
   np.testing.assert_array_equal(few.points, whole.points[:120])
   np.testing.assert_array_equal(images, PICTURES[:120])
   assert few.moments.count.sum() == 400
 
 
+def test_a_long_evaluation_says_how_far_it_is(capsys):
+  batches = [(PICTURES[:100], None)] * 4
+  assert sum(map(len, distances.told(batches, 400, every=0.))) == 400
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) == 4 and lines[0].startswith('100/400 samples') and lines[-1] == '400/400 samples, 0:00 left'
+
+
 def test_a_curve_is_flat_when_its_last_points_are_no_better_than_the_error():
   falling = [(i, 10. - i, .1) for i in range(8)]
-  assert not evaluate.plateau(falling) and not evaluate.plateau(falling[:3])
-  assert evaluate.plateau(falling + [(9, 3.1, .1), (10, 2.9, .1), (11, 3.2, .1)])
-  assert evaluate.plateau([(i, 10. - i, 5.) for i in range(5)])  # nothing that can be told
-  assert not evaluate.plateau([(0, 1., .1), (1, 5., .1), (2, 5., .1), (3, .2, .1)])
+  assert not distances.plateau(falling) and not distances.plateau(falling[:3])
+  assert distances.plateau(falling + [(9, 3.1, .1), (10, 2.9, .1), (11, 3.2, .1)])
+  assert distances.plateau([(i, 10. - i, 5.) for i in range(5)])  # nothing that can be told
+  assert not distances.plateau([(0, 1., .1), (1, 5., .1), (2, 5., .1), (3, .2, .1)])
 
 
 def test_guided_sampling_counts_its_network_calls_twice():

@@ -10,7 +10,7 @@ LEVELS = [
   ['denoise', 'data', 'checkpoint', 'log', 'pictures', 'weights', 'corrupt', 'likelihood'],
   ['losses', 'samplers', 'guidance', 'classify', 'specs', 'sharding', 'nets', 'platform'],
   ['tasks', 'edit', 'learned', 'metrics', 'bound', 'ode'], ['config', 'parts', 'codec'], ['checks'], ['build', 'state'],
-  ['train', 'generate'], ['heldout', 'samples', 'second', 'bits'], ['editing', 'evaluate'], ['modes'], ['main'],
+  ['train', 'generate'], ['heldout', 'samples', 'second', 'bits'], ['distances'], ['editing', 'evaluate'], ['modes'], ['main'],
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
 

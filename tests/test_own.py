@@ -3,11 +3,16 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion import evaluate, sharding
+from diffusion import distances, sharding
 from diffusion.data import dataset, sources
 from diffusion.errors import InputError
 from diffusion.metrics import frechet, measure, own, scores
 from diffusion.metrics.reference import look, reference, viewer
+from diffusion.nets.cnn import Cnn
+
+
+class Small(Cnn):
+  channels: int = 16
 
 
 @pytest.fixture(scope='module')
@@ -15,9 +20,10 @@ def world(cache_dir):
   """(extractor, see, source, Reference of its training pictures) of a few sprites."""
   patch = pytest.MonkeyPatch()
   patch.setenv('DIFFUSION_CACHE', str(cache_dir))
-  patch.setattr(own, 'BATCH', 32)
+  patch.setattr(own, 'BATCH', 48)
+  patch.setattr(own, 'Cnn', Small)
   source, mesh = sources.sprites(size=16, n=1500, heldout=300), sharding.make_mesh(jax.devices()[:1])
-  extractor = own.own(150)(source.train, mesh)
+  extractor = own.own(250)(source.train, mesh)
   see = viewer(extractor, mesh)
   yield extractor, see, source, reference(extractor, see, source.train.images, mesh)
   patch.undo()
@@ -31,7 +37,7 @@ def distance(world, images):
 def test_it_tells_the_class_of_pictures_it_has_not_seen(world):
   _, see, source, _ = world
   right = see(source.heldout.images).logits.argmax(1) == source.heldout.labels
-  assert right.mean() > .9  # six classes: 0.17 by chance
+  assert right.mean() > .8  # six classes: 0.17 by chance; smaller and trained for less than the real one, which has 0.998
 
 
 def test_distances_grow_with_noise_blur_and_missing_classes_and_are_near_zero_for_held_out_pictures(world):
@@ -63,7 +69,7 @@ def test_a_planted_copy_is_found_and_new_pictures_are_not(world, tmp_path):
   assert (found.closer[where] <= measure.COPIED).all() and found.index[-1] == 55
   others = np.delete(np.arange(len(images)), [*where, len(images) - 1])
   assert (found.closer[others] > measure.COPIED).mean() > .93  # by its definition one new picture in a hundred looks like a copy
-  evaluate.panel(images, source.train.images, found, tmp_path)
+  distances.panel(images, source.train.images, found, tmp_path)
   assert (tmp_path / 'memorisation.png').exists()
   assert set(np.argsort(found.distance, kind='stable')[:3]) == set(where)  # they stand first on the panel
 
@@ -71,7 +77,7 @@ def test_a_planted_copy_is_found_and_new_pictures_are_not(world, tmp_path):
 def test_the_same_data_gives_the_same_classifier_from_the_cache_and_other_data_another(world):
   extractor, _, source, _ = world
   mesh = sharding.make_mesh(jax.devices()[:1])
-  again = own.own(150)(source.train, mesh)
+  again = own.own(250)(source.train, mesh)
   assert again.digest == extractor.digest
   assert own.own(2)(source.train, mesh).digest != extractor.digest
   other = source.train._replace(images=source.train.images[:, ::-1])
@@ -96,6 +102,7 @@ def test_steps_are_checked():
 
 def test_attributes_are_told_each_for_itself(monkeypatch):
   monkeypatch.setattr(own, 'BATCH', 16)
+  monkeypatch.setattr(own, 'Cnn', Small)
   rng = np.random.default_rng(0)
   labels = rng.integers(0, 2, (600, 2)).astype(np.float32)
   images = np.zeros((600, 8, 8, 1))

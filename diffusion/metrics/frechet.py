@@ -22,7 +22,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from diffusion.errors import InputError
-from diffusion.metrics.moments import MANY, groups_for, jackknife, regroup, total
+from diffusion.metrics.moments import groups_for, jackknife, regroup, total
 from diffusion.metrics.record import Estimate
 
 

@@ -22,26 +22,27 @@ def main():
   platform.start()
   import jax
   import numpy as np
-  from diffusion import build, evaluate, generate, sharding
+  from diffusion import build, distances, generate, sharding
   from diffusion.config import default
   from diffusion.metrics import frechet, measure, moments
+  from diffusion.metrics.reference import look
   config, number = default(), options.number
   config.guidance, config.sampler = 1., 'ddim'
   data = build.load_data(config)
   run = build.build(config, data.train.images.shape[1:], data.train.classes, sharding.make_mesh())
   params = jax.device_put(run.init(jax.random.key(0)), sharding.replicated(run.mesh))
-  cond, wanted = evaluate.conditions(run, config, data, number)
-  draw, fixed = generate.make_draw(run, 0, config.sample.batch), evaluate.gauge(run, config, data)
+  cond, wanted = distances.conditions(run, config, data, number)
+  draw, fixed = generate.make_draw(run, 0, config.sample.batch), distances.gauge(run, config, data)
   images = data.train.images[:number]  # of the same size as samples
-  seen, _ = evaluate.look(fixed.see, [images])
+  seen, _ = look(fixed.see, [images], run.mesh)
   wide = [np.random.default_rng(i).normal(size=(4096, 2048)).astype(np.float32) for i in range(2)] if options.wide else []
   wide_moments = [moments.moments([points]) for points in wide]
   work = dict(
     drawing=lambda: draw(params, np.arange(number), cond),
-    features=lambda: evaluate.look(fixed.see, [images]),
+    features=lambda: look(fixed.see, [images], run.mesh),
     frechet=lambda: frechet.both(seen.moments, fixed.split.moments),
-    neighbours=lambda: measure.copies(seen.points, fixed.train, fixed.heldout.points),
-    everything=lambda: measure.measure(seen, fixed.split, 0, wanted))
+    neighbours=lambda: measure.copies(seen.points, fixed.train, fixed.heldout[0].points, run.mesh),
+    everything=lambda: measure.measure(seen, fixed.split, 0, wanted, run.mesh))
   if wide:
     work['frechet 2048'] = lambda: frechet.both(*wide_moments)
   seconds = {name: [] for name in work}
