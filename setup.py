@@ -28,7 +28,7 @@ setup(
     'tqdm>=4.70,<5',
   ],
   extras_require={
-    'test': ['pytest>=9,<10', 'pytest-xdist>=3.5,<4'],
+    'test': ['pytest>=9,<10', 'pytest-xdist>=3.5,<4', 'constriction>=0.5,<0.6', 'optuna>=5,<6'],
     'tensorboard': ['tensorboard>=2.18,<3'],
     'tf': ['tensorflow>=2.18,<3'],  # only to prepare stock data sets
     'codec': ['constriction>=0.5,<0.6'],  # lossless compression with a model

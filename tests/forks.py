@@ -46,9 +46,10 @@ def server(env, root, folder):
 
 def serve():
   """In the server: answers each line on stdin with an exit code. In a fork: returns, to be the command."""
-  import diffusion.modes, diffusion.platform  # noqa: not main, which each command runs anew
+  import diffusion.modes  # and what it imports; not main, which each command runs anew
+  import diffusion.platform
+  import ml_collections.config_flags
   from jax._src import xla_bridge
-  from ml_collections import config_flags  # noqa
   gc.freeze()  # the collector of a fork leaves alone what was imported
   for line in sys.stdin:
     threads = os.listdir('/proc/self/task')

@@ -158,4 +158,5 @@ def test_mistakes_are_one_line_before_any_work(command, trained, tmp_path):
 
 def test_help_lists_the_commands(command):
   done = command('--help', real=True)
+  assert (done.returncode, done.stdout) == (command('--help').returncode, command('--help').stdout)  # a fork is as good
   assert '--mode=sample' in done.stdout and 'configs/cosine_ddim.py' in done.stdout and '--config.NAME=VALUE' in done.stdout

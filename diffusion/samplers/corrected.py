@@ -107,9 +107,14 @@ def best(levels):
   """The solver of the least error for the steps of a grid, as measured on 32 guided sprites and `trailing` grids (experiments/solvers.py).
 
   UniPC-2 up to 3 steps, flow_pc(1) up to 5, flow_pc(2) up to 34, flow_lms(3) from 35; UniPC-2 on any grid whose last level is so clean
-  (sigma / alpha below 0.025, as on karras, exponential and cosine) that velocities are all error there.
+  (sigma / alpha below 0.025, as on karras, exponential and cosine) that velocities are all error there, and on one whose last step is more
+  than twice as long as that before, along a straight path (as on offset_cosine, which ends at sigma / alpha = 0.33): a polynomial through
+  short steps says nothing about one that is 16 times as long, and flow_lms(3) was seen to diverge.
   """
   steps = len(levels.logsnr) - 1
   if steps < 4 or 0 < ratio(take(levels, -2)) < .025:
+    return unipc(2)
+  place = levels.sigma / (levels.alpha + levels.sigma)
+  if place[-2] - place[-1] > 2 * (place[-3] - place[-2]):
     return unipc(2)
   return flow_pc(1) if steps < 6 else flow_pc(2) if steps < 35 else flow_lms(3)
