@@ -79,7 +79,7 @@ def default():
   # Evaluation, with --mode=evaluate.
   c.evaluate = ml_collections.ConfigDict()
   c.evaluate.what = 'loss, samples, bound, ode'  # of: loss (held-out), samples (distances to the data), bound and ode (bits per dimension)
-  c.evaluate.number = 500         # samples drawn, all classes in turn, as config.sampler, config.grid and config.guidance say
+  c.evaluate.number = 500         # samples drawn as config.sampler, config.grid and config.guidance say, of classes as in the data (or config.sample.classes)
   c.evaluate.features = 'own'     # own (a classifier trained on this data, kept for the next time), inception(path), dinov2(path), clip(path)
   c.evaluate.split = 'train'      # the reference: train or heldout
   c.evaluate.statistics = ''      # .npz with mu and sigma, as FID tools write it, to compare the features of samples with in fd and fd_infinity

@@ -13,7 +13,7 @@ from diffusion.log import duration
 from diffusion.metrics import frechet, kernel, measure, moments
 from diffusion.metrics.extractor import Extractor
 from diffusion.metrics.own import digest
-from diffusion.metrics.reference import MANIFOLD, Reference, look, reference, viewer
+from diffusion.metrics.reference import MANIFOLD, Reference, Seen, look, reference, viewer
 
 SHOWN = 64   # samples on the page
 PANEL = 12   # samples beside their nearest training pictures
@@ -135,7 +135,7 @@ def of_pictures(run, config, data, fixed, seen, images, wanted, folder):
   if fixed.heldout and config.evaluate.split == 'train':
     whole, labels = fixed.heldout
     n = min(len(whole.points), len(seen.points))
-    few = whole._replace(points=whole.points[:n], logits=None if whole.logits is None else whole.logits[:n])
+    few = Seen(moments.moments([whole.points[:n]], mesh=run.mesh), whole.points[:n], None if whole.logits is None else whole.logits[:n])
     real = measure.measure(few, fixed.split, seed, labels[:n] if known else None, run.mesh)
   return found | dict(copies=copies.copies, authenticity=copies.authenticity), real, details
 

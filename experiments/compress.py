@@ -198,7 +198,8 @@ def decoded(model, data):
 
 def table_of(record):
   """What is printed."""
-  rows = [('this model, net', record['net']), ('its bound', record['bound']), ('this model, the whole file', record['file'])] + list(record['others'].items())
+  rows = [('this model, net', record['net']), ('its bound', record['bound']),
+          ('the whole file, with initial bits (a smaller share of more pictures)', record['file']), *record['others'].items()]
   gap, error = record['gap_percent'], record['gap_error_percent']
   lines = ['| bits per dimension | |', '|---|---|'] + [f'| {name} | {value:.3f} |' for name, value in rows]
   return '\n'.join(lines + ['', f'{record["pictures"]} pictures, {record["levels"]} levels down to sigma / alpha = {record["sigma_min"]:.3g}. '

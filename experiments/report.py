@@ -128,7 +128,8 @@ def blocks(found):
     main = found.groups[0]
     made += [('image', 'metric.png', f'{found.metric} with 95 % intervals; blue: cannot be told apart from the best', plots.dots(main, found.metric)),
              ('heading', 'Results'), *table(main, found),
-             ('text', 'Ranks are those that the intervals leave open: 2-4 may be any of them. ' + CAVEAT[found.about.get('mode') == 'evaluate'])]
+             *[('text', 'Ranks are those that the intervals leave open: 2-4 may be any of them. ' + CAVEAT[found.about.get('mode') == 'evaluate'])]
+             * (len(ordered) > 1)]
     if picture := plots.quality(main, found.metric, found.varied):
       made.append(('image', 'quality.png', f'{found.metric} against evaluations of the network, with 95 % intervals', picture))
   if picture := plots.curves(ordered + [row for row in found.rows if row not in ordered]):

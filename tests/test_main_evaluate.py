@@ -23,6 +23,9 @@ def test_an_evaluation_measures_what_is_asked_for_and_keeps_how_it_was_done(trai
   assert set(made['metrics']) == SAMPLES | {'heldout_error', 'bits_bound'}
   assert all(m['n'] == 16 for name, m in made['metrics'].items() if name in SAMPLES)
   assert SAMPLES - {'copies', 'authenticity'} == set(made['heldout'])
+  assert all(made['heldout'][name]['n'] == made['metrics'][name]['n'] for name in made['heldout'])
+  assert made['metrics'].pop('copies')['value'] is None  # 64 held-out pictures cannot say what happens to one in a hundred
+  assert all(m['low'] < m['high'] for m in made['metrics'].values())
   assert made['heldout']['fd_infinity']['value'] < made['metrics']['fd_infinity']['value']  # eight steps of training are not enough
   assert 'singular' in made['notes'][0] and made['notes'][0] in done.stdout  # 16 samples of 64 features
   assert made['subject']['evaluations'] == 4 and made['subject']['network_calls'] == 8

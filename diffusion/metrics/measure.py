@@ -45,11 +45,15 @@ def measure(seen, data: Reference, seed, wanted=None, mesh=None):
 
 
 def _other_samples(value, points):
-  """A share of the real pictures as an Estimate whose error is about other samples: by the jackknife over groups of them."""
+  """A share of the real pictures as an Estimate whose error is about other samples: by the jackknife over groups of them.
+
+  Of few samples no group may make a difference; so the interval is never narrower than that of the share itself, for other real pictures.
+  """
   n, K = len(points) // GROUPS * GROUPS, GROUPS
   group = np.arange(n) % K
   found = jackknife(value(points), [value(points[:n][group != k]) for k in range(K)], len(points))
-  return found._replace(low=max(0., found.low), high=min(1., found.high))
+  own = share(found.value * len(points), len(points))
+  return found._replace(error=max(found.error, own.error), low=max(0., min(found.low, own.low)), high=min(1., max(found.high, own.high)))
 
 
 class Copies(NamedTuple):

@@ -49,7 +49,8 @@ def share(count, n):
   """The Estimate of a share, `count` of n; the interval is Wilson's (1927), which is right also near 0 and 1."""
   p, z = count / n, 1.96
   middle, half = (p + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-  return Estimate(float(p), math.sqrt(p * (1 - p) / n), max(0., float(middle - half)), min(1., float(middle + half)), int(n))
+  low, high = (0. if count == 0 else middle - half), (1. if count == n else middle + half)  # where rounding would leave 1e-18
+  return Estimate(float(p), math.sqrt(p * (1 - p) / n), max(0., float(low)), min(1., float(high)), int(n))
 
 
 def plain(record):

@@ -116,7 +116,7 @@ def curves(rows):
   style = dict(zip([row.name for row in rows], STYLES * len(rows)))
   for axes, name in zip(panels, shown):
     for row, points in known[name]:
-      look = style[row.name] | dict(marker=None)
+      look = style[row.name] | dict(marker='o' if len(points) < 3 else None)
       steps, values = [point['step'] for point in points], np.array([point[name] for point in points], float)
       axes.plot(steps, values, lw=1.2, label=row.label[:40], **look)
       if f'{name}_error' in points[0]:
