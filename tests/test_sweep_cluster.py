@@ -93,9 +93,9 @@ def test_ray_runs_the_same_commands(tmp_path):
   bad = lambda trial: 'no good' if trial is made[4] and (trial.folder / 'child').exists() else ''
   told, queue = {}, iter(made)
   stopped = cluster.engine('ray(cpus=1)').run(lambda: next(queue, None), lambda trial, *outcome: told.update({trial.name[:-2]: outcome}), jobs=2,
-                                              timeout=None, idle=3, retries=1, watch=bad, show=lambda at_work: None, tick=.1)
+                                              timeout=None, idle=12, retries=1, watch=bad, show=lambda at_work: None, tick=.1)
   assert stopped is None
-  assert told.pop('hang')[1].startswith('wrote nothing for 0.05 minutes')
+  assert told.pop('hang')[1].startswith('wrote nothing for 0.2 minutes')
   assert told == dict(first=('finished', ''), once=('finished', ''), bad=('pruned', 'no good'),
                       crash=('failed', 'exit code 1; its last line: error: the loss is not finite'))
   assert [starts(trial) for trial in made] == [1, 2, 2, 2, 1]
