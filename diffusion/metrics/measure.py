@@ -26,13 +26,12 @@ def measure(seen, data: Reference, seed, wanted=None, mesh=None):
   """
   points, real = seen.points[:MANIFOLD], data.points[:MANIFOLD]
   alike = real[:len(points)]  # as many, as in the papers of precision and coverage
-  precision, _ = neighbours.precision_recall(alike, points, mesh=mesh)
   density, _ = neighbours.density_coverage(alike, points, mesh=mesh)
   fd, fd_infinity = frechet.both(seen.moments, data.moments)
   found = dict(
-    fd_infinity=fd_infinity, fd=fd, kid=kernel.kid(points, real, seed, mesh=mesh), precision=precision,
-    recall=_other_samples(lambda some: neighbours.precision_recall(alike, some, mesh=mesh)[1].value, points), density=density,
-    coverage=_other_samples(lambda some: neighbours.density_coverage(alike, some, mesh=mesh)[1].value, points),
+    fd_infinity=fd_infinity, fd=fd, kid=kernel.kid(points, real, seed, mesh=mesh), precision=neighbours.inside(points, alike, mesh=mesh),
+    recall=_other_samples(lambda some: neighbours.inside(alike, some, mesh=mesh).value, points), density=density,
+    coverage=_other_samples(lambda some: neighbours.coverage(alike, some, mesh=mesh).value, points),
     sliced_wasserstein=scores.sliced_wasserstein(points, real, seed, mesh=mesh), diversity=scores.diversity(points, seed, mesh=mesh))
   if seen.logits is None:
     return found

@@ -108,8 +108,13 @@ def precision_recall(real, generated, k=3, mesh=None):
   Raises:
     InputError: k samples or fewer on a side, unlike or non-finite features.
   """
-  inside = [_inside(*pair, k, mesh) > 0 for pair in ((generated, real), (real, generated))]
-  return tuple(share(int(np.sum(hits)), len(hits)) for hits in inside)
+  return inside(generated, real, k, mesh), inside(real, generated, k, mesh)
+
+
+def inside(query, base, k=3, mesh=None):
+  """The share of query that is inside some ball of base, an Estimate: precision, or recall with the sides exchanged."""
+  hits = _inside(query, base, k, mesh) > 0
+  return share(int(np.sum(hits)), len(hits))
 
 
 def density_coverage(real, generated, k=5, mesh=None):
@@ -123,8 +128,13 @@ def density_coverage(real, generated, k=5, mesh=None):
   real, generated = check(real), check(generated)
   counts = _inside(generated, real, k, mesh) / k
   density = normal(counts.mean(), counts.std() / np.sqrt(len(counts)), len(counts))
+  return density, coverage(real, generated, k, mesh)
+
+
+def coverage(real, generated, k=5, mesh=None):
+  """Coverage alone; see density_coverage."""
   radius, reach = neighbours(real, real, k, True, mesh)[1][:, -1], nearest(real, generated, mesh=mesh)[1]
-  return density, share(int(np.sum(reach <= radius)), len(real))
+  return share(int(np.sum(reach <= radius)), len(real))
 
 
 def authenticity(training, generated, mesh=None):
