@@ -40,6 +40,14 @@ def default():
   c.clip_norm = 1.            # of the gradient; 0: off
   c.beta2 = .99
   c.ema = .998                # decay of the averaged weights; rises to it as (1 + step) / (10 + step)
+  c.averages = ''             # more averaged copies of the weights, such as 'decay(.9999) | power(.05) | power(.1)' (averages.py)
+  c.snapshot_every = 0        # steps between snapshots of them, from which any width of power average is reconstructed later; 0: none
+
+  # Devices, and data that is read while training; none of these changes the numbers beyond rounding.
+  c.fsdp = 1                  # devices that share one copy of the parameters, the optimizer's state and the averages
+  c.accumulate = 1            # parts into which a batch is divided, one after the other: less memory, the same update
+  c.workers = 0               # processes that read and decode pictures of stream=True data; 0: a thread
+  c.save_failure = 'stop'     # where a checkpoint cannot be written: stop, or 'go on' from the older ones and say so
 
   # Sampling.
   c.sampler = 'best'          # of the steps of a `trailing` grid, the one of least error; ddim(eta), ddpm(variance), heun, unipc(order), .. (samplers/)

@@ -61,7 +61,7 @@ def ours(options, fast=None):
     dtype=options.dtype, attention=(options.attention,), fast=fast, constrain=sharding.constrain(mesh)))
   shape = (options.size, options.size, options.colours)
   ones = np.ones((options.batch, *shape), np.float32), np.ones(options.batch, np.float32)
-  images, times = sharding.put_batch(ones, mesh)
+  images, moments = sharding.put_batch(ones, mesh)
 
   draw = times.drawn_from(times.stratified(), schedules.cosine())
   kind = dict(draw=draw, predict=predict.eps(), weight=weights.one())
@@ -93,7 +93,7 @@ def ours(options, fast=None):
   forward = jax.jit(net)
   return dict(
     parameters=sum(a.size for a in jax.tree.leaves(params)),
-    forward=lambda: jax.block_until_ready(forward(params, images, times)),
+    forward=lambda: jax.block_until_ready(forward(params, images, moments)),
     train=train,
     sample=lambda: jax.block_until_ready(sample(params, keys)))
 
