@@ -17,6 +17,8 @@ setup(
     'ml-collections>=1.1,<2',
     'absl-py>=2.5,<3',
     'etils[epath]>=1.15,<2',
+    'flatbuffers>=25.12,<26',  # jax.export imports it without declaring it
+    'grain>=0.2.18,<0.3',
     'numpy>=2.4,<3',
     'pillow>=13,<14',
     'safetensors>=0.8,<1',
@@ -31,6 +33,7 @@ setup(
     'test': ['pytest>=9,<10', 'pytest-xdist>=3.5,<4', 'constriction>=0.5,<0.6', 'optuna>=5,<6'],
     'tensorboard': ['tensorboard>=2.18,<3'],
     'tf': ['tensorflow>=2.18,<3'],  # only to prepare stock data sets
+    'tpu': ['libtpu>=0.0.42,<0.1'],  # TPUs, and compiling for them without one: experiments/aot.py
     'codec': ['constriction>=0.5,<0.6'],  # lossless compression with a model
     'ray': ['ray>=2.60,<3'],  # sweeps on a Ray cluster
     'optuna': ['optuna>=5,<6'],  # sweeps by search

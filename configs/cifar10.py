@@ -1,8 +1,11 @@
 """CIFAR-10 at paper size: the 35.7-million-parameter U-Net of DDPM (arXiv:2006.11239, appendix B), for GPUs and TPU pods.
 
   python -m diffusion.main --config=configs/cifar10.py               one accelerator: batch 128, 800,000 steps
-  python -m diffusion.main --config=configs/cifar10.py:pod           batch 2048 over many chips of one process, bfloat16 activations
+  python -m diffusion.main --config=configs/cifar10.py:pod           batch 2048 over a TPU pod, the same command on every host; bfloat16 activations
   python -m diffusion.main --config=configs/cifar10.py:tiny
+
+Compiled for a v5e:16x16 (experiments/aot.py), a step of `:pod` holds 0.86 GB of a chip's 16 at 8 pictures a chip, state, temporaries and
+program, and is bound by memory traffic. Fewer chips hold more pictures each: experiments.aot says what fits.
 
 Needs the data set prepared once, which needs TensorFlow (pip install 'diffusion-jax[tf]'):
   python -c "import tensorflow_datasets as tfds; tfds.builder('cifar10', file_format='array_record').download_and_prepare()"

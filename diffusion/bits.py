@@ -12,7 +12,7 @@ from diffusion.checks import name
 from diffusion.metrics import record
 from diffusion.noise import Noise, q_sample, take
 from diffusion.schedules import at
-from diffusion.train import host_batch
+from diffusion.feed import host_batch
 
 STEPS = 128      # evaluations of the network for the bound of a picture
 ODE_STEPS = 16   # Runge-Kutta steps of the ODE, 4 evaluations each

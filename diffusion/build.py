@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 
-from diffusion import classify, corrupt, guidance, learned, losses, nets, samplers, sharding, specs, times, weights
+from diffusion import averages, classify, corrupt, guidance, learned, losses, nets, samplers, sharding, specs, times, weights
 from diffusion.checks import check, grid, guides, is_classifier, learns_schedule, name, stack
 from diffusion.denoise import beside, clip, denoiser
 from diffusion.errors import InputError
@@ -27,6 +27,9 @@ class Plan(NamedTuple):
   heldout_number: int
   sample_every: int
   save_every: int
+  snapshot_every: int
+  accumulate: int
+  workers: int
 
 
 class Experiment(NamedTuple):
@@ -36,10 +39,11 @@ class Experiment(NamedTuple):
   classes: tuple         # names of the condition's entries; () = unconditional
   task: Task
   init: Callable         # key -> params
-  loss: Callable         # (key, params, x0, cond, train, *memory) -> (scalar, {'mse', 'logsnr', 'each', 'memory' where one was given})
+  loss: Callable         # (key, params, x0, cond, train, *memory, part=None) -> (scalar, {'mse', 'logsnr', 'each', 'memory' where one was given})
   optimizer: optax.GradientTransformation
   rate: Callable         # step -> learning rate
   ema: Callable          # step -> decay of the averaged weights
+  averages: tuple        # of config.averages: (name, step -> decay)
   plain: Callable        # (params, cond) -> Denoise without guidance; of a classifier, (params, label) -> its log-probability
   guided: Callable       # (pair of predictions, log_prob=None) -> Denoise, guided and clipped as configured
   denoise: Callable      # (params, cond) -> Denoise: both together; None of a classifier
@@ -75,12 +79,13 @@ def _network(config, shape, example, mesh):
   if sizes and 'out_channels' not in inspect.signature(CHOICES['net'][name(config, 'net')]).parameters:
     raise InputError(f'config.net={config.net!r} cannot learn its variance or see its own estimate: it has no out_channels; use unet')
   init, net = nets.make(make('net', config.net, constrain=sharding.constrain(mesh), classes=example.shape[-1] if example is not None else 0, **sizes))
+  net = sharding.gathered(net, mesh)
   init = partial(init, shape=(1, *shape[:-1], shape[-1] * (1 + config.self_condition)), cond=example)
   extra = dict(uncertainty=weights.uncertainty(config.uncertainty)[0]) if config.uncertainty else {}
   if learns_schedule(config):
     _, args, kwargs = specs.parse(config.schedule)
     extra['curve'] = learned.init(*args, **kwargs)
-  return (lambda key: init(key) | jax.tree.map(jax.numpy.array, extra)) if extra else init, net  # a copy: states are donated
+  return (lambda key: init(key) | extra) if extra else init, net
 
 
 def _loss(config, net, schedule, target, null):
@@ -96,13 +101,13 @@ def _loss(config, net, schedule, target, null):
     return options | dict(dropout=config.condition_dropout if train else 0., train=train, corrupt=noise if train else corrupt.plain())
 
   if learns_schedule(config):
-    def bound(key, params, x0, cond, train):
+    def bound(key, params, x0, cond, train, part=None):
       call = lambda params, draw, weight: losses.loss(key, net, params, x0, cond, draw=draw, **(mode(train) | dict(weight=weight)))
       return learned.bound(jax.random.fold_in(key, 5), params, x0, call)
     return bound, ()
 
-  def loss(key, params, x0, cond, train, memory=None):
-    call = partial(losses.loss, key, net, params, x0, cond, **mode(train))
+  def loss(key, params, x0, cond, train, memory=None, part=None):
+    call = partial(losses.loss, key, net, params, x0, cond, part=part, **mode(train))
     if memory is None:
       return call(draw=draw)
     return losses.with_memory(call, jax.random.fold_in(key, 5), len(x0), drawn, level, memory)  # the loss splits its key in 5
@@ -111,7 +116,9 @@ def _loss(config, net, schedule, target, null):
 
 def _classifier_loss(config, net, schedule, target):
   draw = times.drawn_from(make('draw', config.draw, schedule=schedule), schedule)
-  return lambda key, params, x0, cond, train: classify.loss(key, net, params, x0, cond, draw=draw, predict=target, train=train)
+  def loss(key, params, x0, cond, train, part=None):
+    return classify.loss(key, net, params, x0, cond, draw=draw, predict=target, train=train, part=part)
+  return loss
 
 
 def _denoisers(config, net, target, classes, null):
@@ -162,6 +169,7 @@ def build(config, shape, classes, mesh):
     raise InputError(f'config.net={config.net!r}: {error}; expected {specs.usage("unet", UNet)}'.replace('\n', ' ')) from error
   optimizer, rate = _optimizer(config)
   ema = lambda step: jax.numpy.minimum(config.ema, (1. + step) / (10. + step))
+  others = averages.parse(config.averages)
   if is_classifier(config):
     loss, memory, plain, guided, denoise = (
       _classifier_loss(config, net, schedule, target), (), lambda params, label: classify.log_prob(net, params, label, target), None, None)
@@ -169,7 +177,7 @@ def build(config, shape, classes, mesh):
     loss, memory = _loss(config, net, schedule, target, task.null)
     plain, guided, denoise = _denoisers(config, net, target, tuple(classes), task.null)
   plan = Plan(*(config[name] for name in Plan._fields))
-  run = Experiment(mesh, tuple(shape), tuple(classes), task, init, loss, optimizer, rate, ema, plain, guided, denoise, schedule, None, None, plan,
+  run = Experiment(mesh, tuple(shape), tuple(classes), task, init, loss, optimizer, rate, ema, others, plain, guided, denoise, schedule, None, None, plan,
                    config.self_condition, memory)
   return on_schedule(run, config, schedule)
 

@@ -2,14 +2,9 @@
 
 A step is one folder, written in the background under a temporary name and renamed when complete:
 `<directory>/<step>/state` holds the arrays by path (`params/conv_in/kernel`), `<step>/meta` one JSON record
-with the caller's meta, the layout {path: [shape, dtype]} and one checksum for each array. Orbax restores
-flipped bytes without complaint, so a restore computes the checksums again and walks back to the newest step
-that is whole.
-
-The checksum: with w_i the i-th 32-bit word of the array in row-major order (or the i-th element, where they
-are smaller), `sum_i mix(w_i + i * 0x9e3779b9) mod 2^32`. A sum does not depend on how the array is cut over
-devices and processes. `mix` is a bijection (the finaliser of MurmurHash3, public domain), so that a change in
-one word always shows; any other damage is missed once in 2^32.
+with the caller's meta, the layout {path: [shape, dtype]}, one checksum for each array (checksums.py) and the
+number of this format. Orbax restores flipped bytes without complaint, so a restore computes the checksums
+again and walks back to the newest step that is whole.
 """
 import contextlib
 import functools
@@ -19,6 +14,7 @@ import os
 import sys
 import time
 from typing import Any, Callable, NamedTuple
+import warnings
 import zlib
 
 from absl import logging
@@ -29,7 +25,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from diffusion.checksums import checksums, differences, flat, layout
 from diffusion.errors import InputError
+from diffusion.files import try_writing
+
+# Raise it when what a step holds changes in a way that older code cannot read; the record keeps its place and
+# its seal in every format, so that older code can tell a newer step from a damaged one. 0: before there were numbers.
+FORMAT = 1
 
 
 class Restored(NamedTuple):
@@ -45,10 +47,12 @@ class Checkpoints(NamedTuple):
   """The checkpoints in one directory. Every process calls every function; the first save is the first write.
 
   save(step, state, meta): starts writing; a step that exists is left as it is. An error of the write comes up
-    here, or at the next save, wait or close, as an InputError; the finished steps are kept.
+    here, or at the next save, wait or close: as an InputError, or one line in the log (see on_failure). The
+    finished steps are kept; what is half-written is cleared away.
   restore(abstract): the newest whole step as `Restored`, or None where there is no checkpoint. `abstract` is
     the tree of the state with a ShapeDtypeStruct (and its sharding; else the first device) for each array.
-    InputError where the checkpoint has other arrays than `abstract`, and where no step is whole.
+    InputError where the checkpoint has other arrays than `abstract`, where it is of a newer format, and where
+    no step is whole.
   latest_meta(): (step, meta) of the newest step whose meta can be read, without touching arrays; None where
     there is no checkpoint.
   steps(): the finished steps, ascending, less those that a restore found damaged.
@@ -62,21 +66,26 @@ class Checkpoints(NamedTuple):
   close: Callable[[], None]
 
 
-def open_checkpoints(directory, keep=2, keep_every=None) -> Checkpoints:
+def open_checkpoints(directory, keep=2, keep_every=None, on_failure='stop') -> Checkpoints:
   """Opens a directory of checkpoints; it need not exist.
 
   Args:
     directory: local or gs://.
     keep: how many of the newest steps stay; an older one goes only when a newer one is complete.
     keep_every: steps that divide by it stay as well.
+    on_failure: where a step cannot be written: 'stop' raises InputError; 'go on' logs one line, and the next
+      save tries again.
   Raises:
-    InputError: keep < 1.
+    InputError: keep < 1, or another on_failure.
   """
   if keep < 1:
     raise InputError(f'keep must be at least 1 checkpoint, got {keep}')
+  if on_failure not in ('stop', 'go on'):
+    raise InputError(f"a save that fails can 'stop' or 'go on', got {on_failure!r}")
   # Orbax wants absolute paths; resolve() would mangle gs://bucket.
   root = epath.Path(directory if '://' in str(directory) else os.path.abspath(directory))
   damaged = {}  # step -> what is wrong with it
+  newest = None  # the step that was saved last, or is still being written
 
   def steps():
     return [step for step in _finished(root) if step not in damaged]
@@ -87,17 +96,45 @@ def open_checkpoints(directory, keep=2, keep_every=None) -> Checkpoints:
     # process that only reads must not do so to a run that is still going on.
     return _manager(root, keep, keep_every)
 
+  def attempt(write) -> bool:
+    """Whether write() went well, in every process; if not, what is half-written goes, and on_failure is followed."""
+    failure = None
+    try:
+      write()
+    except (OSError, RuntimeError, ValueError) as error:  # also those of orbax's threads
+      failure = error
+    if not _anywhere(failure):
+      return True
+    if writer.cache_info().currsize:
+      _abandon(writer())
+      writer.cache_clear()
+      with contextlib.suppress(Exception):  # the next save will say so
+        writer()  # a new one clears what is half-written
+    kept = f'the finished steps {_finished(root)} are kept'
+    problem = f'cannot save checkpoint {newest} in {root}: {_reason(failure)}; {kept}'
+    if on_failure == 'stop':
+      todo = 'make room there, or mend the access, and run the same command to go on'
+      raise InputError(f'{problem}: {todo}') from failure
+    logging.warning('%s; training goes on, and the next save tries again', problem)
+    return False
+
   def save(step, state, meta):
-    if step in steps():
+    nonlocal newest
+    wait()
+    newest = step
+    # Where no folder can be made, threads of orbax would wait for it for minutes, holding the state.
+    if not attempt(lambda: try_writing(root)) or step in steps():
       return
-    record = {'meta': meta, 'layout': layout(state), 'checksums': checksums(state)}
-    items = {'state': ocp.args.StandardSave(_flat(state)), 'meta': ocp.args.JsonSave(_seal(record))}
-    with _one_line(root):
+    record = {'format': FORMAT, 'meta': meta, 'layout': layout(state), 'checksums': checksums(state)}
+    items = ocp.args.Composite(state=ocp.args.StandardSave(flat(state)), meta=ocp.args.JsonSave(_seal(record)))
+
+    def start():
       if damaged:
         _set_aside(root, damaged)
         damaged.clear()
         writer().reload()  # it may remember the steps that were moved
-      writer().save(step, args=ocp.args.Composite(**items), force=True)
+      writer().save(step, args=items, force=True)
+    attempt(start)
 
   def restore(abstract, step=None):
     if step is not None and step not in steps():
@@ -110,13 +147,17 @@ def open_checkpoints(directory, keep=2, keep_every=None) -> Checkpoints:
     found = _newest(root, steps(), damaged, _unseal)
     return found and (found[0], found[1]['meta'])
 
-  def finish(name):
+  def wait():
     if writer.cache_info().currsize:  # nothing to wait for where nothing was saved
-      with _one_line(root):
-        getattr(writer(), name)()
+      attempt(lambda: writer().wait_until_finished())
 
-  wait = functools.partial(finish, 'wait_until_finished')
-  return Checkpoints(save, restore, latest_meta, steps, wait, functools.partial(finish, 'close'))
+  def close():
+    wait()
+    if writer.cache_info().currsize:
+      writer().close()
+      writer.cache_clear()
+
+  return Checkpoints(save, restore, latest_meta, steps, wait, close)
 
 
 def quiet_orbax() -> None:
@@ -133,75 +174,7 @@ def quiet_orbax() -> None:
   for log in (logging.get_absl_logger(), stdlib_logging.getLogger('asyncio')):
     log.addFilter(wanted)
   sys.unraisablehook = unraisable
-
-
-def layout(tree) -> dict:
-  """{path: [shape, dtype]} of a tree of arrays or of ShapeDtypeStructs, as JSON holds it."""
-  return {path: [list(np.shape(leaf)), str(leaf.dtype if hasattr(leaf, 'dtype') else np.asarray(leaf).dtype)]
-          for path, leaf in _flat(tree).items()}
-
-
-def differences(saved: dict, here: dict) -> list:
-  """One line for each array by which two layouts differ, such as
-  `params/conv_in/kernel: (3, 3, 3, 32) float32 here, (3, 3, 1, 64) float32 in the checkpoint`."""
-  def show(entry):
-    return f'({", ".join(map(str, entry[0]))}) {entry[1]}' if entry else 'absent'
-  return [f'{path}: {show(here.get(path))} here, {show(saved.get(path))} in the checkpoint'
-          for path in {**here, **saved} if here.get(path) != saved.get(path)]
-
-
-def checksums(tree) -> dict:
-  """{path: int} in [0, 2^32): equal for equal bits, on any number of devices and processes (see the top)."""
-  flat = _flat(tree)
-  parts = np.zeros(len(flat), np.uint32)
-  for k, (path, leaf) in enumerate(flat.items()):
-    for data, start in _shards(path, leaf):
-      parts[k] += _checksum(data, start, np.shape(leaf))
-  if jax.process_count() > 1:
-    parts = multihost_utils.process_allgather(parts).sum(0, dtype=np.uint32)
-  return dict(zip(flat, parts.tolist()))
-
-
-def _shards(path, leaf):
-  """The parts of an array that this process answers for, on the host, each with the index where it starts."""
-  if not isinstance(leaf, jax.Array):
-    return [(np.asarray(leaf), [0] * np.ndim(leaf))] if jax.process_index() == 0 else []
-  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
-    raise InputError(f'{path} is a typed PRNG key, which has no bits to store; put jax.random.key_data there')
-  own = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
-  return [(np.asarray(shard.data), [part.start or 0 for part in shard.index]) for shard in own]
-
-
-def _checksum(data, start, shape) -> np.uint32:
-  """What the part `data`, at index `start` of an array of this shape, adds to the checksum of the array."""
-  # On the host, where orbax copies the arrays anyway: compiled, it took 0.1 s and more for each new shape.
-  size = data.dtype.itemsize
-  words = np.ascontiguousarray(data).view({1: np.uint8, 2: np.uint16}.get(size, np.uint32)).reshape(-1)
-  stride = max(1, size // 4)  # words in an element
-  offsets = [np.arange(stride, dtype=np.uint32)]
-  for axis in reversed(range(data.ndim)):
-    where = np.arange(data.shape[axis], dtype=np.uint64) + np.uint64(start[axis])
-    offsets.append((where * np.uint64(stride)).astype(np.uint32))
-    stride = stride * shape[axis] % 2**32
-  index = functools.reduce(np.add.outer, offsets[::-1]).reshape(-1)
-  total = np.zeros((), np.uint32)
-  for i in range(0, words.size, 65536):  # in pieces that stay in the cache
-    h = index[i:i + 65536]
-    h *= np.uint32(0x9e3779b9)
-    h += words[i:i + 65536]
-    h ^= h >> np.uint32(16)
-    h *= np.uint32(0x85ebca6b)
-    h ^= h >> np.uint32(13)
-    h *= np.uint32(0xc2b2ae35)
-    h ^= h >> np.uint32(16)
-    total += h.sum(dtype=np.uint32)
-  return total
-
-
-def _flat(tree) -> dict:
-  """{path: leaf}, in the order of the leaves."""
-  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  warnings.filterwarnings('ignore', 'coroutine .* was never awaited')  # what a failed write had still to do
 
 
 def _seal(record) -> dict:
@@ -210,10 +183,14 @@ def _seal(record) -> dict:
 
 
 def _unseal(folder) -> dict:
-  """The record of a step; an exception of any type where it is damaged."""
+  """The record of a step. InputError: it is of a newer format; an exception of any other type: it is damaged."""
   record = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / 'meta')
-  if record != _seal({key: record[key] for key in ('meta', 'layout', 'checksums')}):
+  if record.pop('crc32') != _seal(record)['crc32']:
     raise ValueError('its meta does not match its checksum')
+  number = record.get('format', 0)
+  if number > FORMAT:
+    raise InputError(f'{folder} was written by a newer version (format {number}, this one reads up to {FORMAT}): '
+                     'upgrade, or use another directory')
   return record
 
 
@@ -248,13 +225,19 @@ def _read(folder, abstract) -> tuple:
       return leaf
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, 'sharding', None) or first)
 
-  wanted = {path: target(leaf) for path, leaf in _flat(abstract).items()}
+  wanted = {path: target(leaf) for path, leaf in flat(abstract).items()}
   reader = ocp.Checkpointer(ocp.StandardCheckpointHandler())
-  flat = reader.restore(folder / 'state', args=ocp.args.StandardRestore(wanted))
-  wrong = [path for path, value in checksums(flat).items() if value != record['checksums'][path]]
+  failure = None
+  try:
+    leaves = reader.restore(folder / 'state', args=ocp.args.StandardRestore(wanted))
+  except Exception as error:
+    failure = error
+  if _anywhere(failure):
+    raise failure or OSError(_reason(None))
+  wrong = [path for path, value in checksums(leaves).items() if value != record['checksums'][path]]
   if wrong:
-    raise ValueError(f'{wrong[0]} does not match its checksum ({len(wrong)} of {len(flat)} arrays do not)')
-  return jax.tree.unflatten(jax.tree.structure(abstract), [flat[path] for path in wanted]), record['meta']
+    raise ValueError(f'{wrong[0]} does not match its checksum ({len(wrong)} of {len(leaves)} arrays do not)')
+  return jax.tree.unflatten(jax.tree.structure(abstract), [leaves[path] for path in wanted]), record['meta']
 
 
 def _finished(root) -> list:
@@ -275,23 +258,27 @@ def _set_aside(root, damaged) -> None:
 
 def _manager(root, keep, keep_every) -> ocp.CheckpointManager:
   preserve = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
-  root.mkdir(parents=True, exist_ok=True)
   return ocp.CheckpointManager(root, options=ocp.CheckpointManagerOptions(
       preservation_policy=policies.AnyPreservationPolicy(preserve), cleanup_tmp_directories=True))
 
 
+def _anywhere(failure) -> bool:
+  """Whether this process, or any other, has failed: all must give up a step together."""
+  if jax.process_count() == 1:
+    return failure is not None
+  return bool(multihost_utils.process_allgather(np.asarray(failure is not None)).any())
+
+
+def _abandon(manager) -> None:
+  """Closes a manager whose write failed; each part of it raises once what went wrong."""
+  for _ in range(4):
+    with contextlib.suppress(Exception):
+      return manager.close()
+
+
 def _reason(error) -> str:
   """What went wrong in one line, without the specifications that tensorstore adds in brackets."""
+  if error is None:
+    return 'another process failed'
   text = ' '.join(str(error).split(' [')[0].split()) or type(error).__name__
   return text if len(text) <= 240 else f'{text[:100]} ... {text[-130:]}'
-
-
-@contextlib.contextmanager
-def _one_line(root):
-  """An error of writing, also of orbax's threads, as the InputError that says what is left and what to do."""
-  try:
-    yield
-  except (OSError, RuntimeError, ValueError) as error:
-    raise InputError(
-      f'cannot save a checkpoint in {root}: {_reason(error)}; the finished steps {_finished(root)} are kept: '
-      'make room there, or mend the access, and run the same command to go on') from error

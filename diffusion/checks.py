@@ -1,14 +1,14 @@
 """Whether a config fits together: everything that can be told without the data, before anything is built."""
 import numpy as np
 
-from diffusion import predict, specs
+from diffusion import averages, predict, specs
 from diffusion.errors import InputError
 from diffusion.noise import take
 from diffusion.parts import CHOICES, make
 
-COUNTS = ('batch', 'steps', 'log_every', 'heldout_every', 'heldout_number', 'sample_every', 'save_every', 'keep')  # at least 1
+COUNTS = ('fsdp', 'accumulate', 'batch', 'steps', 'log_every', 'heldout_every', 'heldout_number', 'sample_every', 'save_every', 'keep')  # at least 1
 RANGES = dict(condition_dropout=(0, 1), ema=(0, 1), learning_rate=(0, np.inf), weight_decay=(0, np.inf), clip_norm=(0, np.inf), warmup=(0, np.inf),
-              uncertainty=(0, np.inf), keep_every=(0, np.inf), seed=(0, 2 ** 31), beta2=(0, .99999999), guidance=(-np.inf, np.inf))
+              uncertainty=(0, np.inf), keep_every=(0, np.inf), snapshot_every=(0, np.inf), workers=(0, 256), seed=(0, 2 ** 31), beta2=(0, .99999999), guidance=(-np.inf, np.inf))
 
 
 def check(config):
@@ -98,6 +98,15 @@ def _expect(config, why, **plain):
 
 
 def _training(config):
+  if config.save_failure not in ('stop', 'go on'):
+    raise InputError(f"config.save_failure={config.save_failure!r}: expected 'stop' or 'go on'")
+  kept = [name for name, _ in averages.parse(config.averages)]
+  if config.snapshot_every and not any(name.startswith('power') for name in kept):
+    raise InputError(f'config.snapshot_every={config.snapshot_every} keeps power averages for later, and config.averages={config.averages!r} has none; '
+                     "set config.averages='power(.05) | power(.1)'")
+  if config.accumulate > 1 and (learns_schedule(config) or name(config, 'draw') == 'loss_aware'):
+    raise InputError(f"config.accumulate={config.accumulate} does not work with config.schedule='learned' or config.draw='loss_aware', "
+                     'which look at the whole batch at once; set it to 1')
   if is_classifier(config):
     _expect(config, f'config.net={config.net!r}: a classifier has no use for what is set', uncertainty=0, self_condition=False, variance='fixed',
             noise='plain', error='mse')

@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion.errors import InputError
-from diffusion.noise import like, q_sample
+from diffusion.noise import like, micro_batch, q_sample
 
 
 def _log_probs(net, params, x, noise, predict, train, rngs):
@@ -14,7 +14,7 @@ def _log_probs(net, params, x, noise, predict, train, rngs):
   return jax.nn.log_softmax(logits.astype(jnp.float32))
 
 
-def loss(key, net, params, x0, cond, *, draw, predict, smoothing=0., train=True):
+def loss(key, net, params, x0, cond, *, draw, predict, smoothing=0., train=True, part=None):
   """The cross-entropy of the class of noised data.
 
   Its minimiser is the posterior p(y | x_t); it cannot go below the entropy of that, which at the noisiest level is the
@@ -30,6 +30,7 @@ def loss(key, net, params, x0, cond, *, draw, predict, smoothing=0., train=True)
     predict: noise -> Row; only what the input is multiplied by is used, as with the network that is to be guided.
     smoothing: share of the label that is spread over all classes, in [0, 1).
     train: whether the network's dropout is on.
+    part: None, or (i, n): of the i-th of n micro-batches, as in losses.loss.
   Returns:
     (scalar loss, {'mse': [B] cross-entropy, so named that it is logged as any loss is, 'logsnr': [B],
     'accuracy': [B] 0 or 1}).
@@ -41,8 +42,11 @@ def loss(key, net, params, x0, cond, *, draw, predict, smoothing=0., train=True)
   if getattr(cond, 'ndim', 0) != 2:
     raise InputError('a classifier learns from classes, one row of K probabilities an example: use data with labels')
   draw_key, eps_key, net_key = jax.random.split(key, 3)
-  noise = draw(draw_key, len(x0))
-  x = q_sample(x0, noise, jax.random.normal(eps_key, x0.shape))
+  noise, eps = draw(draw_key, len(x0)), jax.random.normal(eps_key, x0.shape)
+  if part:
+    noise, eps, x0, cond = micro_batch((noise, eps, x0, cond), *part)
+    net_key = jax.random.fold_in(net_key, part[0])
+  x = q_sample(x0, noise, eps)
   scores = _log_probs(net, params, x, noise, predict, train, {'dropout': net_key})
   wanted = (1 - smoothing) * cond + smoothing / cond.shape[1]
   cross_entropy = -jnp.sum(wanted * scores, 1)

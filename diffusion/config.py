@@ -62,7 +62,7 @@ def default():
   c.sample.mix = ''           # one condition for all, a weighted sum such as '0.5 * hero + 0.5 * food'
   c.sample.seed = 0           # picture k is the same whatever the number and the batch
   c.sample.batch = 48
-  c.sample.weights = 'ema'    # ema or raw
+  c.sample.weights = 'ema'    # ema, raw, one of config.averages, or 'posthoc(.07)': the power average of that width, from snapshots
   c.sample.bad = ''           # autoguidance: leads away from this work directory's weights, 'runs/x' or 'runs/x@600' of an earlier step
   c.sample.classifier = ''    # work directory of configs/noisy_classifier.py, for config.guide='classifier'
   c.sample.show = 'film'      # besides the grid, of: film, gif, noising, interpolation, comparison; or all
@@ -134,6 +134,8 @@ def tiny(c):
     c.data = 'sprites(size=16, n=256)'
   c.net = c.net.split('(')[0] + '(channels=16, multipliers=(1, 2), blocks=1, attention=())'
   c.batch, c.steps, c.warmup = 16, 8, 2
+  c.fsdp = c.accumulate = 1
+  c.workers = 0
   c.grid = c.grid.split('(')[0] + '(4)'
   c.log_every = c.heldout_every = c.sample_every = c.save_every = 4
   c.heldout_number = 16

@@ -5,7 +5,7 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
-from diffusion import generate, pictures, samples
+from diffusion import generate, pictures, samples, sharding
 from diffusion.build import make
 from diffusion.data.dataset import context
 from diffusion.errors import InputError
@@ -31,11 +31,11 @@ class Gauge(NamedTuple):
 def gauge(run, config, data):
   """The Gauge of a config: trains or loads the features, and looks at the data, unless the cache has them."""
   options = config.evaluate
-  extractor = make('evaluate.features', options.features)(data.train, run.mesh)
-  see = viewer(extractor, run.mesh)
-  split = train = reference(extractor, see, data.train.images, run.mesh)
+  extractor = make('evaluate.features', options.features)(data.train, sharding.own(run.mesh))
+  see = viewer(extractor, sharding.own(run.mesh))
+  split = train = reference(extractor, see, data.train.images, sharding.own(run.mesh))
   if options.split == 'heldout':
-    split = reference(extractor, see, data.heldout.images, run.mesh)
+    split = reference(extractor, see, data.heldout.images, sharding.own(run.mesh))
   if options.statistics:
     given = moments.read(options.statistics)
     if given.mean.shape[1] != extractor.size:
@@ -44,7 +44,7 @@ def gauge(run, config, data):
   if len(data.heldout.images) < measure.ENOUGH:
     return Gauge(extractor, see, split, train, None)
   order = np.random.default_rng(0).permutation(len(data.heldout.images))[:MANIFOLD]
-  return Gauge(extractor, see, split, train, (look(see, [data.heldout.images[order]], run.mesh)[0], data.heldout.labels[order]))
+  return Gauge(extractor, see, split, train, (look(see, [data.heldout.images[order]], sharding.own(run.mesh))[0], data.heldout.labels[order]))
 
 
 def protocol(config, gauge):
@@ -81,7 +81,7 @@ def make_curve(run, config, data):
   stream = generate.make_stream(run, options.seed, min(config.sample.batch, number))
 
   def point(params):
-    seen, _ = look(fixed.see, (images for images, _ in stream(params, np.arange(number), cond)), run.mesh)
+    seen, _ = look(fixed.see, (images for images, _ in stream(params, np.arange(number), cond)), sharding.own(run.mesh))
     found = frechet.fd_infinity(seen.moments, fixed.split.moments)
     return dict(fd_infinity=found.value, fd_infinity_error=found.error)
   return point
@@ -112,7 +112,7 @@ def of_samples(run, config, params, data, fixed, folder):
   options = config.evaluate
   cond, wanted = conditions(run, config, data, options.number)
   stream = generate.make_stream(run, options.seed, min(config.sample.batch, options.number))
-  seen, images = look(fixed.see, told(stream(params, np.arange(options.number), cond), options.number), run.mesh)
+  seen, images = look(fixed.see, told(stream(params, np.arange(options.number), cond), options.number), sharding.own(run.mesh))
   cond, wanted = (None if a is None else a[:len(images)] for a in (cond, wanted))
   names = None if wanted is None or wanted.ndim == 2 else [run.classes[i] for i in wanted]
   shown = slice(0, SHOWN)
@@ -125,18 +125,18 @@ def of_samples(run, config, params, data, fixed, folder):
 def of_pictures(run, config, data, fixed, seen, images, wanted, folder):
   """Measures pictures: ({name: Estimate}, the same of as many held-out pictures, details for the record); writes memorisation.png."""
   seed, known = config.evaluate.seed, fixed.extractor.classes == run.classes
-  found = measure.measure(seen, fixed.split, seed, wanted if known else None, run.mesh)
-  copies = measure.copies(seen.points, fixed.train, fixed.heldout and fixed.heldout[0].points, run.mesh)
+  found = measure.measure(seen, fixed.split, seed, wanted if known else None, sharding.own(run.mesh))
+  copies = measure.copies(seen.points, fixed.train, fixed.heldout and fixed.heldout[0].points, sharding.own(run.mesh))
   panel(images, data.train.images, copies, folder)
   details = dict(usual_distance=dict(zip(('1 %', '50 %', '99 %'), np.quantile(copies.usual, (.01, .5, .99)).tolist())))
   size = min(1000, len(seen.points), len(fixed.split.points))
-  details['kid_subsets'] = dict(zip(('mean', 'deviation'), kernel.spread(seen.points, fixed.split.points[:MANIFOLD], seed, 20, size, run.mesh)), size=size)
+  details['kid_subsets'] = dict(zip(('mean', 'deviation'), kernel.spread(seen.points, fixed.split.points[:MANIFOLD], seed, 20, size, sharding.own(run.mesh))), size=size)
   real = {}
   if fixed.heldout and config.evaluate.split == 'train':
     whole, labels = fixed.heldout
     n = min(len(whole.points), len(seen.points))
-    few = Seen(moments.moments([whole.points[:n]], mesh=run.mesh), whole.points[:n], None if whole.logits is None else whole.logits[:n])
-    real = measure.measure(few, fixed.split, seed, labels[:n] if known else None, run.mesh)
+    few = Seen(moments.moments([whole.points[:n]], mesh=sharding.own(run.mesh)), whole.points[:n], None if whole.logits is None else whole.logits[:n])
+    real = measure.measure(few, fixed.split, seed, labels[:n] if known else None, sharding.own(run.mesh))
   return found | dict(copies=copies.copies, authenticity=copies.authenticity), real, details
 
 

@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 
-from diffusion import bits, distances, heldout, samples
+from diffusion import bits, distances, heldout, samples, sharding
 from diffusion.build import make
 from diffusion.checks import learns_schedule, name
 from diffusion.errors import InputError
@@ -68,7 +68,7 @@ def prepare(run, config, data):
   if options.statistics:
     moments.read(options.statistics)
   if 'samples' in what or options.every:
-    make('evaluate.features', options.features)(data.train, run.mesh)  # weights that cannot be read stop here; features are trained here
+    make('evaluate.features', options.features)(data.train, sharding.own(run.mesh))  # weights that cannot be read stop here; features are trained here
   return what, notes
 
 
@@ -78,7 +78,7 @@ def subject(run, config, params, step, workdir, versions):
   evaluations = len(run.sampler.plan(run.levels).h) if run.denoise and name(config, 'sampler') != 'adaptive' else None
   helpers = config.sample.bad or config.sample.classifier  # which take calls of other networks
   calls = None if helpers or evaluations is None else evaluations * (1 if config.guidance == 1 or not run.classes else 2)
-  return dict(checkpoint=str(workdir), step=step, weights=config.sample.weights, weights_hash=digest(*jax.tree.leaves(jax.device_get(params))),
+  return dict(checkpoint=str(workdir), step=step, weights=config.sample.weights, weights_hash=digest(*jax.tree.leaves(sharding.fetch(params))),
               **{key: config[key] for key in told}, evaluations=evaluations, network_calls=calls, seed=config.evaluate.seed,
               config=json.loads(config.to_json()), versions=versions)
 
@@ -117,7 +117,6 @@ def evaluate(run, config, params, step, data, workdir, versions, say):
   what, notes = prepare(run, config, data)
   plain, (run, both) = params, helped(run, config, params, config.sample.classes) if run.denoise else (run, params)
   folder = type(workdir)(config.evaluate.folder) if config.evaluate.folder else samples.new_folder(workdir / 'evaluations', step)
-  folder.mkdir(parents=True, exist_ok=True)
   metrics, how, details, real = {}, {}, {}, {}
   if 'loss' in what:
     result = heldout.heldout_by_logsnr(run, plain, data.heldout)

@@ -17,8 +17,28 @@ COMPARED = (5, 10, 20, 50)  # steps at which DDPM stands beside DDIM
 SHOWN = ('film', 'gif', 'noising', 'interpolation', 'comparison')
 
 
+def make_sample(run, seed, sampler=None, levels=None, trace=None):
+  """The compiled sampler: (params, ids [B], cond [B, K] or None, start [B, H, W, C] or None) -> (uint8 [B, H, W, C], frames).
+
+  One program for the whole batch and all steps, the batch split over the devices. Arguments as for make_stream.
+  """
+  sampler, levels = sampler or run.sampler, run.levels if levels is None else levels
+  sampler = samplers.self_conditioned(sampler) if run.self_condition else sampler
+  follow = None if trace is None else lambda state: run.task.decode(state.x[np.asarray(trace)])
+
+  @partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
+  def sample(params, ids, cond, start):
+    keys = samplers.sample_keys(seed, ids)
+    x = samplers.prior(keys, levels, run.shape) if start is None else start
+    out = samplers.sample(keys, run.denoise(params, cond), sampler, levels, x, follow)
+    if not follow:
+      return run.task.decode(out), None
+    return run.task.decode(out[0]), jnp.concatenate([follow(samplers.Sample(x))[None], out[1]])
+  return sample
+
+
 def make_stream(run, seed, batch, sampler=None, levels=None, trace=None):
-  """The compiled sampler: stream(params, ids, cond=None, start=None) yields (uint8 pictures [n, H, W, C], frames), batch by batch.
+  """stream(params, ids, cond=None, start=None) yields (uint8 pictures [n, H, W, C], frames), batch by batch.
 
   Picture k depends on (seed, k) and its condition alone, not on `batch` or the devices; the number of ids need not divide by either.
 
@@ -30,19 +50,8 @@ def make_stream(run, seed, batch, sampler=None, levels=None, trace=None):
     trace: None, or the indices (within each batch) of pictures whose every step is returned as frames,
       uint8 [S+1, len(trace), H, W, C], the starting noise first.
   """
-  sampler, levels = sampler or run.sampler, run.levels if levels is None else levels
-  sampler = samplers.self_conditioned(sampler) if run.self_condition else sampler
   batch = -(-batch // run.mesh.size) * run.mesh.size
-  follow = None if trace is None else lambda state: run.task.decode(state.x[np.asarray(trace)])
-
-  @partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
-  def some(params, ids, cond, start):
-    keys = samplers.sample_keys(seed, ids)
-    x = samplers.prior(keys, levels, run.shape) if start is None else start
-    out = samplers.sample(keys, run.denoise(params, cond), sampler, levels, x, follow)
-    if not follow:
-      return run.task.decode(out), None
-    return run.task.decode(out[0]), jnp.concatenate([follow(samplers.Sample(x))[None], out[1]])
+  some = make_sample(run, seed, sampler, levels, trace)
 
   def stream(params, ids, cond=None, start=None):
     for first in tqdm(range(0, len(ids), batch), 'sampling', unit='batch', leave=False, delay=2, disable=None):

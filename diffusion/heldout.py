@@ -10,7 +10,7 @@ from diffusion import sharding
 from diffusion.errors import InputError
 from diffusion.files import write_atomic
 from diffusion.state import LOGSNR_EDGES
-from diffusion.train import host_batch
+from diffusion.feed import host_batch
 
 
 def heldout_by_logsnr(run, params, data, draws=8, seed=0):

@@ -5,6 +5,7 @@ import sys
 import time
 from typing import Any, Callable, NamedTuple
 
+from absl import logging
 from etils import epath
 import numpy as np
 
@@ -84,6 +85,16 @@ def open_board(directory, step):
   return SummaryWriter(str(directory), purge_step=step + 1, filename_suffix=f'.{step}')
 
 
+def spared(write):
+  """The same function, of which an InputError is one line of warning and not the end: for config.save_failure='go on'."""
+  def tried(*args):
+    try:
+      return write(*args)
+    except InputError as error:
+      logging.warning('%s; training goes on', error)
+  return tried
+
+
 def no_log() -> Log:
   """Writes nothing: for the processes of a run other than the first."""
   return Log(*[lambda *_: None] * 4)
@@ -132,6 +143,11 @@ def progress(total, initial=0, batch=1, every=30.0, stream=None) -> Progress:
   """
   stream = stream or sys.stderr
   return (_bar if stream.isatty() else _lines)(total, initial, batch, every, stream)
+
+
+def no_progress() -> Progress:
+  """Shows nothing: for the processes of a run other than the first."""
+  return Progress(lambda *_: None, lambda: None)
 
 
 def _bar(total, initial, batch, every, stream) -> Progress:

@@ -11,7 +11,7 @@ from diffusion import likelihood
 from diffusion.corrupt import plain
 from diffusion.denoise import beside, denoiser, split_variance
 from diffusion.errors import InputError
-from diffusion.noise import like, q_sample
+from diffusion.noise import like, micro_batch, q_sample
 from diffusion.predict import determinant
 from diffusion.times import positive, row as nearest_row
 
@@ -95,8 +95,8 @@ def own_estimate(key, net, params, x, noise, cond, predict):
 
 
 def loss(key, net, params, x0, cond, *, draw, predict, weight, error=mse(), corrupt=plain(), variance=None, uncertainty=None,
-         self_condition=False, null=None, dropout=0., train=True):
-  """The denoising loss of a batch.
+         self_condition=False, null=None, dropout=0., train=True, part=None):
+  """The denoising loss of a batch, or of a part of it.
 
   Args:
     key: decides times, noise, condition dropout and the network's dropout.
@@ -115,6 +115,8 @@ def loss(key, net, params, x0, cond, *, draw, predict, weight, error=mse(), corr
     null: cond -> the unconditional cond, for condition dropout.
     dropout: probability of dropping the condition of an example.
     train: whether the network's dropout is on.
+    part: None, or (i, n): the i-th of n micro-batches. Everything is drawn for the whole batch, so that their mean is the loss of
+      that (but for the network's dropout).
   Returns:
     (scalar loss, {'mse': [B] unweighted squared error of the output, 'logsnr': [B], 'each': [B], whose mean is the loss}).
   """
@@ -123,6 +125,9 @@ def loss(key, net, params, x0, cond, *, draw, predict, weight, error=mse(), corr
   seen, eps = corrupt(eps_key, x0)
   if dropout and cond is not None:
     cond = drop_condition(cond_key, cond, null, dropout)
+  if part:
+    noise, seen, eps, x0, cond = micro_batch((noise, seen, eps, x0, cond), *part)
+    net_key = jax.random.fold_in(net_key, part[0])
   level, x = like(noise, x0), q_sample(x0, noise, seen)
   if self_condition:
     net = beside(net, own_estimate(self_key, net, params, x, noise, cond, predict))

@@ -6,10 +6,14 @@ r"""Train a diffusion model, sample from it, look at it.
   python -m diffusion.main --config=configs/cosine_ddim.py --config.data='folder(/my/pictures, size=32)' --workdir=runs/mine
   python -m diffusion.main --mode=sample --workdir=runs/cosine_ddim --config.guidance=2 --config.sample.show=all
   python -m diffusion.main --mode=evaluate --workdir=runs/cosine_ddim            held-out loss, distances to the data, copies, likelihood
+  python -m diffusion.main --mode=export --workdir=runs/cosine_ddim              weights, and a sampler that runs without this package
   python -m diffusion.main --mode=edit --workdir=runs/cosine_ddim --config.edit.task=repaint --config.edit.picture=my.png --config.edit.mask=mask.png
 
 Every setting is --config.NAME=VALUE; diffusion/config.py lists them with their defaults. With --workdir alone, the config
 and the weights come from its checkpoint.
+
+Several hosts: start the same command on each. TPU pods, SLURM and Open MPI need nothing else; elsewhere add --coordinator=HOST:PORT
+--processes=HOW_MANY --process=WHICH.
 """
 import sys
 
@@ -17,11 +21,11 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from diffusion import platform
+from diffusion import hosts, platform
 from diffusion.config import default, filled
 from diffusion.errors import InputError
 
-MODES = ('train', 'sample', 'evaluate', 'edit')
+MODES = ('train', 'sample', 'evaluate', 'edit', 'export')
 
 
 # ---- the config, from a file or from a checkpoint
@@ -47,8 +51,12 @@ def stored(workdir):
 def define_flags(argv):
   """Defines the flags; with --workdir and no --config, the config is the one in the checkpoint."""
   flags.DEFINE_enum('mode', 'train', MODES, 'train: train, then sample; sample: draw pictures; evaluate: how good they are; '
-                    'edit: your own picture, painted anew in part or whole.')
+                    'edit: your own picture, painted anew in part or whole; export: weights, and a sampler for programs without this package.')
   flags.DEFINE_string('workdir', None, 'Where everything is written; runs/NAME_OF_THE_CONFIG if not given.')
+  flags.DEFINE_string('profile', None, 'START:END, steps of which a profile is written for TensorBoard (pip install tensorboard-plugin-profile).')
+  flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where jax does not find the other hosts by itself.')
+  flags.DEFINE_integer('processes', None, 'How many processes there are, one a host.', 1)
+  flags.DEFINE_integer('process', None, 'Which one this is, from 0.', 0)
   workdir = argument(argv, 'workdir')
   if argument(argv, 'config') is not None:
     config_flags.DEFINE_config_file('config', None, 'Recipe, such as configs/cosine_ddim.py or configs/cosine_ddim.py:tiny.')
@@ -83,7 +91,27 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)
   workdir = epath.Path(flags.FLAGS.workdir or default_workdir(sys.argv))
   from diffusion import modes  # after the flags are read: its imports take seconds
-  getattr(modes, flags.FLAGS.mode)(flags.FLAGS.config, workdir)
+  more = dict(profile=span(flags.FLAGS.profile)) if flags.FLAGS.mode == 'train' else {}
+  getattr(modes, flags.FLAGS.mode)(flags.FLAGS.config, workdir, **more)
+
+
+def span(text):
+  """'100:110' -> (100, 110); None stays None."""
+  first, _, last = (text or '').partition(':')
+  if text is None:
+    return None
+  if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+    raise InputError(f'--profile={text}: expected the first and the last step, such as 100:110')
+  return int(first), int(last)
+
+
+def join(argv):
+  """Joins the other processes, where there are some: before anything asks jax for its devices."""
+  numbers = {name: argument(argv, name) for name in ('processes', 'process')}
+  for name, text in numbers.items():
+    if text is not None and not text.isdigit():
+      raise InputError(f'--{name}={text}: expected a whole number')
+  hosts.start(argument(argv, 'coordinator'), **{name: text if text is None else int(text) for name, text in numbers.items()})
 
 
 def parse_flags(argv):
@@ -110,6 +138,7 @@ def cli():
   """The command line: bad input is one line on stderr and exit code 2."""
   try:
     platform.start()
+    join(sys.argv)
     define_flags(sys.argv)
     app.run(main, flags_parser=parse_flags)
   except (InputError, OSError) as error:

@@ -8,13 +8,16 @@ import jax
 import optax
 from etils import epath
 
-from diffusion import __version__, build, distances, editing, evaluate as evaluation, pictures, samples, sharding
+from diffusion import __version__, averages, build, distances, editing, evaluate as evaluation, export as exporting, hosts, pictures, samples, sharding
 from diffusion.checkpoint import open_checkpoints
 from diffusion.config import filled
 from diffusion.data.dataset import describe
 from diffusion.errors import InputError
+from diffusion.files import writable
 from diffusion.generate import class_conditions
-from diffusion.log import open_log, read_metrics
+from diffusion.forecast import forecast
+from diffusion.lock import hold
+from diffusion.log import no_log, open_log, read_metrics, spared
 from diffusion.metrics import record
 from diffusion.second import helped
 from diffusion.specs import parse
@@ -29,13 +32,20 @@ NOTED = ('seed', 'data', 'task', 'draw', 'weight', 'error', 'noise', 'condition_
 
 
 def say(label, text):
+  if not hosts.first():
+    return
   for i, line in enumerate(str(text).split('\n')):
     print(f'{label if i == 0 else "":<12}{line}', flush=True)
 
 
+def say_files(folder):
+  for path in sorted(folder.iterdir()) if hosts.first() else ():
+    say('wrote', path)
+
+
 def open_run(config, workdir, data=None):
   """(Experiment, checkpoints, meta). The shape and the classes come from the data where there is some, else from the checkpoint."""
-  checkpoints = open_checkpoints(workdir / 'checkpoints', config.keep, config.keep_every or None)
+  checkpoints = open_checkpoints(workdir / 'checkpoints', config.keep, config.keep_every or None, config.save_failure)
   found = checkpoints.latest_meta()
   old = found[1] if found else None
   if old is None and data is None:
@@ -43,7 +53,7 @@ def open_run(config, workdir, data=None):
   shape, classes = (data.train.images.shape[1:], data.train.classes) if data else (old['shape'], old['classes'])
   if old:
     same_model(workdir, config, filled(old['config']), dict(shape=list(shape), classes=list(classes)), old)
-  run = build.build(config, tuple(shape), tuple(classes), sharding.make_mesh())
+  run = build.build(config, tuple(shape), tuple(classes), sharding.make_mesh(config.fsdp))
   samples.check(run, config.sample)
   kept = config.copy_and_resolve_references()
   kept.evaluate.folder = ''  # of this evaluation, not of the next one
@@ -57,6 +67,8 @@ def same_model(workdir, config, old, facts, old_facts):
           if essence(config[key]) != essence(old[key])]
   if old.draw != config.draw and 'loss_aware' in old.draw + config.draw:  # what its times remember is part of the checkpoint
     gaps.append(f'config.draw: {config.draw!r} here, {old.draw!r} in the checkpoint')
+  if [name for name, _ in averages.parse(old.averages)] != [name for name, _ in averages.parse(config.averages)]:
+    gaps.append(f'config.averages: {config.averages!r} here, {old.averages!r} in the checkpoint')
   gaps += [f'{key}: {facts[key]} here, {old_facts[key]} in the checkpoint' for key in facts if facts[key] != old_facts[key]]
   if gaps:
     raise InputError(f'{workdir} holds a checkpoint of another model ({"; ".join(gaps)}); use another --workdir')
@@ -83,13 +95,20 @@ def restore(run, checkpoints):
   return restored and restored.state
 
 
-def train(config, workdir):
-  """Trains to config.steps, resuming where a checkpoint is, then samples."""
+def train(config, workdir, profile=None):
+  """Trains to config.steps, resuming where a checkpoint is, then samples. profile: see train.trace."""
+  writable(workdir)
+  with hold(workdir) if hosts.first() else contextlib.nullcontext():
+    train_alone(config, workdir, profile)
+
+
+def train_alone(config, workdir, profile):
+  """The same in a work directory that is held."""
   build.check(config)
   evaluation.check(config.evaluate)
   if 'classifier' in build.guides(config):
     raise InputError("config.guide='classifier' is for --mode=sample: train without it, then sample with config.sample.classifier")
-  sharding.check_batch('config.batch', config.batch, sharding.make_mesh())
+  sharding.check_batch('config.batch', config.batch, sharding.make_mesh(config.fsdp), config.accumulate)
   samples.wanted_shows(config.sample.show)
   say('data', config.data)
   data = build.load_data(config)
@@ -102,15 +121,20 @@ def train(config, workdir):
   if state is None:
     state = make_state(run, jax.random.key(config.seed))
   step = int(state.step)
-  number = sum(a.size for a in jax.tree.leaves(state.params))
-  say('network', f'{number / 1e6:.2f} million parameters on {run.mesh.size} {jax.default_backend()} devices')
   say('training', f'steps {step} to {config.steps}, {config.batch} pictures each' if step < config.steps else
       f'complete: {step} steps are done; give a larger --config.steps to train on')
   if step < config.steps:
-    log = open_log(workdir, step)
+    lines, usage = forecast(run, config)
+    for label, text in lines.items():
+      say(label, text)
+    hosts.meet(f'training from step {step}')
+    snapshots = open_checkpoints(workdir / 'snapshots', sys.maxsize, None, config.save_failure) if config.snapshot_every else None
+    log = open_log(workdir, step) if hosts.first() else no_log()
     log.text('config', f'```\n{config}\n```')
+    show, forgive = look(run, config, workdir, log), spared if config.save_failure == 'go on' else lambda write: write
     with contextlib.closing(log):
-      state, complete = fit(run, data, state, checkpoints, log, meta, look(run, config, workdir, log), curve(run, config, workdir, data))
+      state, complete = fit(run, data, state, checkpoints, log._replace(scalars=forgive(log.scalars)), meta, forgive(show),
+                            curve(run, config, workdir, data), snapshots, usage, (profile, workdir / 'tensorboard'))
     if not complete:
       say('stopped', f'at step {int(state.step)}, which is saved; the same command goes on from there')
       return
@@ -149,7 +173,8 @@ def curve(run, config, workdir, data):
   if run.denoise is None or not config.evaluate.every:
     return None
   point = distances.make_curve(run, config, data)
-  past = [(line['step'], line['fd_infinity'], line['fd_infinity_error']) for line in read_metrics(workdir / 'metrics.jsonl') if 'fd_infinity' in line]
+  lines = read_metrics(workdir / 'metrics.jsonl') if hosts.first() else ()
+  past = [(line['step'], line['fd_infinity'], line['fd_infinity_error']) for line in lines if 'fd_infinity' in line]
   def measure(step, params):
     values, flat = point(params), distances.plateau(past)
     past.append((step, values['fd_infinity'], values['fd_infinity_error']))
@@ -186,9 +211,7 @@ def write_evaluation(run, config, workdir, state, data):
       raise InputError(f'{there} is of other settings or another step; name another config.evaluate.folder')
     say('complete', f'{there} is there already')
     return
-  folder = evaluation.evaluate(run, config, weights(config, state), int(state.step), data, workdir, versions(), say)
-  for path in sorted(folder.iterdir()):
-    say('wrote', path)
+  say_files(evaluation.evaluate(run, config, weights(run, config, state, workdir), int(state.step), data, workdir, versions(), say))
 
 
 def edit(config, workdir):
@@ -198,23 +221,37 @@ def edit(config, workdir):
   given = editing.read(run, config)
   state = restore(run, checkpoints)
   say('editing', f'{config.edit.picture}: {config.edit.task}, step {int(state.step)}, {config.grid}')
-  folder = editing.write(run, config, given, workdir / 'edits', weights(config, state), int(state.step), versions())
-  for path in sorted(folder.iterdir()):
-    say('wrote', path)
+  say_files(editing.write(run, config, given, workdir / 'edits', weights(run, config, state, workdir), int(state.step), versions()))
 
 
-def weights(config, state):
-  return state.ema if config.sample.weights == 'ema' else state.params
+def export(config, workdir):
+  """Writes the newest checkpoint's weights and its sampler for programs without this package."""
+  run, checkpoints, _ = open_run(config, workdir)
+  state = restore(run, checkpoints)
+  step = int(state.step)
+  say('exporting', f'step {step}, {config.sampler}, {config.grid}')
+  folder = exporting.write(run, config, weights(run, config, state, workdir), step, workdir / 'exports' / f'step_{step}', versions())
+  say_files(folder)
+  say('try next', f'cd {folder} && python sample.py 16    (needs only jax, numpy, safetensors and pillow)')
+
+
+def weights(run, config, state, workdir):
+  """Those of a state that config.sample.weights names, or a power average from the snapshots."""
+  wanted = config.sample.weights
+  if wanted in ('ema', 'raw'):
+    return state.ema if wanted == 'ema' else state.params
+  name, args, kwargs = parse(wanted)
+  if name == 'posthoc':
+    return averages.posthoc(workdir, abstract_state(run).params, config.averages, *args, *kwargs.values(), step=int(state.step))
+  return state.averages[[name for name, _ in run.averages].index(averages.parse(wanted)[0][0])]
 
 
 def write_samples(run, config, workdir, state, data=None):
   """Draws what config.sample asks for into a new folder of the work directory."""
-  run, params = helped(run, config, weights(config, state), config.sample.classes)
+  run, params = helped(run, config, weights(run, config, state, workdir), config.sample.classes)
   steps, options = len(run.levels.logsnr) - 1, config.sample
   say('sampling', f'{options.number} pictures of step {int(state.step)}, {steps} steps of {config.sampler} each')
-  folder = samples.write(run, config, workdir / 'samples', params, int(state.step), versions(), data)
-  for path in sorted(folder.iterdir()):
-    say('wrote', path)
+  say_files(samples.write(run, config, workdir / 'samples', params, int(state.step), versions(), data))
 
 
 def closing(config, workdir, step, classes):

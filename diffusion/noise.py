@@ -64,6 +64,11 @@ def like(noise, x):
   return Noise(*(expand(a) for a in noise))
 
 
+def micro_batch(batch, i, n):
+  """The i-th of n equal parts of a batch, leaves [B, ...] -> [B/n, ...]: every n-th row, so that each device keeps to its own rows."""
+  return jax.tree.map(lambda a: jnp.reshape(a, (a.shape[0] // n, n, *a.shape[1:]))[:, i], batch)
+
+
 def q_sample(x0, noise, eps):
   """Draws x_t ~ q(x_t | x0): alpha * x0 + sigma * eps (DDPM, arXiv:2006.11239, equation 4).
 

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 
-from diffusion import generate, grids, pictures
+from diffusion import averages, generate, grids, hosts, pictures
 from diffusion.build import load_data
-from diffusion.specs import unknown
+from diffusion.specs import parse, resolve, unknown
 from diffusion.errors import InputError
 from diffusion.files import write_atomic
 
@@ -19,13 +19,24 @@ def check(run, options):
   """Raises InputError where config.sample does not fit the model: before training, and before anything is drawn."""
   if options.number < 1 or options.batch < 1:
     raise InputError(f'config.sample: number={options.number} and batch={options.batch} must be at least 1')
-  if options.weights not in ('ema', 'raw'):
-    raise InputError(f"config.sample.weights={options.weights!r}: expected 'ema' or 'raw'")
+  check_weights(run, options.weights)
   wanted_shows(options.show)
   conditions(run, options)
   if 'comparison' in wanted_shows(options.show):
     for S in generate.comparable(run.schedule, generate.COMPARED):
       grids.trailing(S)(run.schedule)
+
+
+def check_weights(run, wanted):
+  """Raises InputError where config.sample.weights names weights that the model does not have."""
+  field, names = 'config.sample.weights', [name for name, _ in run.averages]
+  if wanted in ('ema', 'raw'):
+    return
+  if parse(wanted)[0] == 'posthoc':
+    resolve({field: dict(posthoc=averages.power)}, field, wanted)
+  elif parse(wanted)[0] not in ('decay', 'power') or averages.parse(wanted)[0][0] not in names:
+    more = f', {", ".join(names)}, posthoc(WIDTH)' if names else ' (config.averages keeps more, from the first step on)'
+    raise InputError(f'{field}={wanted!r}: expected ema, raw{more}')
 
 
 def wanted_shows(text):
@@ -38,6 +49,8 @@ def wanted_shows(text):
 
 def new_folder(parent, step):
   """samples/001_step_5000, 002_..: nothing that was drawn before is touched."""
+  if not hosts.first():
+    return parent / f'step_{step}'  # where nothing is written
   parent.mkdir(parents=True, exist_ok=True)
   taken = [int(number) for path in parent.iterdir() if (number := path.name.partition('_')[0]).isdigit()]
   folder = parent / f'{max(taken, default=0) + 1:03d}_step_{step}'

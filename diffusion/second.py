@@ -3,7 +3,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from diffusion import build, guidance, learned, specs
+from diffusion import build, guidance, learned, sharding, specs
 from diffusion.checkpoint import open_checkpoints
 from diffusion.checks import guides as named, learns_schedule
 from diffusion.config import filled
@@ -24,7 +24,7 @@ def helped(run, config, params, wanted):
   """
   options, guides = config.sample, named(config)
   if learns_schedule(config):
-    run = build.on_schedule(run, config, learned.schedule(jax.device_get(params['curve'])))
+    run = build.on_schedule(run, config, learned.schedule(sharding.fetch(params['curve'])))
   if options.bad and options.classifier:
     raise InputError('config.sample.bad and config.sample.classifier: give one of them')
   if ('classifier' in guides) != bool(options.classifier):

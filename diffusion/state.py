@@ -14,12 +14,33 @@ class TrainState(NamedTuple):
   ema: Any         # averaged parameters
   opt_state: Any
   memory: Any = ()  # what the draw of times remembers of the losses: () or one array in a tuple
+  averages: Any = ()  # more averaged copies, one for each of config.averages
 
 
-def init_state(key, init, optimizer, memory=()):
-  """Parameters, their average (a copy) and the optimizer's state, at step 0."""
-  params = init(key)
-  return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params), memory)
+def init_state(params, optimizer, memory=(), averages=0):
+  """The state at step 0: parameters, copies of them as their averages (`averages` besides the first), and the optimizer's state."""
+  copy = lambda: jax.tree.map(jnp.copy, params)
+  return TrainState(jnp.zeros((), jnp.int32), params, copy(), optimizer.init(params), memory, tuple(copy() for _ in range(averages)))
+
+
+def gradient(objective, params, accumulate):
+  """Value, parts and gradient of an objective, from the whole batch or from one micro-batch after the other.
+
+  Args:
+    objective: (params, part=None) -> (mean over the rows of `part`, {name: [rows]}), as losses.loss is; part None, or (i, n).
+    params: where.
+    accumulate: n; the activations of one micro-batch are in memory at a time.
+  """
+  slope = jax.value_and_grad(objective, has_aux=True)
+  if accumulate == 1:
+    return slope(params)
+
+  def add(total, i):
+    (value, parts), grads = slope(params, part=(i, accumulate))
+    return jax.tree.map(jnp.add, total, (value, grads)), parts
+  total, parts = jax.lax.scan(add, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)), jnp.arange(accumulate))
+  value, grads = jax.tree.map(lambda a: a / accumulate, total)
+  return (value, {name: jnp.ravel(a) for name, a in parts.items()}), grads
 
 
 def by_logsnr(parts):
@@ -29,7 +50,7 @@ def by_logsnr(parts):
   return jax.ops.segment_sum(parts['mse'], bins, n), jax.ops.segment_sum(jnp.ones_like(parts['mse']), bins, n)
 
 
-def train_step(state, batch, key, *, encode, loss, optimizer, ema):
+def train_step(state, batch, key, *, encode, loss, optimizer, ema, averages=(), accumulate=1):
   """One update. Randomness is derived from `key` and the step, never carried.
 
   Args:
@@ -37,20 +58,23 @@ def train_step(state, batch, key, *, encode, loss, optimizer, ema):
     batch: what the task encodes, leaves [B, ...].
     key: the key of the run.
     encode: (key, batch) -> (x0, cond).
-    loss: (key, params, x0, cond, train, *memory) -> (scalar, {'mse', 'logsnr', and 'memory' where the state has one}).
+    loss: (key, params, x0, cond, train, *memory, part=None) -> (scalar, {'mse', 'logsnr', and 'memory' where the state has one}).
     optimizer: an optax transformation.
     ema: step -> decay of the average.
+    averages: the same for each of state.averages.
+    accumulate: micro-batches into which the batch is divided.
   Returns:
     (state, {'loss', 'grad_norm', 'error', 'count'}): scalars, and the squared error by log-SNR.
   """
   encode_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
   x0, cond = encode(encode_key, batch)
-  objective = lambda params: loss(loss_key, params, x0, cond, True, *state.memory)
-  (value, parts), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+  objective = lambda params, **part: loss(loss_key, params, x0, cond, True, *state.memory, **part)
+  (value, parts), grads = gradient(objective, state.params, accumulate)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  average = optax.incremental_update(params, state.ema, 1 - ema(state.step))
+  average = lambda old, decay: optax.incremental_update(params, old, 1 - decay(state.step))
   error, count = by_logsnr(parts)
   metrics = dict(loss=value, grad_norm=optax.tree.norm(grads), error=error, count=count)
   memory = (parts['memory'],) if state.memory else ()
-  return TrainState(state.step + 1, params, average, opt_state, memory), metrics
+  others = tuple(average(old, decay) for old, decay in zip(state.averages, averages, strict=True))
+  return TrainState(state.step + 1, params, average(state.ema, ema), opt_state, memory, others), metrics

@@ -1,16 +1,18 @@
 """The training loop, readable top to bottom."""
+import collections
 import contextlib
 import signal
 import time
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from diffusion import sharding
-from diffusion.data.dataset import batch_indices, context
+from diffusion import hosts, sharding
 from diffusion.errors import InputError
-from diffusion.log import progress
+from diffusion.feed import feed, host_batch
+from diffusion.log import no_progress, progress
 from diffusion.state import LOGSNR_EDGES, TrainState, init_state, train_step
 
 
@@ -21,31 +23,36 @@ def bin_names():
   return [f'loss_by_logsnr/{name}' for name in (f'below_{edges[0]}', *middle, f'above_{edges[-1]}')]
 
 
-def host_batch(data, indices):
-  """The examples at `indices` as the arrays that a task encodes."""
-  batch = dict(images=data.images[indices])
-  if data.classes:
-    batch['cond'] = context(data.labels[indices], data.classes)
-  return batch
-
-
 def make_state(run, key):
-  """The state at step 0, laid out on the mesh."""
-  make = lambda: init_state(key, run.init, run.optimizer, run.memory)
-  return jax.device_put(make(), sharding.replicated(run.mesh))
+  """The state at step 0, made in its place on the mesh: nothing that is divided is ever whole on one device."""
+  places = jax.tree.map(lambda a: a.sharding, abstract_state(run))
+  params = sharding.put(run.init(key), places.params)
+  make = lambda params, memory: init_state(params, run.optimizer, memory, len(run.averages))
+  return jax.jit(make, out_shardings=places)(params, run.memory)
 
 
 def abstract_state(run):
   """The shapes and places of a state, without making one."""
-  shapes = jax.eval_shape(lambda key: init_state(key, run.init, run.optimizer, run.memory), jax.random.key(0))
-  return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding.replicated(run.mesh)), shapes)
+  make = lambda key: init_state(run.init(key), run.optimizer, run.memory, len(run.averages))
+  shapes = jax.eval_shape(make, jax.random.key(0))
+  return jax.tree.map(lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes, sharding.by_shape(run.mesh, shapes))
+
+
+def abstract_batch(run):
+  """The shapes and places of a batch and of the key, as make_train_step's function takes them after the state."""
+  placed = lambda shape, dtype, place: jax.ShapeDtypeStruct(shape, dtype, sharding=place(run.mesh))
+  batch = dict(images=placed((run.plan.batch, *run.shape), np.uint8, sharding.batched))
+  if run.classes:
+    batch['cond'] = placed((run.plan.batch, len(run.classes)), np.float32, sharding.batched)
+  return batch, jax.eval_shape(lambda: jax.random.key(0))
 
 
 def make_train_step(run):
   """The compiled step: (state, batch, key) -> (state, metrics). The state is donated."""
-  step = partial(train_step, encode=run.task.encode, loss=run.loss, optimizer=run.optimizer, ema=run.ema)
-  place = sharding.replicated(run.mesh)
-  return jax.jit(step, donate_argnums=0, out_shardings=(place, place))
+  step = partial(train_step, encode=run.task.encode, loss=run.loss, optimizer=run.optimizer, ema=run.ema,
+                 averages=tuple(decay for _, decay in run.averages), accumulate=run.plan.accumulate)
+  places = jax.tree.map(lambda a: a.sharding, abstract_state(run))
+  return jax.jit(step, donate_argnums=0, out_shardings=(places, sharding.replicated(run.mesh)))
 
 
 def make_heldout_loss(run, data, number):
@@ -99,16 +106,50 @@ def stop_requests():
 
 
 @contextlib.contextmanager
-def _finishing(checkpoints):
+def _finishing(*written):
   """What was saved is on the disk when the loop is left, by whichever way."""
   try:
     yield
   finally:
-    checkpoints.wait()
+    for checkpoints in written:
+      checkpoints.wait()
 
 
-def fit(run, source, state, checkpoints, log, meta, look, curve=None) -> tuple[TrainState, bool]:
-  """Trains from the state's step to plan.steps, logging, looking and saving on the way.
+def votes(mesh, late):
+  """A function asked -> whether any process was asked to stop, the same answer in all of them, `late` calls late so that none waits."""
+  if jax.process_count() == 1:
+    return lambda asked: asked
+  rows, some = len(sharding.local_rows(mesh, mesh.size)), jax.jit(jnp.any, out_shardings=sharding.replicated(mesh))
+  cast = collections.deque()
+  def vote(asked):
+    cast.append(some(sharding.put_rows(np.full(rows, asked), mesh, mesh.size)))
+    return len(cast) > late and bool(cast.popleft())
+  return vote
+
+
+@contextlib.contextmanager
+def trace(when, folder):
+  """A function that is told each step before it is done, and writes a profile of the steps `when`, (first, last) or None."""
+  first, last = when or (0, 0)
+  running = []
+  def stop():
+    if running:
+      running.clear()
+      jax.profiler.stop_trace()
+  def before(step):
+    if step == first and when:
+      jax.profiler.start_trace(str(folder))
+      running.append(step)
+    elif step == last + 1:
+      stop()
+  try:
+    yield before
+  finally:
+    stop()
+
+
+def fit(run, source, state, checkpoints, log, meta, look, curve=None, snapshots=None, usage=lambda rate: {}, profile=(None, None)):
+  """Trains from the state's step to plan.steps, logging, looking and saving on the way. Every process calls it.
 
   Args:
     run: the Experiment.
@@ -118,6 +159,9 @@ def fit(run, source, state, checkpoints, log, meta, look, curve=None) -> tuple[T
     meta: JSON record stored in every checkpoint.
     look: (step, params) -> None, draws the pictures that are followed during training.
     curve: None, or (every, (step, params) -> values): what else is measured of the averaged weights every so many steps, and logged.
+    snapshots: None, or the Checkpoints that get state.averages every plan.snapshot_every steps.
+    usage: images per second -> values that are logged with it.
+    profile: ((first, last) step or None, folder) of a profile for TensorBoard.
   Returns:
     (state, whether it reached the last step); it stops early, after saving, where it is asked to (SIGTERM, Ctrl-C).
   Raises:
@@ -128,25 +172,32 @@ def fit(run, source, state, checkpoints, log, meta, look, curve=None) -> tuple[T
   heldout = make_heldout_loss(run, source.heldout, plan.heldout_number) if len(source.heldout.images) else None
   every, measure = curve or (plan.steps + 1, None)
   start = int(state.step)
-  window, bar, clock = [], progress(plan.steps, start, plan.batch), time.monotonic()
+  window, bar, clock = [], progress(plan.steps, start, plan.batch) if hosts.first() else no_progress(), time.monotonic()
   # One step in flight on CPU, where simulated devices share the threads; one more in the queue elsewhere.
   ahead = 1 if jax.default_backend() == 'cpu' else 2
-  with stop_requests() as stopped, contextlib.closing(bar), _finishing(checkpoints):
+  vote = votes(run.mesh, ahead - 1)
+  rows = sharding.local_rows(run.mesh, plan.batch)
+  put = partial(sharding.put_rows, mesh=run.mesh, size=plan.batch)
+  batches = feed(source.train, plan.batch, plan.seed, start, plan.steps, rows, put, plan.workers)
+  with (stop_requests() as asked, contextlib.closing(bar), _finishing(checkpoints, *([snapshots] if snapshots else [])), contextlib.closing(batches),
+        trace(*profile) as profiled):
     for done in range(start + 1, plan.steps + 1):
-      indices = batch_indices(len(source.train.images), plan.batch, plan.seed, done - 1)
-      batch = sharding.put_batch(host_batch(source.train, indices), run.mesh)
+      batch = batches.next()
+      profiled(done)
       if len(window) >= ahead:
         jax.block_until_ready(window[-ahead])
+      stopped = vote(bool(asked))
       state, metrics = step_fn(state, batch, key)
       window.append(metrics)
-      last = done == plan.steps or bool(stopped)
+      last = done == plan.steps or stopped
       due = lambda every: done % every == 0 or done == plan.steps
       values = {}
       if any(map(due, (plan.log_every, plan.save_every, plan.heldout_every, every))) or last:
         values = summarise(window, done)
         seconds = time.monotonic() - clock
-        values |= dict(learning_rate=float(run.rate(done - 1)), ema_decay=float(run.ema(done - 1)),
-                       images_per_second=len(window) * plan.batch / seconds)
+        rate = len(window) * plan.batch / seconds
+        values |= dict(learning_rate=float(run.rate(done - 1)), ema_decay=float(run.ema(done - 1)), images_per_second=rate,
+                       data_wait=batches.waited() / seconds, **usage(rate))
         window = []
         if heldout and due(plan.heldout_every) and not stopped:
           values |= heldout(state.ema)
@@ -154,6 +205,8 @@ def fit(run, source, state, checkpoints, log, meta, look, curve=None) -> tuple[T
           values |= measure(done, state.ema)
         log.scalars(done, values)
       bar.update(done, values.get('loss'))
+      if snapshots and due(plan.snapshot_every):
+        snapshots.save(done, state.averages, meta)
       if due(plan.save_every) or last:
         checkpoints.save(done, state, meta)
       if done % plan.sample_every == 0 and not last:
@@ -161,5 +214,6 @@ def fit(run, source, state, checkpoints, log, meta, look, curve=None) -> tuple[T
       if last:
         break
       if not window:
+        batches.waited()
         clock = time.monotonic()  # what was logged, saved and drawn does not count as training
   return state, int(state.step) == plan.steps

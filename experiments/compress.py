@@ -155,6 +155,7 @@ def compress(model, options, out):
   if not 1 <= options.number <= len(held.images):
     raise InputError(f'--number={options.number}: expected from 1 to the {len(held.images)} held-out pictures')
   part = take(held, np.random.default_rng(0).permutation(len(held.images))[:options.number])
+  part = part._replace(images=part.images[:])  # those of a stream are read now
   x0, cond = model.encode(part)
   print('choosing levels and variances ..', flush=True)
   sigma_min, shares = fit(model, options.steps, options.sigma_min)

@@ -25,6 +25,13 @@ def state_at(step):
   return State(jnp.int32(step), params, optax.adamw(1e-3).init(params), key)
 
 
+def mixed():
+  """A state with arrays that divide by 8 along either dimension, and such that do not."""
+  rng = np.random.default_rng(3)
+  sizes = dict(wide=(5, 16), tall=(24, 3), uneven=(7, 5), vector=(8,))
+  return {'state': state_at(1)} | {name: jnp.asarray(rng.normal(size=size), jnp.float32) for name, size in sizes.items()}
+
+
 def abstract(tree):
   def struct(x):
     return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, jax.Array) else x

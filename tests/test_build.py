@@ -13,7 +13,7 @@ SHAPE, CLASSES = (8, 8, 1), ('a', 'b')
 
 @pytest.fixture(scope='module')
 def mesh():
-  return sharding.make_mesh(jax.devices()[:1])
+  return sharding.make_mesh(devices=jax.devices()[:1])
 
 
 def config(**changes):

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import checkpoint
+from diffusion import checksums as checksums_of
 from diffusion.checkpoint import checksums, open_checkpoints
 from diffusion.errors import InputError
-from tests.checkpoint_states import abstract, python, same_bits, state_at
+from tests.checkpoint_states import abstract, mixed, python, same_bits, state_at
 
 
 # ---- round trip
@@ -109,7 +109,7 @@ def test_the_parts_of_an_array_add_up_to_its_checksum_however_it_is_cut():
       for i in range(0, 6, 6 // rows):
         for j in range(0, 10, 10 // columns):
           part = array[i:i + 6 // rows, :, j:j + 10 // columns]
-          total += int(checkpoint._checksum(part, [i, 0, j], array.shape))
+          total += int(checksums_of.of_part(part, [i, 0, j], array.shape))
       assert total % 2**32 == checksums([array])['0']
 
 
@@ -120,34 +120,52 @@ def test_a_typed_key_is_refused_with_what_to_store_instead(tmp_path):
 
 # ---- devices
 
-ON_DEVICES = '''
-import sys, jax, numpy as np
-from jax.sharding import NamedSharding, PartitionSpec as P
-from diffusion.checkpoint import checksums, open_checkpoints
-mesh = jax.make_mesh((len(jax.devices()),), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
-x = np.random.default_rng(0).normal(size=(8, 12)).astype(np.float32)
-specs = {'rows': P('data'), 'columns': P(None, 'data'), 'all': P()}
-out = open_checkpoints(sys.argv[2])
-if sys.argv[1] == 'save':
-  out.save(1, {k: jax.device_put(x, NamedSharding(mesh, s)) for k, s in specs.items()}, checksums({'x': x}))
-  out.close()
-else:
-  shardings = {k: NamedSharding(mesh, s) for k, s in specs.items()}
-  tree = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s) for k, s in shardings.items()}
-  found = out.restore(tree)
-  assert all(np.array_equal(found.state[k], x) and found.state[k].sharding == tree[k].sharding for k in tree)
-  assert set(checksums(found.state).values()) == set(found.meta.values())
+ON_EIGHT = '''
+import sys, jax
+from diffusion import sharding
+from diffusion.checkpoint import open_checkpoints
+from tests.checkpoint_states import mixed, same_bits
+out = open_checkpoints(sys.argv[1], keep=9)
+host = mixed()
+
+def restored(step, fsdp, devices):
+  mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
+  places = sharding.by_shape(mesh, host)
+  tree = jax.tree.map(lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), host, places)
+  state = out.restore(tree, step).state
+  assert same_bits(state, host), (step, fsdp, devices)
+  assert jax.tree.map(lambda a: a.sharding, state) == places
+  for name in ('wide', 'tall'):  # divided indeed
+    assert {shard.data.size for shard in state[name].addressable_shards} == {host[name].size // fsdp}
+  return state
+
+def passed_on(step, fsdp, devices):
+  out.save(step, restored(step - 1, fsdp, devices), {})
+  out.wait()
+
+passed_on(2, 8, 8)   # what one device saved, on fsdp = 8
+passed_on(3, 4, 8)   # data x fsdp = 2 x 4
+passed_on(4, 8, 8)   # and back
+passed_on(5, 1, 2)   # two devices, all data
+restored(3, 1, 1)
+restored(4, 1, 8)
+out.close()
 '''
 
 
-def test_saved_on_two_devices_restored_on_four_and_on_one(tmp_path):
-  for action, devices in [('save', 2), ('restore', 4)]:
-    command, env = python(ON_DEVICES, action, tmp_path, devices=devices)
-    subprocess.run(command, env=env, check=True)
-  x = np.random.default_rng(0).normal(size=(8, 12)).astype(np.float32)
-  struct = jax.ShapeDtypeStruct((8, 12), np.float32)
-  found = open_checkpoints(tmp_path).restore({'rows': struct, 'columns': struct, 'all': struct})
-  assert all(np.array_equal(leaf, x) and len(leaf.devices()) == 1 for leaf in found.state.values())
+def test_saved_on_one_device_on_eight_and_on_two_by_four_and_restored_on_each_other(tmp_path):
+  state = mixed()
+  out = open_checkpoints(tmp_path, keep=9)
+  out.save(1, state, {})
+  out.close()
+  command, env = python(ON_EIGHT, tmp_path, devices=8)
+  subprocess.run(command, env=env, check=True)
+  records = []
+  for step in (1, 2, 3, 4, 5):  # in this process, which has one device
+    found = open_checkpoints(tmp_path).restore(abstract(state), step)
+    assert same_bits(found.state, state) and {len(leaf.devices()) for leaf in jax.tree.leaves(found.state)} == {1}
+    records.append((tmp_path / str(step) / 'meta' / 'metadata').read_text())
+  assert len(jax.devices()) == 1 and len(set(records)) == 1  # the checksums do not depend on the mesh either
 
 
 def test_keep_below_one_is_refused(tmp_path):

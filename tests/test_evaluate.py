@@ -25,7 +25,7 @@ DATA = Source(Dataset(PICTURES, LABELS, ('often', 'seldom')), Dataset(PICTURES[:
 def experiment(**changes):
   config = tiny(default())
   config.update(dict(net='unet(channels=16, multipliers=(1,), blocks=1, attention=())') | changes)
-  return build.build(config, (8, 8, 1), DATA.train.classes, sharding.make_mesh(jax.devices()[:1])), config
+  return build.build(config, (8, 8, 1), DATA.train.classes, sharding.make_mesh(devices=jax.devices()[:1])), config
 
 
 def test_samples_are_asked_for_in_the_proportions_of_the_data_unless_classes_are_named():
@@ -84,7 +84,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(heldout, fi
 
 def test_a_stream_is_seen_alike_however_it_is_cut_and_keeps_only_so_much():
   see = lambda images: Features(images.reshape(len(images), -1)[:, :5].astype(np.float32), None)
-  mesh = sharding.make_mesh(jax.devices()[:1])
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
   whole, first = distances.look(see, [PICTURES], mesh)
   cut, _ = distances.look(see, np.split(PICTURES, [3, 100, 250]), mesh)
   for a, b in zip(whole.moments, cut.moments):
@@ -137,7 +137,7 @@ PIXELS = np.clip(np.rint(RNG.normal(127.5, STD, (40, 8, 8, 1))), 0, 255).astype(
 
 
 def likelihood(measure, schedule, number=40, cut=True):
-  run = SimpleNamespace(mesh=sharding.make_mesh(jax.devices()[:1]), schedule=schedule, classes=(), self_condition=False, task=image(), shape=(8, 8, 1),
+  run = SimpleNamespace(mesh=sharding.make_mesh(devices=jax.devices()[:1]), schedule=schedule, classes=(), self_condition=False, task=image(), shape=(8, 8, 1),
                         plain=lambda params, cond: gaussian_denoiser(0., STD / 127.5))
   config = default()
   config.evaluate.likelihood_number = number
@@ -179,7 +179,7 @@ def test_levels_that_a_model_cannot_follow_are_left_to_the_decoder():
   def poor(x, noise):  # never nearer than .05 to the truth
     x0 = good(x, noise).x0 + .05 * np.sign(np.sin(np.arange(64.))).reshape(8, 8, 1)
     return from_x0(like(noise, x), x, x0)
-  run = SimpleNamespace(mesh=sharding.make_mesh(jax.devices()[:1]), schedule=schedules.cosine(), classes=(), self_condition=False, task=image(), shape=(8, 8, 1),
+  run = SimpleNamespace(mesh=sharding.make_mesh(devices=jax.devices()[:1]), schedule=schedules.cosine(), classes=(), self_condition=False, task=image(), shape=(8, 8, 1),
                         plain=lambda params, cond: poor)
   pixels = Dataset(PIXELS, np.zeros(40, np.int32))
   config, data = default(), Source(pixels, pixels)

@@ -6,11 +6,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / 'diffusion'
 LEVELS = [
-  ['errors'], ['noise', 'files'], ['schedules'], ['schedule_transforms', 'grids', 'predict', 'times'],
-  ['denoise', 'data', 'checkpoint', 'log', 'pictures', 'weights', 'corrupt', 'likelihood'],
-  ['losses', 'samplers', 'guidance', 'classify', 'specs', 'sharding', 'nets', 'platform'],
-  ['tasks', 'edit', 'learned', 'metrics', 'bound', 'ode'], ['config', 'parts', 'codec'], ['checks'], ['build', 'state'],
-  ['train', 'generate'], ['heldout', 'samples', 'second', 'bits'], ['distances'], ['editing', 'evaluate'], ['modes'], ['main'],
+  ['errors'], ['noise', 'hosts', 'checksums', 'costs'], ['files', 'schedules'], ['schedule_transforms', 'grids', 'predict', 'times'],
+  ['denoise', 'data', 'lock', 'log', 'pictures', 'weights', 'corrupt', 'likelihood'],
+  ['checkpoint'], ['losses', 'samplers', 'guidance', 'classify', 'specs', 'sharding', 'nets', 'platform'],
+  ['tasks', 'edit', 'learned', 'metrics', 'bound', 'ode'], ['config', 'parts', 'codec', 'averages'], ['checks'], ['build', 'state'],
+  ['feed'], ['train', 'generate'], ['forecast', 'heldout', 'samples', 'second', 'bits'], ['distances'], ['editing', 'evaluate', 'export'], ['modes'], ['main'],
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
 

@@ -22,7 +22,7 @@ def world(cache_dir):
   patch.setenv('DIFFUSION_CACHE', str(cache_dir))
   patch.setattr(own, 'BATCH', 48)
   patch.setattr(own, 'Cnn', Small)
-  source, mesh = sources.sprites(size=16, n=1500, heldout=300), sharding.make_mesh(jax.devices()[:1])
+  source, mesh = sources.sprites(size=16, n=1500, heldout=300), sharding.make_mesh(devices=jax.devices()[:1])
   extractor = own.own(250)(source.train, mesh)
   see = viewer(extractor, mesh)
   yield extractor, see, source, reference(extractor, see, source.train.images, mesh)
@@ -31,7 +31,7 @@ def world(cache_dir):
 
 def distance(world, images):
   _, see, _, train = world
-  return frechet.fd_infinity(look(see, [images], sharding.make_mesh(jax.devices()[:1]))[0].moments, train.moments)
+  return frechet.fd_infinity(look(see, [images], sharding.make_mesh(devices=jax.devices()[:1]))[0].moments, train.moments)
 
 
 def test_it_tells_the_class_of_pictures_it_has_not_seen(world):
@@ -76,7 +76,7 @@ def test_a_planted_copy_is_found_and_new_pictures_are_not(world, tmp_path):
 
 def test_the_same_data_gives_the_same_classifier_from_the_cache_and_other_data_another(world):
   extractor, _, source, _ = world
-  mesh = sharding.make_mesh(jax.devices()[:1])
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
   again = own.own(250)(source.train, mesh)
   assert again.digest == extractor.digest
   assert own.own(2)(source.train, mesh).digest != extractor.digest
@@ -88,7 +88,7 @@ def test_pictures_without_classes_of_any_size_and_number_of_channels_will_do(mon
   monkeypatch.setattr(own, 'BATCH', 4)
   images = np.random.default_rng(0).integers(0, 256, (40, 24, 70, 1), np.uint8)
   data = dataset.Dataset(images, np.zeros(40, np.int32))
-  extractor = own.own(2)(data, sharding.make_mesh(jax.devices()[:1]))
+  extractor = own.own(2)(data, sharding.make_mesh(devices=jax.devices()[:1]))
   seen = jax.jit(extractor.apply)(extractor.params, images[:5])
   assert seen.points.shape == (5, extractor.size) and seen.logits is None and extractor.resize == 'linear 11x32'
   assert np.isfinite(seen.points).all()
@@ -109,7 +109,7 @@ def test_attributes_are_told_each_for_itself(monkeypatch):
   images[:, :4] += 150 * labels[:, :1, None, None]  # the first attribute brightens the upper half, the second the left one
   images[:, :, :4] += 90 * labels[:, 1:, None, None]
   data = dataset.Dataset((images + rng.random(images.shape) * 10).astype(np.uint8), labels, ('up', 'left'))
-  extractor = own.own(80)(data, sharding.make_mesh(jax.devices()[:1]))
+  extractor = own.own(80)(data, sharding.make_mesh(devices=jax.devices()[:1]))
   logits = jax.jit(extractor.apply)(extractor.params, data.images).logits
   seen = scores.attribute_accuracy(logits, labels)
   assert seen.value > .8 and extractor.classes == ('up', 'left')

@@ -13,7 +13,8 @@ from tests.test_main import FASHION, ROOT, refused
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem)
 def test_every_recipe_fits_together_at_full_size(path):
   recipe = runpy.run_path(str(path))['get_config']
-  for variant in ('', 'tiny'):
+  others = dict(cifar10=('pod',), imagenet64=('pod', 'quarter'))
+  for variant in ('', 'tiny', *others.get(path.stem, ())):
     check(recipe(variant))
 
 

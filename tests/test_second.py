@@ -27,7 +27,7 @@ def config(**changes):
 
 def stored(folder, config, steps=(1,), classes=CLASSES):
   """A work directory whose checkpoints hold fresh weights, of another seed at every step."""
-  run = build.build(config, SHAPE, classes, sharding.make_mesh(jax.devices()[:1]))
+  run = build.build(config, SHAPE, classes, sharding.make_mesh(devices=jax.devices()[:1]))
   checkpoints = open_checkpoints(folder / 'checkpoints')
   weights = {}
   for step in steps:

@@ -26,7 +26,7 @@ def config(**changes):
 
 
 def experiment(**changes):
-  return build.build(config(**changes), SHAPE, CLASSES, sharding.make_mesh(jax.devices()[:1]))
+  return build.build(config(**changes), SHAPE, CLASSES, sharding.make_mesh(devices=jax.devices()[:1]))
 
 
 def batches(number):
@@ -86,7 +86,7 @@ class Before(NamedTuple):
 
 
 def test_a_checkpoint_from_before_the_memory_is_restored(tmp_path):
-  state = init_state(jax.random.key(0), lambda key: {'w': jax.random.normal(key, (3,))}, optax.adam(1e-3))
+  state = init_state({'w': jax.random.normal(jax.random.key(0), (3,))}, optax.adam(1e-3))
   checkpoints = open_checkpoints(tmp_path)
   checkpoints.save(7, Before(*state[:4])._replace(step=jnp.int32(7)), {})
   checkpoints.close()
@@ -101,7 +101,7 @@ def test_the_step_hands_the_memory_to_the_loss_and_keeps_what_comes_back():
     return jnp.sum(params ** 2), parts if memory is None else parts | dict(memory=memory + 1)
   options = dict(encode=lambda key, batch: (batch, None), loss=loss, optimizer=optax.sgd(.1), ema=lambda step: .9)
   for memory in ((), (jnp.zeros(3),)):
-    state = init_state(jax.random.key(0), lambda key: jnp.ones(2), optax.sgd(.1), memory)
+    state = init_state(jnp.ones(2), optax.sgd(.1), memory)
     for _ in range(2):
       state, _ = train_step(state, np.zeros(2, np.float32), jax.random.key(0), **options)
     assert len(state.memory) == len(memory) and all(np.array_equal(a, np.full(3, 2.)) for a in state.memory)
@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_named(changes, message):
 
 def test_a_learned_schedule_moves_stays_monotone_and_is_what_samples_are_drawn_on(tmp_path):
   c = config(schedule='learned(pieces=6)', predict='eps', weight='vlb', grid='trailing(5)', guidance=1., learning_rate=3e-2)
-  run = build.build(c, SHAPE, CLASSES, sharding.make_mesh(jax.devices()[:1]))
+  run = build.build(c, SHAPE, CLASSES, sharding.make_mesh(devices=jax.devices()[:1]))
   step, key = train.make_train_step(run), jax.random.key(0)
   state = train.make_state(run, key)
   before, losses = jax.device_get(state.params['curve']), []

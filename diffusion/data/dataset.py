@@ -1,8 +1,9 @@
 """What a data source hands over, and the few pure functions between it and the training step.
 
-Pictures stay uint8 [N, H, W, C] on the host. A batch is `images[batch_indices(...)]`; scaling to [-1, 1]
-happens on the device, inside the compiled step. Batch indices are a pure function of (seed, step), so the
-position in the data is one integer and resuming needs no iterator state.
+Pictures stay uint8 [N, H, W, C] on the host, in memory or on its disk (stream.py). A batch is
+`images[batch_indices(...)]`; scaling to [-1, 1] happens on the device, inside the compiled step. Batch indices
+are a pure function of (seed, step), so the position in the data is one integer and resuming needs no iterator
+state.
 """
 import functools
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from diffusion.errors import InputError
 
 
 class Dataset(NamedTuple):
-  images: np.ndarray                 # uint8 [N, H, W, C], C in 1..4
+  images: np.ndarray                 # uint8 [N, H, W, C], C in 1..4; or a Stream
   labels: np.ndarray                 # int32 [N] classes (0 if unlabelled), or float32 [N, K] context vectors
   classes: tuple[str, ...] = ()      # K names; () = unconditional
   captions: tuple[str, ...] = ()     # N texts, or ()
@@ -73,11 +74,17 @@ def _permutation(n, seed, epoch):
   return permutation
 
 
+def in_memory(data):
+  """Whether the pictures are an array; else they are a Stream, read as they are asked for."""
+  return isinstance(data.images, np.ndarray)
+
+
 def take(data, index):
   """The examples that `index` (integers or a boolean mask) selects, as a Dataset."""
   chosen = np.arange(len(data.images))[index]
+  images = data.images[chosen] if in_memory(data) else data.images.take(chosen)
   pick = lambda values: tuple(values[i] for i in chosen) if values else ()
-  return data._replace(images=data.images[chosen], labels=data.labels[chosen], captions=pick(data.captions),
+  return data._replace(images=images, labels=data.labels[chosen], captions=pick(data.captions),
                        attributes=pick(data.attributes))
 
 
@@ -111,8 +118,10 @@ def describe(source):
   """Text to show before training: counts, shape, value range, classes with counts, some captions, notes."""
   train, heldout, notes = source
   height, width, channels = train.images.shape[1:]
+  seen = train.images if in_memory(train) else train.images[:64]  # to look at all would be to read all
+  among = '' if in_memory(train) else f' in the first {len(seen)}'
   lines = [f'pictures  {len(train.images):,} for training, {len(heldout.images):,} held out, '
-           f'{height}x{width}x{channels} uint8, values {train.images.min()} to {train.images.max()}']
+           f'{height}x{width}x{channels} uint8, values {seen.min()} to {seen.max()}{among}']
   if train.classes:
     lines += [f'classes   {_counts(train)}']
   if train.captions:

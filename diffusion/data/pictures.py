@@ -23,8 +23,8 @@ def decoder(size=None, channels=3, background='white', fit='crop', resample='lan
     background.
   resample: 'nearest', 'box', 'bilinear', 'bicubic' or 'lanczos'; all but nearest average over what they drop.
   """
-  _one_of('channels', channels, _MODES)
-  _one_of('fit', fit, ('crop', 'pad'))
+  one_of('channels', channels, _MODES)
+  one_of('fit', fit, ('crop', 'pad'))
   method = as_method(resample)
   shape = as_shape(size) if size is not None else None
   try:
@@ -56,10 +56,11 @@ def as_shape(size):
 
 def as_method(resample):
   """Name of a resampling method -> Pillow's constant, checked."""
-  return _RESAMPLE[_one_of('resample', resample, _RESAMPLE)]
+  return _RESAMPLE[one_of('resample', resample, _RESAMPLE)]
 
 
-def _one_of(what, value, valid):
+def one_of(what, value, valid):
+  """value, or InputError where it is not among the valid ones."""
   if value not in valid:
     raise InputError(f'{what}={value!r} is unknown; choose from {", ".join(str(option) for option in valid)}')
   return value
@@ -111,8 +112,7 @@ def read_all(decode, names, opener, unreadable):
   Raises InputError if none is readable, or if sizes differ.
   """
   from tqdm import tqdm
-  if unreadable not in ('skip', 'stop'):
-    raise InputError(f"unreadable={unreadable!r} is unknown; choose 'skip' or 'stop'")
+  one_of('unreadable', unreadable, ('skip', 'stop'))
 
   def attempt(i):
     try:
@@ -146,11 +146,12 @@ def _collect(names, i, result, unreadable, images, good, broken):
     broken.append(f'{names[i]} ({result})')
     return
   if images and result.shape != images[0].shape:
-    raise InputError(f'pictures differ in size: {names[good[0]]} is {_by(images[0])}, '
-                     f'{names[i]} is {_by(result)}; give size=, for example size=32')
+    raise InputError(f'pictures differ in size: {names[good[0]]} is {by(images[0].shape)}, '
+                     f'{names[i]} is {by(result.shape)}; give size=, for example size=32')
   images.append(result)
   good.append(i)
 
 
-def _by(image):
-  return f'{image.shape[0]}x{image.shape[1]}'
+def by(shape):
+  """(H, W, ..) -> 'HxW'."""
+  return f'{shape[0]}x{shape[1]}'

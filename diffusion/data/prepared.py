@@ -1,13 +1,16 @@
 """Data sets prepared by TFDS, read by random access without TensorFlow in the process."""
+import functools
 import io
 import json
 import os
 import pathlib
 import re
+from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
-from diffusion.data import pictures
+from diffusion.data import pictures, stream
 from diffusion.errors import InputError
 
 _CHUNK = 1024
@@ -53,22 +56,70 @@ def pick_splits(info, train, heldout):
 
 def read(folder, split, decode_options):
   """-> dict(images uint8 [N, H, W, C], labels int32 [N], classes str [K]); unlabelled: zeros and K = 0."""
+  data = _opened(str(folder), split)
+  records = [record for chunk in _chunks(data.examples) for record in chunk]
+  names = [f'{data.name} {i}' for i in range(len(records))]
+  decode = _decoder(data, decode_options)
+  images, _, _ = pictures.read_all(decode, names, lambda i: io.BytesIO(records[i][data.image]), 'stop')
+  labels = np.array([record[data.label] if data.label else 0 for record in records], np.int32)
+  return dict(images=images, labels=labels, classes=_classes(data))
+
+
+def read_labels(folder, split):
+  """-> dict(labels int32 [N], classes str [K]), in one pass over the records, in which no picture is decoded."""
+  data = _opened(str(folder), split)
+  labels = np.zeros(len(data.examples), np.int32)
+  if data.label:
+    chunks = tqdm(_chunks(data.examples), 'reading labels (once)', -(-len(labels) // _CHUNK), delay=1, leave=False,
+                  disable=None)
+    labels = np.array([record[data.label] for chunk in chunks for record in chunk], np.int32)
+  return dict(labels=labels, classes=_classes(data))
+
+
+def open_stream(folder, split, decode_options):
+  """A Stream of the pictures of a split; its files are opened when they are first read, in each process anew."""
+  folder = str(folder)
+
+  def fetch(numbers):
+    data = _opened(folder, split)
+    records = data.examples.__getitems__([int(i) for i in numbers])
+    return [(f'{data.name} {i}', io.BytesIO(record[data.image])) for i, record in zip(numbers, records)]
+
+  data = _opened(folder, split)
+  return stream.open_stream(fetch, _decoder(data, decode_options), len(data.examples))
+
+
+class _Opened(NamedTuple):
+  name: str        # data set and split
+  examples: Any    # records by random access, with pictures as bytes
+  image: str       # key of the picture
+  label: Any       # key of the class label, or None
+  features: Any
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(folder, split):
   import tensorflow_datasets
-  builder = tensorflow_datasets.builder_from_directory(str(folder))
-  image_key, label_key = _keys(builder.info.features, builder.info.name)
-  channels = decode_options.get('channels') or builder.info.features[image_key].shape[-1] or 3
-  decode = pictures.decoder(**{**decode_options, 'channels': channels})
-  skip = {image_key: tensorflow_datasets.decode.SkipDecoding()}
-  examples = builder.as_data_source(split=split, decoders=skip)
-  records = []
+  builder = tensorflow_datasets.builder_from_directory(folder)
+  name, features = builder.info.name, builder.info.features
+  image, label = _keys(features, name)
+  skip = {image: tensorflow_datasets.decode.SkipDecoding()}
+  return _Opened(f'{name} {split}', builder.as_data_source(split=split, decoders=skip), image, label, features)
+
+
+def _chunks(examples):
   for start in range(0, len(examples), _CHUNK):
     # Seven times as fast as one by one.
-    records += examples.__getitems__(list(range(start, min(start + _CHUNK, len(examples)))))
-  names = [f'{builder.info.name} {split} {i}' for i in range(len(records))]
-  images, _, _ = pictures.read_all(decode, names, lambda i: io.BytesIO(records[i][image_key]), 'stop')
-  labels = np.array([record[label_key] if label_key else 0 for record in records], np.int32)
-  classes = builder.info.features[label_key].names if label_key else []
-  return dict(images=images, labels=labels, classes=np.array(classes, str))
+    yield examples.__getitems__(list(range(start, min(start + _CHUNK, len(examples)))))
+
+
+def _decoder(data, options):
+  channels = options.get('channels') or data.features[data.image].shape[-1] or 3
+  return pictures.decoder(**{**options, 'channels': channels})
+
+
+def _classes(data):
+  return np.array(data.features[data.label].names if data.label else [], str)
 
 
 def _keys(features, name):

@@ -1,10 +1,12 @@
 """Where pictures come from. Every public function here is a source that a config may name.
 
-A source returns `Source(train, heldout, notes)` with all pictures in memory as uint8. To add one, write a
-function that makes a `Dataset` and ends with `split(...)`; name it in build.py.
+A source returns `Source(train, heldout, notes)` with all pictures as uint8: in memory, or with stream=True on the
+disk, from which they are read while training. To add one, write a function that makes a `Dataset` and ends with
+`split(...)`; name it in build.py.
 
 `heldout` is everywhere a number of pictures (int) or a share of them (float); which ones are held out depends
-on the pictures and on `seed` only, and copies and mirror images are never divided between the two sides.
+on the pictures and on `seed` only, and copies and mirror images are never divided between the two sides. Of pictures
+that are streamed, names or numbers decide in place of their content, and copies are not noticed.
 """
 import pathlib
 
@@ -14,6 +16,7 @@ from diffusion.data import arrays, cache, dataset, pictures, prepared
 from diffusion.data import folder as folders
 from diffusion.data import sprites as art
 from diffusion.data import split as splitting
+from diffusion.data import stream as streams
 from diffusion.data.dataset import Dataset, Source
 from diffusion.errors import InputError
 
@@ -110,17 +113,21 @@ def _without_pickles(file, path):
 
 
 def folder(path, size=None, channels=3, background='white', fit='crop', resample='lanczos', unreadable='skip',
-           labelled=True, heldout=0.05, seed=0):
+           labelled=True, heldout=0.05, seed=0, stream=False):
   """Picture files of any format below a folder, in sorted order.
 
   Sub-folders are classes (labelled=False ignores them); sub-folders train and test are the parts of the data.
   Captions come from metadata.jsonl (`file_name`, `text`) or from a .txt file beside each picture.
   size, channels, background, fit, resample: see `pictures.decoder`.
   unreadable: 'skip' or 'stop' at pictures that cannot be read.
+  stream: leave the pictures on the disk and read them while training, for more than fit in memory; `size` may be
+    None if all have one. An unreadable one is met in training only: 'skip' puts the next of its class in its place.
   """
   decode = pictures.decoder(size, channels, background, fit, resample)
   root = pathlib.Path(path).expanduser()
   found = folders.listing(root, labelled)
+  if stream:
+    return _streamed_folder(root, found, decode, unreadable, heldout, seed)
 
   def make():
     images, good, notes = pictures.read_all(decode, found.names, lambda i: root / found.names[i], unreadable)
@@ -131,22 +138,41 @@ def folder(path, size=None, channels=3, background='white', fit='crop', resample
   stored = cache.cached('folder', [options, stamps], make, min_seconds=5)
   good = stored['good']
   keep = lambda values: tuple(values[i] for i in good) if values else ()
-  classes = tuple(sorted(set(found.labels)))
-  labels = np.array([classes.index(name) for name in keep(found.labels)] or np.zeros(len(good)), np.int32)
-  data = Dataset(stored['images'], labels, classes, keep(found.captions), keep(found.attributes))
+  labels, classes = _classes(found)
+  data = Dataset(stored['images'], labels[good], classes, keep(found.captions), keep(found.attributes))
   notes = tuple(found.notes + cache.unpack_text(stored['notes']))
   if found.part[0] is None:
     return splitting.split(data, heldout, seed, str(path), notes)
   return splitting.by_part(data, keep(found.part), str(path), notes)
 
 
+def _classes(found):
+  """(int32 [N], names) of a folder's listing."""
+  classes = tuple(sorted(set(found.labels)))
+  index = {name: k for k, name in enumerate(classes)}
+  return np.array([index[name] for name in found.labels] or np.zeros(len(found.names)), np.int32), classes
+
+
+def _streamed_folder(root, found, decode, unreadable, heldout, seed):
+  pictures.one_of('unreadable', unreadable, ('skip', 'stop'))
+  names, (labels, classes) = found.names, _classes(found)
+  fetch = lambda numbers: [(names[i], root / names[i]) for i in numbers]
+  images = streams.open_stream(fetch, decode, len(names), labels if unreadable == 'skip' else None)
+  data = Dataset(images, labels, classes, tuple(found.captions), tuple(found.attributes))
+  if found.part[0] is None:
+    return splitting.split(data, heldout, seed, str(root), found.notes, names)
+  return splitting.by_part(data, found.part, str(root), found.notes)
+
+
 def tfds(name, data_dir=None, size=None, channels=None, background='black', fit='crop', resample='lanczos',
-         train='train', test=None, heldout=0.05, seed=0):
+         train='train', test=None, heldout=0.05, seed=0, stream=False):
   """A data set prepared by TFDS as array_record; read without TensorFlow, and nothing is downloaded.
 
   name: as TFDS has it, such as 'cifar10' or 'name/config:1.0.0'.
   data_dir: None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
   train, test: its splits; test None takes 'test' or 'validation', or else holds out `heldout` of train.
+  stream: leave the pictures on the disk and read them while training; their labels are read once and kept in the
+    cache, in one pass over the records.
   Other arguments: see `pictures.decoder`; size=32, fit='pad' puts a border around 28x28 pictures.
   """
   decode_options = dict(size=size, channels=channels, background=background, fit=fit, resample=resample)
@@ -155,10 +181,17 @@ def tfds(name, data_dir=None, size=None, channels=None, background='black', fit=
   train, test = prepared.pick_splits(info, train, test)
 
   def load(split):
+    if stream:
+      stored = cache.cached(f'tfds-labels-{info["name"]}', [str(where.resolve()), split],
+                            lambda: prepared.read_labels(where, split), min_seconds=1)
+      images = prepared.open_stream(where, split, decode_options)
+      return Dataset(images, stored['labels'], tuple(stored['classes'].tolist()))
     stored = cache.cached(f'tfds-{info["name"]}', [str(where.resolve()), split, decode_options],
                           lambda: prepared.read(where, split, decode_options), min_seconds=1)
     return Dataset(stored['images'], stored['labels'], tuple(stored['classes'].tolist()))
 
   if not test:
-    return splitting.split(load(train), heldout, seed, name)
+    data = load(train)
+    names = [f'{train} {i}' for i in range(len(data.images))] if stream else None
+    return splitting.split(data, heldout, seed, name, names=names)
   return Source(dataset.check(load(train), name), dataset.check(load(test), name))

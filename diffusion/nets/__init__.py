@@ -37,12 +37,12 @@ def draw(seed, shapes):
     seed: array of unsigned integers.
     shapes: tree of ShapeDtypeStruct.
   Returns:
-    The same tree of float32 arrays.
+    The same tree of float32 NumPy arrays.
   """
   rng = np.random.default_rng(seed)
 
   def leaf(path, like):
-    return jnp.asarray(initial(rng, path[-1].key, like.shape))
+    return initial(rng, path[-1].key, like.shape)
 
   return jax.tree_util.tree_map_with_path(leaf, shapes)
 

@@ -58,8 +58,8 @@ def integrate(slope, y, start, end, rtol, atol, limit):
     reached = jnp.where(taken, jnp.where(h == left, end, c.w + h), c.w)
     return Cursor(keep(y, c.y), keep(slopes[6], slopes[0]), reached,
                   h * jnp.clip(.9 * size ** -.2, .2, 5.), c.tries + 1, c.evaluations + jnp.where(c.tries == 0, 7, jnp.where(done, 0, 6)))
-  first = jnp.full(len(y), (end - start) / 20, y.dtype)
-  cursor = Cursor(y, jnp.zeros_like(y), jnp.full_like(first, start), first, 0, jnp.zeros(len(y), jnp.int32))
+  first = jnp.full(y.shape[:1], (end - start) / 20, y.dtype)
+  cursor = Cursor(y, jnp.zeros_like(y), jnp.full_like(first, start), first, 0, jnp.zeros(y.shape[:1], jnp.int32))
   return jax.lax.while_loop(lambda c: (c.tries < limit) & ((c.tries == 0) | jnp.any(c.w > end)), body, cursor)
 
 
@@ -94,7 +94,7 @@ def adaptive(schedule, rtol=1e-3, atol=1e-3, limit=100):
       return pred.eps - pred.x0
     c = integrate(slope, x.astype(precise(x)) / (t.alpha + t.sigma), share(t), end, rtol, atol, limit)
     return Adaptive((s.alpha + s.sigma) * (c.y + (share(s) - end) * c.slope), c.evaluations)
-  return Sampler(lambda x: Adaptive(x, jnp.zeros(len(x), jnp.int32)), step, plan)
+  return Sampler(lambda x: Adaptive(x, jnp.zeros(x.shape[:1], jnp.int32)), step, plan)
 
 
 def _cleanest(schedule):

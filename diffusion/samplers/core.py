@@ -36,7 +36,7 @@ def gaussian(keys, index, x):
 
 def prior(keys, levels, shape):
   """The starting noise sigma_T * z, [B, *shape]; alpha_T * x0 is taken as nothing."""
-  empty = jax.ShapeDtypeStruct((len(keys), *shape), jnp.float32)
+  empty = jax.ShapeDtypeStruct((keys.shape[0], *shape), jnp.float32)
   return float(levels.sigma[0]) * gaussian(keys, 0, empty)
 
 

@@ -74,7 +74,7 @@ def ours(options, fast=None):
                  ema=lambda step: .999)
   place = sharding.replicated(mesh)
   step = jax.jit(step, donate_argnums=0, out_shardings=(place, place))
-  state = jax.device_put(init_state(jax.random.key(0), partial(init, shape=(1, *shape)), optimizer), place)
+  state = jax.device_put(init_state(init(jax.random.key(0), shape=(1, *shape)), optimizer), place)
   params = jax.tree.map(jnp.copy, state.params)  # the state itself is donated
 
   levels = grids.trailing(options.steps)(schedules.cosine())

@@ -1,0 +1,138 @@
+"""The table of `python -m experiments.aot --table`: how cost grows with chips, with the size of the model and with resolution.
+
+Each row is compiled in a process of its own and kept as OUT/rows/NAME.json; a row whose file is there is not compiled again, so that a
+killed run goes on. The report is written anew after each row.
+"""
+import argparse
+import io
+import json
+import subprocess
+import sys
+
+from etils import epath
+
+from diffusion.files import write_atomic
+
+CIFAR, IMAGENET = '--config=configs/cifar10.py:pod', '--config=configs/imagenet64.py:pod'
+DDPM = ['--config=configs/cifar10.py:pod', '--topology=v5e:8x8', '--config.batch=512', '--programs=train']
+
+
+def cifar(topology, batch, *more):
+  return [CIFAR, f'--topology={topology}', f'--config.batch={batch}', f'--config.sample.batch={batch}', *more]
+
+
+# name: (what is told of it, arguments of experiments.aot). The first rows are the recipes as they ship.
+ROWS = {
+  'cifar10-256': ('CIFAR-10, the recipe `:pod`', cifar('v5e:16x16', 2048)),
+  'imagenet64-256': ('ImageNet-64, the recipe `:pod`', [IMAGENET, '--topology=v5e:16x16']),
+  'imagenet64-64': ('ImageNet-64, the recipe `:quarter`',
+                    ['--config=configs/imagenet64.py:quarter', '--topology=v5e:8x8', '--programs=train']),
+  'cifar10-1': ('CIFAR-10, 32 a chip', cifar('v5e:1x1', 32, '--programs=train')),
+  'cifar10-16': ('CIFAR-10, 32 a chip', cifar('v5e:4x4', 512, '--programs=train')),
+  'cifar10-64': ('CIFAR-10, 32 a chip', cifar('v5e:8x8', 2048, '--programs=train')),
+  'cifar10-256x32': ('CIFAR-10, 32 a chip', cifar('v5e:16x16', 8192, '--programs=train')),
+  'cifar10-64-fsdp8': ('CIFAR-10, 32 a chip, fsdp=8', cifar('v5e:8x8', 2048, '--programs=train', '--config.fsdp=8')),
+  'imagenet64-256-data': ('ImageNet-64, fsdp=1', [IMAGENET, '--topology=v5e:16x16', '--programs=train', '--config.fsdp=1']),
+  'ddpm-32': ('the CIFAR-10 network at 32x32', DDPM),
+  'ddpm-64': ('the CIFAR-10 network at 64x64', [*DDPM, '--shape=64,64,3']),
+  'ddpm-128': ('the CIFAR-10 network at 128x128', [*DDPM, '--shape=128,128,3']),
+  'cifar10-4': ('CIFAR-10, 32 a chip', cifar('v5e:2x2', 128, '--programs=train')),
+}
+ABOUT = """Memory is what XLA reserves on one chip: arguments, results, temporaries and code. Bytes moved are those of XLA's cost
+analysis, bytes sent those of the collectives by the best ring. The time is the longest of FLOPs over the peak, bytes over the memory's
+bandwidth and bytes over the links: no run is faster, and a real one is slower. The columns v5p and v6e take the program that was
+compiled for the v5e."""
+COLUMNS = ['what', 'program', 'chips', 'fsdp', 'pictures a chip', 'parameters', 'memory a chip', 'GFLOP a picture', 'moved a chip',
+           'sent a chip', 'collectives', 'v5e: ms, bound by', 'pictures/s on v5e', 'a chip: v5e', 'v5p', 'v6e']
+SCALING = ('cifar10-1', 'cifar10-4', 'cifar10-16', 'cifar10-64', 'cifar10-256x32')
+RESOLUTION = ('ddpm-32', 'ddpm-64', 'ddpm-128')
+
+
+def main(argv):
+  parser = argparse.ArgumentParser(prog='python -m experiments.aot --table', description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--out', default='experiments/reports/aot', help='where rows and report are (default: experiments/reports/aot)')
+  parser.add_argument('--only', nargs='*', default=[], choices=list(ROWS), metavar='ROW', help=f'some of the rows: {", ".join(ROWS)}')
+  options = parser.parse_args(argv)
+  out = epath.Path(options.out)
+  for name in options.only or ROWS:
+    path = out / 'rows' / f'{name}.json'
+    if not path.exists():
+      print(f'{name:<20} compiling ..', flush=True)
+      done = subprocess.run([sys.executable, '-m', 'experiments.aot', *ROWS[name][1], f'--out={path}'], capture_output=True, text=True)
+      print(done.stdout if done.returncode == 0 else f'failed: {(done.stderr.strip() or "no message").splitlines()[-1]}', flush=True)
+    write_report(out)
+
+
+def write_report(out):
+  """OUT/report.md and aot.png of the rows that are there."""
+  rows = {name: json.loads((out / 'rows' / f'{name}.json').read_text()) for name in ROWS if (out / 'rows' / f'{name}.json').exists()}
+  if rows:
+    write_atomic(out / 'aot.png', picture(rows))
+    write_atomic(out / 'report.md', report(rows).encode())
+
+
+def report(rows):
+  versions = sorted({f'jax {r["versions"]["jax"]}, libtpu {r["versions"]["libtpu"]}' for r in rows.values()})
+  head = ['# What pods would need', '',
+          f'Compiled for TPUs that were not there, by `python -m experiments.aot --table` ({"; ".join(versions)}); {len(rows)} of {len(ROWS)} rows are finished.', '', *ABOUT.splitlines(), '']
+  lines = ['| ' + ' | '.join(COLUMNS) + ' |', '|' + '---|' * len(COLUMNS)]
+  for name, row in rows.items():
+    lines += [line(ROWS[name][0], row, program, p) for program, p in row['programs'].items()]
+  return '\n'.join(head + lines + ['', '![Scaling, resolution, memory](aot.png)', '', *notes(rows)]) + '\n'
+
+
+def line(what, row, program, p):
+  n = row['chips']
+  parts = f' in {row["accumulate"]} parts' if row['accumulate'] > 1 and program == 'train' else ''
+  memory = f'{p["needed"] / 1e9:.2f} of {p["there"] / 1e9:.1f} GB' + ('' if p['fits'] else ', **does not fit**')
+  cells = [what, program, n, row['fsdp'], f'{p["images"] / n:g}{parts}', f'{row["parameters"] / 1e6:.1f} M', memory,
+           f'{p["flops"] / p["images"] / 1e9:,.1f}']
+  if 'roofline' in p:
+    rate = {chip: p['images'] / r['seconds'] for chip, r in p['roofline'].items()}
+    first, many = p['roofline']['v5e'], ', '.join(f'{count} {kind}' for kind, (count, _) in p['collectives'].items())
+    cells += [f'{p["bytes"] / 1e9:,.1f} GB', f'{p["sent"] / 1e6:,.1f} MB', many or 'none',
+              f'{first["seconds"] * 1e3:,.1f}, {first["bound"]}', f'{rate["v5e"]:,.0f}', *(f'{rate[chip] / n:,.1f}' for chip in rate)]
+  return '| ' + ' | '.join(map(str, cells + [''] * (len(COLUMNS) - len(cells)))) + ' |'
+
+
+def notes(rows):
+  """What is gathered or exchanged that is no parameter, for each train step."""
+  yield 'Gathered or exchanged between chips in a train step, and of the size of no parameter:'
+  yield ''
+  for name, row in rows.items():
+    p = row['programs'].get('train', {})
+    if 'strangers' in p:
+      listed = sorted({f'{kind} {dtype}{shape}' for kind, dtype, shape, _ in p['strangers']})
+      yield f'* {name}: ' + (', '.join(listed[:8]) + (f' and {len(listed) - 8} more' if len(listed) > 8 else '') if listed else 'nothing')
+
+
+def picture(rows):
+  """PNG bytes: time by chips, time by resolution, memory by row."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+  figure = Figure((14, 4.5), layout='constrained')
+  FigureCanvasAgg(figure)
+  chips, pixels, memory = figure.subplots(1, 3)
+  for axis, names, x, title in ((chips, SCALING, lambda r: r['chips'], '36 M parameters, 32 pictures a chip'),
+                                (pixels, RESOLUTION, lambda r: r['shape'][0], '36 M parameters, 8 pictures a chip, 64 chips')):
+    done = [rows[name] for name in names if 'roofline' in rows.get(name, dict(programs={}))['programs'].get('train', {})]
+    axis.set_visible(bool(done))
+    if not done:
+      continue
+    for part in ('compute', 'memory', 'links'):
+      axis.plot([x(r) for r in done], [max(r['programs']['train']['roofline']['v5e'][part] * 1e3, 1e-3) for r in done], 'o-', label=part)
+    axis.set(xscale='log', yscale='log', title=title, ylabel='ms a train step, v5e', xlabel='chips' if axis is chips else 'pixels across')
+    axis.set_xticks([x(r) for r in done], [str(x(r)) for r in done])
+    axis.minorticks_off()
+    axis.legend()
+  bars = [(f'{name} {program}', p) for name, row in rows.items() for program, p in row['programs'].items()]
+  memory.barh([name for name, _ in bars], [p['needed'] / 1e9 for _, p in bars],
+              color=['tab:blue' if p['fits'] else 'tab:red' for _, p in bars])
+  memory.axvline(16 * 2 ** 30 / 1e9, color='black', linestyle=':')
+  memory.invert_yaxis()
+  memory.set(title='memory a chip (dotted: a v5e has)', xlabel='GB')
+  memory.tick_params(axis='y', labelsize=7)
+  data = io.BytesIO()
+  figure.savefig(data, format='png', dpi=90)
+  return data.getvalue()

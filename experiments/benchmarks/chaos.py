@@ -1,0 +1,221 @@
+r"""A training run that is killed with SIGKILL at random moments and started again, beside one that is never killed.
+
+  python -m experiments.benchmarks.chaos                  200 kills, some minutes
+  python -m experiments.benchmarks.chaos --kills=25 --seed=1 --workdir=/tmp/chaos
+
+The network has a few parameters; the training loop, the checkpoints, the lock and the log are the real ones. Of
+three kills one comes while the run starts and reads its checkpoint, one at some moment of training, and one when
+the folder of an unfinished checkpoint has just appeared. After each kill the finished checkpoints must all still
+be there, at most two intervals of saving lost; in the end the whole state and the logged figures must be, bit
+for bit, those of the run that was never killed. The result is a Markdown table on stdout; exit code 1 where
+anything differs. Linux only: each start is a fork of this process, which has paid for the imports.
+"""
+import os
+
+for _name in ('OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS'):
+  os.environ[_name] = '1'  # before numpy: a process with threads cannot be forked
+
+import argparse
+import contextlib
+import gc
+import pathlib
+import random
+import select
+import signal
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorboardX  # noqa: F401, so that the forks need not import it
+
+from diffusion import build, platform, sharding, train
+from diffusion.checkpoint import open_checkpoints, quiet_orbax
+from diffusion.config import default, tiny
+from diffusion.data.dataset import Dataset, Source
+from diffusion.lock import hold
+from diffusion.log import open_log, read_metrics
+
+SAVE_EVERY = 3
+STEPS_A_KILL = 8  # so many are planned, and a fork is killed before it has done more than a few
+KINDS = ('starting', 'training', 'saving')
+LIMIT = 120  # seconds without a sign of life
+
+
+# ---- the run: this is what is killed
+def experiment(steps):
+  """A matrix that learns to tell pictures from noise: a real Experiment but for its network and loss."""
+  config = tiny(default())
+  config.update(dict(net='unet(channels=8, multipliers=(1,), blocks=1, attention=())', guidance=1., decay='constant',
+                     batch=4, steps=steps, save_every=SAVE_EVERY, log_every=1, sample_every=steps))
+
+  def init(key):
+    return dict(matrix=.1 * jax.random.normal(key, (64, 64)), shift=jnp.zeros(64))
+
+  def loss(key, params, x0, cond, train, part=None):
+    x = x0.reshape(-1, 64)
+    seen = x + jax.random.normal(key, x.shape)
+    each = jnp.mean((jnp.tanh(seen @ params['matrix'] + params['shift']) - x) ** 2, 1)
+    return each.mean(), dict(mse=each, logsnr=jnp.zeros(len(x)))
+
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  return build.build(config, (8, 8, 1), (), mesh)._replace(init=init, loss=loss)
+
+
+def source():
+  images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 1)).astype(np.uint8)
+  none = Dataset(images[:0], np.zeros(0, np.int32))
+  return Source(Dataset(images, np.zeros(len(images), np.int32)), none)
+
+
+def go_on(workdir, steps, tell):
+  """Trains to the last step from wherever `workdir` is, calls tell(step) after each, and writes the state, `final`."""
+  quiet_orbax()
+  with hold(workdir):
+    run, checkpoints = experiment(steps), open_checkpoints(workdir / 'checkpoints')
+    restored = checkpoints.restore(train.abstract_state(run))
+    state = restored.state if restored else train.make_state(run, jax.random.key(0))
+    log = open_log(workdir, int(state.step))
+
+    def scalars(step, values):
+      log.scalars(step, values)
+      tell(step)
+    state, _ = train.fit(run, source(), state, checkpoints, log._replace(scalars=scalars), {}, lambda step, params: None)
+    log.close()
+    checkpoints.close()
+    (workdir / 'final').write_bytes(b''.join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)))
+
+
+# ---- the driver
+def start(workdir, steps):
+  """(process id, file of the steps that it tells) of a fork that goes on with the run."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  reader, writer = os.pipe()
+  child = os.fork()
+  if child:
+    os.close(writer)
+    return child, os.fdopen(reader, 'rb', buffering=0)
+  code = 1
+  try:
+    output = os.open(workdir / 'output.txt', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    signal.alarm(LIMIT)
+    go_on(workdir, steps, lambda step: os.write(writer, b'%d\n' % step))
+    code = 0
+  except BaseException:
+    traceback.print_exc()
+  finally:
+    os._exit(code)
+
+
+def finished(workdir):
+  """The newest finished checkpoint, 0 where there is none, and whether there is an unfinished one."""
+  folder = workdir / 'checkpoints'
+  names = os.listdir(folder) if folder.exists() else []
+  return max([int(name) for name in names if name.isdigit()], default=0), any('tmp' in name for name in names)
+
+
+def aim(kind, draw, told, workdir, usual):
+  """Waits for the moment of a kill; `usual`: seconds that a start takes."""
+  if kind == 'starting':
+    return select.select([told], [], [], draw.uniform(0, usual))
+  for _ in range(draw.randint(1, STEPS_A_KILL)):
+    told.readline()
+  if kind == 'training':
+    return time.sleep(draw.uniform(0, .05))
+  deadline = time.monotonic() + 1
+  while not finished(workdir)[1] and time.monotonic() < deadline:
+    pass
+  time.sleep(draw.uniform(0, .01))
+
+
+def kill(kind, draw, workdir, steps, usual):
+  """One start and its end: {'kind', 'killed', 'saving', 'lost': steps}; RuntimeError where more is lost than may be."""
+  before, _ = finished(workdir)
+  child, told = start(workdir, steps)
+  with told:
+    aim(kind, draw, told, workdir, usual)
+    os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    kept, saving = finished(workdir)
+  if code not in (0, -signal.SIGKILL):
+    raise RuntimeError(f'a start failed by itself (exit code {code}): see {workdir / "output.txt"}')
+  logged = read_metrics(workdir / 'metrics.jsonl') if (workdir / 'metrics.jsonl').exists() else []
+  reached = max([line['step'] for line in logged], default=0)
+  if kept < before or kept < reached - 2 * SAVE_EVERY:
+    raise RuntimeError(f'checkpoint {before} was there and step {reached} was reached, but {kept} is all that is kept')
+  return dict(kind=kind, killed=code != 0, saving=saving, lost=max(0, reached - kept))
+
+
+def finish(workdir, steps):
+  """Runs to the end undisturbed; returns the seconds to the first step."""
+  begin = time.monotonic()
+  child, told = start(workdir, steps)
+  with told:
+    told.readline()
+    first = time.monotonic() - begin
+    while told.read(4096):
+      pass
+  if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+    raise RuntimeError(f'the run did not end well: see {workdir / "output.txt"}')
+  return first
+
+
+def compare(one, other):
+  """What differs between the ends of two runs: a list of 'the state', 'the figures'."""
+  def figures(workdir):
+    timed = ('time', 'images_per_second', 'data_wait')
+    lines = read_metrics(workdir / 'metrics.jsonl')
+    return [{name: value for name, value in line.items() if name not in timed} for line in lines]
+  same = dict(state=(one / 'final').read_bytes() == (other / 'final').read_bytes(), figures=figures(one) == figures(other))
+  return [f'the {what}' for what, equal in same.items() if not equal]
+
+
+def chaos(kills, seed, workdir):
+  """Runs both; returns (steps, what became of each kill, what differs in the end)."""
+  gc.freeze()  # the collector of a fork leaves alone what was imported
+  if len(os.listdir('/proc/self/task')) > 1:
+    raise RuntimeError('cannot fork with threads: an import has started some')
+  steps, draw = STEPS_A_KILL * kills, random.Random(seed)
+  finish(workdir / 'warm', 2)  # fills the compile cache
+  usual = finish(workdir / 'whole', steps)
+  results = [kill(KINDS[i % 3], draw, workdir / 'killed', steps, usual) for i in range(kills)]
+  finish(workdir / 'killed', steps)
+  return steps, results, compare(workdir / 'whole', workdir / 'killed')
+
+
+def table(steps, results, differs, seconds):
+  rows = ['| killed while | kills | with a checkpoint half-written | steps lost, median | most |', '|---|---|---|---|---|']
+  for kind in (*KINDS, 'all'):
+    some = [result for result in results if result['killed'] and kind in (result['kind'], 'all')]
+    lost = [result['lost'] for result in some] or [0]
+    half = sum(result['saving'] for result in some)
+    rows.append(f'| {kind} | {len(some)} | {half} | {statistics.median(lost):g} | {max(lost)} |')
+  end = f'different: {" and ".join(differs)}' if differs else 'the same, bit for bit, in state and logged figures'
+  rows += ['', f'{steps} steps, a checkpoint every {SAVE_EVERY}; beside the run that was never killed the end is {end}; '
+               f'{seconds:.0f} s, load {os.getloadavg()[0]:.1f}']
+  return '\n'.join(rows)
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--kills', type=int, default=200, help='how many (default: 200)')
+  parser.add_argument('--seed', type=int, default=0, help='of the moments (default: 0)')
+  parser.add_argument('--workdir', type=pathlib.Path, help='new, and kept; a temporary directory if not given')
+  options = parser.parse_args()
+  platform.start(1)
+  begin = time.monotonic()
+  with contextlib.ExitStack() as stack:
+    workdir = options.workdir or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    steps, results, differs = chaos(options.kills, options.seed, workdir)
+  print(table(steps, results, differs, time.monotonic() - begin))
+  sys.exit(bool(differs))
+
+
+if __name__ == '__main__':
+  main()

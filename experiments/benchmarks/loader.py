@@ -1,0 +1,103 @@
+r"""Images per second that reach the devices: from memory, and read from the disk while training.
+
+  python -m experiments.benchmarks.loader                                      2,000 pictures of 64x64
+  python -m experiments.benchmarks.loader --number=5000 --size=256 --read=64   larger files, scaled down when read
+  python -m experiments.benchmarks.loader --tfds=fashion_mnist --data_dir=DIR  also a data set that TFDS has prepared
+
+It writes its own pictures, PNG and JPEG, into a temporary folder. Nobody takes the batches to work on them, so this is
+what the loader can do at most: where config.workers processes have cores of their own, a network that is slower than
+this never waits. The system keeps the files in its cache, so the disk itself is not measured. The result is a
+Markdown table on stdout.
+"""
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from diffusion import platform
+
+
+def arguments():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  add = parser.add_argument
+  add('--number', type=int, default=2000, help='pictures (default: 2000)')
+  add('--size', type=int, default=64, help='height and width of the files (default: 64)')
+  add('--read', type=int, default=None, help='height and width to which they are scaled (default: as they are)')
+  add('--batch', type=int, default=128, help='pictures in a batch (default: 128)')
+  add('--workers', type=int, nargs='+', default=[0, 2], help='worker processes to compare (default: 0 2)')
+  add('--seconds', type=float, default=4., help='time for each row (default: 4)')
+  add('--tfds', default='', help='name of a prepared data set')
+  add('--data_dir', default=None, help='where it is (default: as TFDS has it)')
+  return parser.parse_args()
+
+
+def write_pictures(folder, ending, number, size):
+  """Coloured noise over a gradient: about as hard to decode as photographs."""
+  import numpy as np
+  from PIL import Image
+  random, (y, x) = np.random.default_rng(0), np.mgrid[:size, :size] / size
+  folder.mkdir()
+  for i in range(number):
+    smooth = np.stack([x, y, (x + y) / 2], -1) * random.uniform(50, 200, 3)
+    noisy = smooth + random.normal(scale=12, size=smooth.shape) + 25
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f'{i:06}.{ending}')
+
+
+def measure(data, batch, seconds, put, workers):
+  """(seconds until the first batch, images per second after it) of a feed that is never waited for."""
+  import jax
+  import numpy as np
+  from diffusion.feed import feed
+  begun = time.perf_counter()
+  source = feed(data, batch, 0, 0, 10 ** 9, np.arange(batch), put, workers)
+  try:
+    jax.block_until_ready(source.next())
+    first = time.perf_counter() - begun
+    for _ in range(2 * workers + 2):   # what was read while the first was on its way does not count
+      source.next()
+    begun, done = time.perf_counter(), 0
+    while time.perf_counter() < begun + seconds:
+      jax.block_until_ready(source.next())
+      done += 1
+    return first, done * batch / (time.perf_counter() - begun)
+  finally:
+    source.close()
+
+
+def contenders(options, folder):
+  """name -> (Dataset, numbers of workers)."""
+  from diffusion.data import sources
+  found = {}
+  for ending in ('png', 'jpg'):
+    write_pictures(folder / ending, ending, options.number, options.size)
+    how = dict(path=str(folder / ending), size=options.read, heldout=0)
+    if not found:
+      found['in memory'] = sources.folder(**how).train, [0]
+    found[f'folder of {ending}, stream=True'] = sources.folder(**how, stream=True).train, options.workers
+  if options.tfds:
+    data = sources.tfds(options.tfds, options.data_dir, options.read, stream=True).train
+    found[f'tfds({options.tfds}), stream=True'] = data, options.workers
+  return found
+
+
+def main():
+  options = arguments()
+  platform.start()
+  from diffusion import sharding
+  mesh = sharding.make_mesh()
+  sharding.check_batch('--batch', options.batch, mesh)
+  put = lambda batch: sharding.put_batch(batch, mesh)
+  print('| data | pictures | workers | images/s | first batch after, s |\n|---|---|---|---|---|')
+  with tempfile.TemporaryDirectory() as folder:
+    for name, (data, several) in contenders(options, Path(folder)).items():
+      shape = 'x'.join(map(str, data.images.shape))
+      for workers in several:
+        first, rate = measure(data, options.batch, options.seconds, put, workers)
+        print(f'| {name} | {shape} | {workers} | {rate:,.0f} | {first:.2f} |', flush=True)
+  print(f'\nbatch {options.batch}; files of {options.size}x{options.size}; '
+        f'load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores.')
+
+
+if __name__ == '__main__':
+  main()

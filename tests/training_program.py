@@ -1,0 +1,58 @@
+"""20 steps of a small U-Net, and its pictures, in a process of so many devices: python training_program.py DEVICES FSDP ACCUMULATE OUT
+[COORDINATOR PROCESSES PROCESS]. Process 0 writes the results to OUT, an .npz file."""
+import re
+import sys
+
+from diffusion import hosts, platform
+
+devices, fsdp, accumulate = map(int, sys.argv[1:4])
+platform.start(devices)
+if len(sys.argv) > 5:
+  hosts.start(sys.argv[5], int(sys.argv[6]), int(sys.argv[7]), seconds=120)
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion import build, generate, losses, predict, samplers, schedules, sharding, times, train, weights
+from diffusion.config import default, tiny
+from diffusion.data.dataset import Dataset
+from diffusion.feed import feed
+
+assert jax.local_device_count() == devices
+B = 16
+c = tiny(default())
+c.update(dict(net='unet(channels=16, multipliers=(1, 2), blocks=1, attention=(), zero_init=False)', batch=B, guidance=2., decay='constant', fsdp=fsdp,
+              accumulate=accumulate, averages='power(.1)'))
+mesh = sharding.make_mesh(fsdp)
+run = build.build(c, (8, 8, 1), ('a', 'b'), mesh)
+rng = np.random.default_rng(0)
+data = Dataset(rng.integers(0, 256, (100, 8, 8, 1), np.uint8), np.arange(100, dtype=np.int32) % 2, ('a', 'b'))
+state = train.make_state(run, jax.random.key(0))
+on_one = sum(shard.data.nbytes for a in jax.tree.leaves(state) for shard in a.addressable_shards if shard.device == jax.local_devices()[0])
+step = train.make_train_step(run)
+text = step.lower(train.abstract_state(run), *train.abstract_batch(run)).compile().as_text()
+moved = [(m[2], m[1]) for m in re.finditer(r'= (\S+) (all-gather|all-to-all|collective-permute)\(', text)]
+
+batches = feed(data, B, 0, 0, 20, sharding.local_rows(mesh, B), lambda rows: sharding.put_rows(rows, mesh, B))
+values, norms = [], []
+for _ in range(20):
+  state, metrics = step(state, batches.next(), jax.random.key(1))
+  values.append(float(metrics['loss']))
+  norms.append(float(metrics['grad_norm']))
+batches.close()
+
+cond = np.eye(2, dtype=np.float32)[np.arange(13) % 2]
+pictures = generate.make_draw(run, 5, 16)(state.params, np.arange(13), cond)[0]
+alone = generate.make_draw(run, 5, 1)(state.params, np.arange(3), cond[:3])[0] if devices == 8 and fsdp == 1 else pictures[:3]
+noise = jax.jit(lambda ids: samplers.prior(samplers.sample_keys(5, ids), run.levels, run.shape), out_shardings=sharding.replicated(mesh))
+noise = np.asarray(noise(sharding.put_batch(np.arange(16), mesh)))
+leaves = {jax.tree_util.keystr(path): a for path, a in jax.tree_util.tree_leaves_with_path(sharding.fetch(dict(p=state.params, e=state.averages)))}
+
+if devices == 2 and fsdp == accumulate == 1 and len(sys.argv) == 5:  # the pure functions under pmap, one key a device
+  keys, x0 = jax.random.split(jax.random.key(2), 2), jnp.asarray(rng.standard_normal((2, 4, 2, 2, 1)), jnp.float32)
+  value = lambda key, x0: losses.loss(key, lambda params, x, time, cond, train, rngs: params * x, .5, x0, None, predict=predict.eps(), weight=weights.one(),
+                                      draw=times.drawn_from(times.uniform(), schedules.cosine()))[0]
+  np.testing.assert_allclose(jax.pmap(value)(keys, x0), [jax.jit(value)(k, x) for k, x in zip(keys, x0)], rtol=1e-5)
+if hosts.first():
+  np.savez(sys.argv[4], losses=values, norms=norms, pictures=pictures, alone=alone, noise=noise, bytes=on_one, moved=np.array(moved).reshape(-1, 2), **leaves)
