@@ -41,6 +41,9 @@ def start(coordinator=None, processes=None, process=None, seconds=WAIT):
   if missing:  # jax's own knowledge of clusters, which has no public name
     from jax._src.clusters import ClusterEnv
     coordinator, processes, process, local = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, seconds)
+    if None in (coordinator, processes, process):
+      raise InputError('the environment speaks of several processes, but not of where the first is: give --coordinator=HOST:PORT of process 0, '
+                       '--processes=how many, --process=which, from 0; or run one process without SLURM_NTASKS and OMPI_COMM_WORLD_SIZE')
   host, _, port = coordinator.rpartition(':')
   if not host or not port.isdigit():
     raise InputError(f'--coordinator={coordinator}: expected HOST:PORT, such as 10.0.0.1:8476')

@@ -56,7 +56,7 @@ def make_train_step(run):
 
 
 def make_heldout_loss(run, data, number):
-  """A function params -> {'heldout_loss': ..}: the same pictures, times and noise at every call."""
+  """A function (step, params) -> {'heldout_loss': ..}: the same pictures, times and noise at every call."""
   @partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
   def measure(params, batch, key):
     x0, cond = run.task.encode(None, batch)
@@ -64,7 +64,7 @@ def make_heldout_loss(run, data, number):
 
   batches = min(number, len(data.images)) // run.plan.batch or 1
 
-  def heldout(params):
+  def heldout(step, params):
     results = []
     for i in range(batches):  # a set smaller than a batch is repeated to fill it
       indices = np.arange(i * run.plan.batch, (i + 1) * run.plan.batch) % len(data.images)
@@ -167,18 +167,17 @@ def fit(run, source, state, checkpoints, log, meta, look, curve=None, snapshots=
   Raises:
     InputError: the loss is not finite; the last good checkpoint is kept.
   """
-  plan, key = run.plan, jax.random.key(run.plan.seed)
-  step_fn = make_train_step(run)
-  heldout = make_heldout_loss(run, source.heldout, plan.heldout_number) if len(source.heldout.images) else None
-  every, measure = curve or (plan.steps + 1, None)
-  start = int(state.step)
+  plan, key, step_fn, start = run.plan, jax.random.key(run.plan.seed), make_train_step(run), int(state.step)
+  measures = [curve] if curve else []
+  if len(source.heldout.images):
+    measures.insert(0, (plan.heldout_every, make_heldout_loss(run, source.heldout, plan.heldout_number)))
+  told = (plan.log_every, plan.save_every, *(every for every, _ in measures))
   window, bar, clock = [], progress(plan.steps, start, plan.batch) if hosts.first() else no_progress(), time.monotonic()
   # One step in flight on CPU, where simulated devices share the threads; one more in the queue elsewhere.
   ahead = 1 if jax.default_backend() == 'cpu' else 2
   vote = votes(run.mesh, ahead - 1)
-  rows = sharding.local_rows(run.mesh, plan.batch)
-  put = partial(sharding.put_rows, mesh=run.mesh, size=plan.batch)
-  batches = feed(source.train, plan.batch, plan.seed, start, plan.steps, rows, put, plan.workers)
+  batches = feed(source.train, plan.batch, plan.seed, start, plan.steps, sharding.local_rows(run.mesh, plan.batch),
+                 partial(sharding.put_rows, mesh=run.mesh, size=plan.batch), plan.workers)
   with (stop_requests() as asked, contextlib.closing(bar), _finishing(checkpoints, *([snapshots] if snapshots else [])), contextlib.closing(batches),
         trace(*profile) as profiled):
     for done in range(start + 1, plan.steps + 1):
@@ -192,17 +191,14 @@ def fit(run, source, state, checkpoints, log, meta, look, curve=None, snapshots=
       last = done == plan.steps or stopped
       due = lambda every: done % every == 0 or done == plan.steps
       values = {}
-      if any(map(due, (plan.log_every, plan.save_every, plan.heldout_every, every))) or last:
+      if last or any(map(due, told)):
         values = summarise(window, done)
         seconds = time.monotonic() - clock
-        rate = len(window) * plan.batch / seconds
+        rate, window = len(window) * plan.batch / seconds, []
         values |= dict(learning_rate=float(run.rate(done - 1)), ema_decay=float(run.ema(done - 1)), images_per_second=rate,
                        data_wait=batches.waited() / seconds, **usage(rate))
-        window = []
-        if heldout and due(plan.heldout_every) and not stopped:
-          values |= heldout(state.ema)
-        if measure and due(every) and not stopped:
-          values |= measure(done, state.ema)
+        for every, measure in measures if not stopped else ():
+          values |= measure(done, state.ema) if due(every) else {}
         log.scalars(done, values)
       bar.update(done, values.get('loss'))
       if snapshots and due(plan.snapshot_every):

@@ -153,7 +153,7 @@ def test_the_heldout_loss_is_a_function_of_the_weights_alone():
   heldout = train.make_heldout_loss(run, SOURCE.heldout, 20)
   params = run.init(jax.random.key(0))
   other = jax.tree.map(lambda p: p + .05, params)
-  assert heldout(params) == heldout(params) != heldout(other)
+  assert heldout(0, params) == heldout(9, params) != heldout(0, other)
 
 
 def test_batches_depend_on_the_step_alone_and_carry_their_conditions():
