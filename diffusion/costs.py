@@ -5,6 +5,7 @@ One multiplication and one addition are 2 FLOPs; only matrix products and convol
 import itertools
 import math
 import os
+import re
 from typing import NamedTuple
 
 import jax
@@ -110,6 +111,7 @@ PEAKS = {
   'NVIDIA GeForce RTX 3090': _gpu(71, 35.6, 936, 24, 32),
   'NVIDIA GeForce RTX 4090': _gpu(165, 82.6, 1008, 24, 32),
 }
+PEAKS |= {'TPU v5e': PEAKS['TPU v5 lite'], 'TPU v5p': PEAKS['TPU v5'], 'TPU v6e': PEAKS['TPU v6 lite']}  # as some versions call them
 
 
 def peak(device, dtype):
@@ -145,6 +147,20 @@ def memory_needed(compiled):
   found = compiled.memory_analysis()
   return (found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes + found.temp_size_in_bytes
           + found.generated_code_size_in_bytes)
+
+
+def exhausted(message):
+  """(bytes that a program needs, bytes that a device has), where a compiler for TPUs says that it does not fit their memory.
+
+  Args:
+    message: of the error, the whole text.
+  Returns:
+    None where the error is about something else, such as the small memory beside a core (VMEM), which no setting of a run enlarges.
+  """
+  if 'RESOURCE_EXHAUSTED' not in message or 'hbm' not in message.lower():
+    return None
+  sizes = re.findall(r'([\d.]+)([KMGT])(?![\w.])', message)
+  return tuple(float(number) * 1024 ** ('KMGT'.index(unit) + 1) for number, unit in sizes[:2]) if len(sizes) > 1 else None
 
 
 RESERVE = .05      # share of a device's memory that an estimate leaves free

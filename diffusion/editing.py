@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import build, edit, generate, pictures, samplers, specs
+from diffusion import build, edit, generate, pictures, samplers, sharding, specs
 from diffusion.data.dataset import from_unit, to_unit
 from diffusion.data.pictures import decoder
 from diffusion.denoise import clip
@@ -117,7 +117,7 @@ def interpolate(job, given):
 def _noise(plain, images, cond):
   """The noises of pictures uint8 [n, H, W, C]: float32 [n, H, W, C]."""
   run = plain.run
-  back = jax.jit(lambda params, x0, cond: edit.invert(run.denoise(params, cond), run.levels, x0))
+  back = jax.jit(lambda params, x0, cond: edit.invert(run.denoise(params, cond), run.levels, x0), out_shardings=sharding.replicated(run.mesh))
   return np.asarray(back(plain.params, to_unit(images), cond))
 
 

@@ -115,20 +115,28 @@ def _streamed(read, start, stop, workers):
   one = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
   several = grain.MultiprocessingOptions(num_workers=min(workers, stop - start), per_worker_buffer_size=1)
   steps = grain.MapDataset.range(start, stop).map(partial(_read, data, *rest)).to_iter_dataset(one)
-  batches, died = iter(steps.mp_prefetch(several, worker_init_fn=_start_worker)), ''
+  batches, failed = iter(steps.mp_prefetch(several, worker_init_fn=_start_worker)), None
   try:
     yield from map(_copied, batches)
-  except RuntimeError as error:
-    if 'Worker process' not in str(error):
-      raise
-    died = error.args[0]   # the error itself would keep alive what is closed now
+  except Exception as error:
+    failed = _alone(error) if workers else error
   finally:
     batches.close()
     if workers:
       del batches
       gc.collect()   # pipes and semaphores of the workers are part of reference cycles
-  if died:
-    raise InputError(f'a process that reads pictures has died ({died}); where memory is short, lower config.workers')
+  if isinstance(failed, RuntimeError) and 'Worker process' in str(failed):
+    raise InputError(f'a process that reads pictures has died ({failed.args[0]}); where memory is short, lower config.workers')
+  if failed:
+    raise failed
+
+
+def _alone(error):
+  """The error without the frames that it and those before it have been through: they keep alive what is closed then."""
+  before = error
+  while before is not None:
+    before, before.__traceback__ = before.__cause__ or before.__context__, None
+  return error
 
 
 def _copied(batch):

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion import costs
+from diffusion.errors import InputError
 from diffusion.specs import parse
 from diffusion.train import abstract_batch, abstract_state, make_train_step
 
@@ -26,13 +27,22 @@ def forecast(run, config):
   """Compiles the training step, and tells what it takes.
 
   Returns:
-    (lines, usage): {label: text} to show, and images per second -> the model FLOP utilisation to log, {} where the peak of the
-    devices is not known.
+    (lines, usage, step): {label: text} to show; images per second -> the model FLOP utilisation to log, {} where the peak of the
+    devices is not known; and the step of make_train_step.
+  Raises:
+    InputError: the compiler finds no room for it; the message says what would fit.
   """
   state, mesh = abstract_state(run), run.mesh
   device, options = mesh.local_devices[0], parse(config.net)[2]
-  compiled = make_train_step(run).lower(state, *abstract_batch(run)).compile()
-  needed, there = costs.memory_needed(compiled), costs.memory_there(device)
+  step, there = make_train_step(run), costs.memory_there(device)
+  advise = lambda needed, there: costs.advice(needed, there, run.plan.batch, mesh.size, config.fsdp, config.accumulate,
+                                              bool(options.get('remat')), bytes_of(state))
+  try:
+    needed = costs.memory_needed(step.lower(state, *abstract_batch(run)).compile())
+  except jax.errors.JaxRuntimeError as error:
+    if not costs.exhausted(str(error)):
+      raise
+    raise InputError(advise(*costs.exhausted(str(error)))) from error
   each, number = flops_per_image(run), sum(a.size for a in jax.tree.leaves(state.params))
   shape = f'{mesh.shape["data"]} x {mesh.shape["fsdp"]}' if mesh.shape['fsdp'] > 1 else str(mesh.size)
   hosts = f' of {jax.process_count()} processes' if jax.process_count() > 1 else ''
@@ -43,7 +53,6 @@ def forecast(run, config):
     network=f'{number / 1e6:.2f} million parameters, {each / 1e9:.3g} GFLOP to train on a picture',
     memory=f'{needed / 1e9:.2f} GB a device, {bytes_of(state) / 1e9:.2f} of it state' + (f'; {there / 1e9:.2f} GB are there' if there else ''))
   if there and needed > there:
-    lines['will not fit'] = costs.advice(needed, there, run.plan.batch, mesh.size, config.fsdp, config.accumulate, bool(options.get('remat')),
-                                         bytes_of(state))
+    lines['will not fit'] = advise(needed, there)
   peak = costs.peak(device, jnp.dtype(options.get('dtype', 'float32')))
-  return lines, lambda rate: {'flop_utilisation': rate * each / (peak * mesh.size)} if peak else {}
+  return lines, lambda rate: {'flop_utilisation': rate * each / (peak * mesh.size)} if peak else {}, step

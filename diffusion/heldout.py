@@ -1,4 +1,7 @@
-"""The squared error of the output on held-out pictures, unweighted, by log-SNR (of a classifier, its cross-entropy): a table, a plot, JSON."""
+"""The loss on held-out pictures by log-SNR: a table, a plot, JSON.
+
+It is the squared error of the output, unweighted; of a classifier, its cross-entropy.
+"""
 import io
 import json
 from functools import partial
@@ -35,18 +38,17 @@ def heldout_by_logsnr(run, params, data, draws=8, seed=0):
     return run.loss(key, params, x0, cond, False)[1]
 
   size, n = -(-run.plan.batch // run.mesh.size) * run.mesh.size, len(data.images)
-  squared, logsnr = [], []
-  for draw in range(draws):
-    for i, first in enumerate(range(0, n, size)):
-      indices = np.arange(first, first + size) % n
-      batch = sharding.put_batch(host_batch(data, indices), run.mesh)
-      key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), draw), i)
-      parts = jax.device_get(measure(params, batch, key))
-      kept = min(size, n - first)
-      squared.append(parts['mse'][:kept])
-      logsnr.append(parts['logsnr'][:kept])
-  squared, logsnr = np.concatenate(squared), np.concatenate(logsnr)
-  pictures = squared.reshape(draws, n).mean(0)
+  key = lambda draw, i: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), draw), i)
+  squared, logsnr = np.empty((2, draws, n), np.float32)
+  for i, first in enumerate(range(0, n, size)):
+    # Pictures that stay on the disk are read once for all draws.
+    batch = sharding.put_batch(host_batch(data, np.arange(first, first + size) % n), run.mesh)
+    here = slice(first, min(first + size, n))
+    for draw in range(draws):
+      parts = jax.device_get(measure(params, batch, key(draw, i)))
+      squared[draw, here] = parts['mse'][:here.stop - first]
+      logsnr[draw, here] = parts['logsnr'][:here.stop - first]
+  pictures = squared.mean(0)
   edges = [-np.inf, *LOGSNR_EDGES, np.inf]
   bins = [_bin(low, high, squared[(logsnr > low) & (logsnr <= high)]) for low, high in zip(edges, edges[1:])]
   what = 'squared error of the output' if run.denoise else 'cross-entropy of the class'
@@ -65,7 +67,8 @@ def _bin(low, high, values):
 
 def table(result):
   """The result as text."""
-  lines = [f'held-out {result["what"]} {result["loss"]:.5f} +- {result["loss_error"]:.5f} ({result["number"]} pictures, {result["draws"]} draws each)',
+  lines = [f'held-out {result["what"]} {result["loss"]:.5f} +- {result["loss_error"]:.5f} '
+           f'({result["number"]} pictures, {result["draws"]} draws each)',
            '     log-SNR          loss           +-    draws']
   lines += [f'{b["low"]:5g} to {b["high"]:5g}  {b["mean"]:12.5f} {b["error"]:12.5f} {b["count"]:8d}' for b in result['bins']]
   return '\n'.join(lines)

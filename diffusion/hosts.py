@@ -14,10 +14,17 @@ WAIT = 300  # seconds until a host that has not come is missed
 
 
 def expected(environment=os.environ):
-  """Whether the environment says that this process is one of several: SLURM, Open MPI, or a TPU slice of several hosts."""
+  """Whether the environment says that this process is one of several: of srun, of mpirun, or on a TPU slice of several hosts."""
   several = lambda name: environment.get(name, '').isdigit() and int(environment[name]) > 1
   names = environment.get('TPU_WORKER_HOSTNAMES', '')
-  return several('SLURM_NTASKS') or several('OMPI_COMM_WORLD_SIZE') or ',' in names or 'MEGASCALE_COORDINATOR_ADDRESS' in environment
+  return several('SLURM_STEP_NUM_TASKS') or several('OMPI_COMM_WORLD_SIZE') or ',' in names or 'MEGASCALE_COORDINATOR_ADDRESS' in environment
+
+
+def _on_a_pod():
+  """Whether this is a TPU VM of a pod, of which not the environment tells but a service of the machine (by jax's knowledge)."""
+  from jax._src.clusters import cloud_tpu_cluster as tpu
+  return (os.environ.get('JAX_PLATFORMS') != 'cpu' and tpu.running_in_cloud_tpu_vm and tpu.GceTpuCluster.is_env_present()
+          and tpu.GceTpuCluster.get_process_count() > 1)
 
 
 def start(coordinator=None, processes=None, process=None, seconds=WAIT):
@@ -28,31 +35,38 @@ def start(coordinator=None, processes=None, process=None, seconds=WAIT):
     processes, process: how many there are, and which one this is, from 0.
     seconds: how long to wait for the others.
   Raises:
-    InputError: flags that do not fit each other, a coordinator that does not answer, processes that do not come.
+    InputError: flags that do not fit each other, a coordinator that does not answer, processes that do not come or cannot join.
   """
   given = dict(coordinator=coordinator, processes=processes, process=process)
   missing = [f'--{name}' for name, value in given.items() if value is None]
   if 0 < len(missing) < 3:
     raise InputError(f'{", ".join(missing)} must be given too: --coordinator=HOST:PORT of process 0, --processes=how many, --process=which, from 0')
-  if missing and not expected():
+  if missing and not expected() and not _on_a_pod():
     return
   import jax
   local = None
   if missing:  # jax's own knowledge of clusters, which has no public name
     from jax._src.clusters import ClusterEnv
     coordinator, processes, process, local = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, seconds)
+    tasks = os.environ.get('SLURM_STEP_TASKS_PER_NODE', os.environ.get('OMPI_COMM_WORLD_LOCAL_SIZE', ''))
+    if tasks.partition('(')[0] == '1':
+      local = None  # jax would take one device; a process that is alone on its host takes them all
     if None in (coordinator, processes, process):
       raise InputError('the environment speaks of several processes, but not of where the first is: give --coordinator=HOST:PORT of process 0, '
-                       '--processes=how many, --process=which, from 0; or run one process without SLURM_NTASKS and OMPI_COMM_WORLD_SIZE')
+                       '--processes=how many, --process=which, from 0; or run one process, outside of srun and mpirun')
   host, _, port = coordinator.rpartition(':')
-  if not host or not port.isdigit():
+  if not host or not port.isdigit() or not 0 < int(port) < 65536:
     raise InputError(f'--coordinator={coordinator}: expected HOST:PORT, such as 10.0.0.1:8476')
   if processes < 1 or not 0 <= process < processes:
     raise InputError(f'--process={process} of --processes={processes}: expected a number from 0 to {processes - 1}')
   gather((host.strip('[]'), int(port)), processes, process, seconds)
   jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM for itself
-  jax.distributed.initialize(coordinator, processes, process, local, initialization_timeout=seconds, shutdown_timeout_seconds=10)
-  jax.devices()  # together, for each waits for the devices of the others
+  try:
+    jax.distributed.initialize(coordinator, processes, process, local, initialization_timeout=seconds,
+                               heartbeat_timeout_seconds=max(100, 2 * seconds), shutdown_timeout_seconds=60)
+    jax.devices()  # together, for each waits for the devices of the others
+  except RuntimeError as error:
+    raise InputError(f'cannot join the other processes: {" ".join(str(error).split())[:300]}') from error
 
 
 def gather(address, processes, process, seconds):
@@ -73,13 +87,20 @@ def _hear(port, processes, until):
   """In process 0: the numbers of those that did not come, as '1, 3', which it also tells the others."""
   here = {}
   with contextlib.ExitStack() as stack:
-    server = stack.enter_context(socket.create_server(('', port)))
+    try:
+      server = stack.enter_context(socket.create_server(('', port)))
+    except OSError as error:
+      raise InputError(f'port {port} cannot be used on this host ({error.strerror}): give another in --coordinator, on all hosts') from error
     while len(here) < processes - 1 and time.monotonic() < until:
       server.settimeout(max(.01, until - time.monotonic()))
       with contextlib.suppress(OSError, ValueError):
         connection = stack.enter_context(server.accept()[0])
         connection.settimeout(5)
-        here[int(connection.recv(16))] = connection
+        number = int(connection.recv(16))
+        if number in here:
+          raise InputError(f'two processes say that they are --process={number}: give each its own')
+        if 0 < number < processes:
+          here[number] = connection
     late = ', '.join(str(k) for k in range(1, processes) if k not in here)
     for connection in here.values():
       with contextlib.suppress(OSError):
@@ -89,25 +110,74 @@ def _hear(port, processes, until):
 
 def _tell(address, process, until, seconds):
   """In another process: the same, as process 0 has told it."""
-  heard = b''
-  while not heard:
+  while True:
+    problem = 'something else listens there'
     try:
       with socket.create_connection(address, timeout=5) as connection:
         connection.sendall(str(process).encode())
         connection.settimeout(max(1., until - time.monotonic() + 5))
         heard = connection.recv(4096)
+        if heard.startswith(b'late'):
+          return heard.decode().removeprefix('late').strip()
     except OSError as error:
-      if time.monotonic() > until:
-        raise InputError(f'the coordinator {address[0]}:{address[1]} did not answer within {seconds} s ({error}): start process 0 '
-                         'there, and see that its port can be reached from this host') from error
+      problem = error
+    if time.monotonic() > until:
+      raise InputError(f'the coordinator {address[0]}:{address[1]} did not answer within {seconds} s ({problem}): start process 0 '
+                       'there, and see that its port can be reached from this host')
     time.sleep(.2)
-  return heard.decode().removeprefix('late ').strip()
 
 
 def first():
   """Whether this process is the one that writes."""
   import jax
   return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def alone():
+  """Whether this is the only process."""
+  import jax
+  return not jax.distributed.is_initialized() or jax.process_count() == 1
+
+
+def _client():
+  from jax._src import distributed  # the service has no public name
+  return distributed.global_state.client
+
+
+def told(name, text, seconds=WAIT):
+  """The text of process 0, in all processes; each calls it, once for a name."""
+  if alone():
+    return text
+  if first():
+    _client().key_value_set(f'told/{name}', f'.{text}')
+  return _client().blocking_key_value_get(f'told/{name}', seconds * 1000)[1:]
+
+
+def same(name, text, seconds=WAIT):
+  """Raises InputError where a process has another text than process 0, and in all of them."""
+  if alone():
+    return
+  import jax
+  different = told(name, text, seconds) != text
+  _client().key_value_set(f'same/{name}/{jax.process_index()}', str(int(different)))
+  meet(f'same {name}', seconds)
+  others = sorted(int(key.rpartition('/')[2]) for key, value in _client().key_value_dir_get(f'same/{name}') if value == '1')
+  if others:
+    raise InputError(f'process {", ".join(map(str, others))} has another {name} than process 0: start the same command on all hosts, with '
+                     'the same data and a --workdir that they share')
+
+
+def first_alone(name, do, seconds=WAIT):
+  """do() in process 0 alone; an InputError of it is raised in all processes."""
+  problem = ''
+  if first():
+    try:
+      do()
+    except InputError as error:
+      problem = str(error) or 'failed'
+  problem = told(name, problem, seconds)
+  if problem:
+    raise InputError(problem)
 
 
 def meet(name, seconds=WAIT):
@@ -118,11 +188,10 @@ def meet(name, seconds=WAIT):
   Raises:
     InputError: not all came within `seconds`; it names those that are missing.
   """
-  import jax
-  if not jax.distributed.is_initialized() or jax.process_count() == 1:
+  if alone():
     return
-  from jax._src import distributed  # the service has no public name
-  client = distributed.global_state.client
+  import jax
+  client = _client()
   client.key_value_set(f'{name}/{jax.process_index()}', 'here')
   try:
     client.wait_at_barrier(name, seconds * 1000)

@@ -165,18 +165,18 @@ def _bar(total, initial, batch, every, stream) -> Progress:
 
 
 def _lines(total, initial, batch, every, stream) -> Progress:
-  last = {'time': time.monotonic(), 'step': initial, 'loss': ''}
+  last = {'time': time.monotonic(), 'step': initial, 'loss': '', 'every': min(every, 5.)}  # the first soon: how long will it take?
 
   def update(step, loss=None):
     now = time.monotonic()
     last['loss'] = last['loss'] if loss is None else f', loss {loss:.4g}'
-    if now - last['time'] < every and step < total:
+    if now - last['time'] < last['every'] and step < total:
       return
     rate = max(step - last['step'], 1e-9) / max(now - last['time'], 1e-9)  # steps/s since the last line
     left = duration((total - step) / rate)
     line = f'step {step}/{total}, {rate * batch:.0f} images/s{last["loss"]}, {left} left'
     print(line, file=stream, flush=True)
-    last.update(time=now, step=step)
+    last.update(time=now, step=step, every=every)
 
   return Progress(update, lambda: None)
 

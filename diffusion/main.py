@@ -92,7 +92,10 @@ def main(argv):
   workdir = epath.Path(flags.FLAGS.workdir or default_workdir(sys.argv))
   from diffusion import modes  # after the flags are read: its imports take seconds
   more = dict(profile=span(flags.FLAGS.profile)) if flags.FLAGS.mode == 'train' else {}
+  if flags.FLAGS.profile and not more:
+    raise InputError(f'--profile is of training, not of --mode={flags.FLAGS.mode}')
   getattr(modes, flags.FLAGS.mode)(flags.FLAGS.config, workdir, **more)
+  hosts.meet('the end', 3600)  # jax ends those that still work a minute after the first has left
 
 
 def span(text):

@@ -1,6 +1,7 @@
 """What the program does in each mode: train, sample, evaluate, edit. Each opens a work directory, and says what it wrote."""
 import contextlib
 import json
+import math
 import sys
 
 import flax
@@ -13,7 +14,6 @@ from diffusion.checkpoint import open_checkpoints
 from diffusion.config import filled
 from diffusion.data.dataset import describe
 from diffusion.errors import InputError
-from diffusion.files import writable
 from diffusion.generate import class_conditions
 from diffusion.forecast import forecast
 from diffusion.lock import hold
@@ -43,8 +43,11 @@ def say_files(folder):
     say('wrote', path)
 
 
-def open_run(config, workdir, data=None):
-  """(Experiment, checkpoints, meta). The shape and the classes come from the data where there is some, else from the checkpoint."""
+def open_run(config, workdir, data=None, fsdp=None):
+  """(Experiment, checkpoints, meta) with parameters divided over `fsdp` devices; None: over as many as there are for it.
+
+  The shape and the classes come from the data where there is some, else from the checkpoint.
+  """
   checkpoints = open_checkpoints(workdir / 'checkpoints', config.keep, config.keep_every or None, config.save_failure)
   found = checkpoints.latest_meta()
   old = found[1] if found else None
@@ -53,7 +56,7 @@ def open_run(config, workdir, data=None):
   shape, classes = (data.train.images.shape[1:], data.train.classes) if data else (old['shape'], old['classes'])
   if old:
     same_model(workdir, config, filled(old['config']), dict(shape=list(shape), classes=list(classes)), old)
-  run = build.build(config, tuple(shape), tuple(classes), sharding.make_mesh(config.fsdp))
+  run = build.build(config, tuple(shape), tuple(classes), sharding.make_mesh(fsdp or math.gcd(config.fsdp, jax.device_count())))
   samples.check(run, config.sample)
   kept = config.copy_and_resolve_references()
   kept.evaluate.folder = ''  # of this evaluation, not of the next one
@@ -97,8 +100,9 @@ def restore(run, checkpoints):
 
 def train(config, workdir, profile=None):
   """Trains to config.steps, resuming where a checkpoint is, then samples. profile: see train.trace."""
-  writable(workdir)
-  with hold(workdir) if hosts.first() else contextlib.nullcontext():
+  hosts.same('config', f'{workdir} {config.to_json()}')
+  with contextlib.ExitStack() as stack:
+    hosts.first_alone('work directory', lambda: stack.enter_context(hold(workdir)))
     train_alone(config, workdir, profile)
 
 
@@ -113,8 +117,9 @@ def train_alone(config, workdir, profile):
   say('data', config.data)
   data = build.load_data(config)
   say('', describe(data))
-  run, checkpoints, meta = open_run(config, workdir, data)
-  write_examples(run, config, workdir, data.train)
+  run, checkpoints, meta = open_run(config, workdir, data, config.fsdp)
+  hosts.same('data', f'{data.train.images.shape} {data.train.labels[:64].tolist()}')
+  hosts.first_alone('examples', lambda: write_examples(run, config, workdir, data.train))
   if config.evaluate.at_end or config.evaluate.every:
     evaluation.prepare(run, config, data)
   state = restore(run, checkpoints)
@@ -124,7 +129,7 @@ def train_alone(config, workdir, profile):
   say('training', f'steps {step} to {config.steps}, {config.batch} pictures each' if step < config.steps else
       f'complete: {step} steps are done; give a larger --config.steps to train on')
   if step < config.steps:
-    lines, usage = forecast(run, config)
+    lines, usage, step_fn = forecast(run, config)
     for label, text in lines.items():
       say(label, text)
     hosts.meet(f'training from step {step}')
@@ -134,7 +139,7 @@ def train_alone(config, workdir, profile):
     show, forgive = look(run, config, workdir, log), spared if config.save_failure == 'go on' else lambda write: write
     with contextlib.closing(log):
       state, complete = fit(run, data, state, checkpoints, log._replace(scalars=forgive(log.scalars)), meta, forgive(show),
-                            curve(run, config, workdir, data), snapshots, usage, (profile, workdir / 'tensorboard'))
+                            curve(run, config, workdir, data), snapshots, usage, (profile, workdir / 'tensorboard'), step_fn)
     if not complete:
       say('stopped', f'at step {int(state.step)}, which is saved; the same command goes on from there')
       return

@@ -1,5 +1,4 @@
 """What sampling takes from weights: a learned schedule, and a second model, the worse one of autoguidance or a classifier."""
-import jax
 from etils import epath
 from ml_collections import ConfigDict
 

@@ -15,7 +15,7 @@ def make_mesh(fsdp=1, devices=None):
   """A mesh ('data', 'fsdp') of all devices of all processes. Auto axes: the compiler moves data where it must.
 
   Args:
-    fsdp: devices that share one copy of the parameters; neighbours, so that they are on one host where it has so many.
+    fsdp: devices that share one copy of the parameters, neighbours in the order of jax.
     devices: instead of all.
   Raises:
     InputError: fsdp does not divide the number of devices.
@@ -35,7 +35,8 @@ def own(mesh):
 
 def fetch(tree):
   """Host arrays of a tree, wherever its parts lie: every process calls it, and gets the whole."""
-  return jax.device_get(tree) if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
+  far = lambda a: isinstance(a, jax.Array) and not a.is_fully_addressable
+  return jax.tree.map(lambda a: multihost_utils.process_allgather(a, tiled=True) if far(a) else jax.device_get(a), tree)
 
 
 def batched(mesh):
@@ -70,7 +71,8 @@ def constrain(mesh):
 
 
 def gathered(net, mesh):
-  """net(params, ...) of parameters that are divided over 'fsdp': each is gathered for its use, and its gradient scattered again."""
+  """net(params, ...) of parameters that are divided over 'fsdp': each is gathered for its use, once; of its summed gradient a device
+  keeps its part."""
   if mesh.shape['fsdp'] == 1:
     return net
   return lambda params, *args, **kwargs: net(jax.lax.with_sharding_constraint(params, replicated(mesh)), *args, **kwargs)

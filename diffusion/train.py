@@ -5,6 +5,7 @@ import signal
 import time
 from functools import partial
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,7 +93,7 @@ def stop_requests():
   asked, before = [], {}
   def ask(number, frame):
     asked.append(signal.Signals(number).name)
-    signal.signal(number, before[number])
+    signal.signal(number, before[number] or signal.SIG_DFL)
   for number in (signal.SIGTERM, signal.SIGINT):
     try:
       before[number] = signal.signal(number, ask)
@@ -102,17 +103,22 @@ def stop_requests():
     yield asked
   finally:
     for number, handler in before.items():
-      signal.signal(number, handler)
+      signal.signal(number, handler or signal.SIG_DFL)  # None: it was not Python's
 
 
 @contextlib.contextmanager
 def _finishing(*written):
-  """What was saved is on the disk when the loop is left, by whichever way."""
-  try:
-    yield
-  finally:
+  """What was saved is on the disk when the loop is left, by whichever way; but for an error that one of several processes may be
+  alone with, for the others would not come to agree on the end of a save."""
+  with contextlib.ExitStack() as waits:
     for checkpoints in written:
-      checkpoints.wait()
+      waits.callback(checkpoints.wait)
+    try:
+      yield
+    except BaseException:
+      if not hosts.alone():
+        waits.pop_all()
+      raise
 
 
 def votes(mesh, late):
@@ -129,26 +135,30 @@ def votes(mesh, late):
 
 @contextlib.contextmanager
 def trace(when, folder):
-  """A function that is told each step before it is done, and writes a profile of the steps `when`, (first, last) or None."""
-  first, last = when or (0, 0)
+  """A function that is told each step before it is begun, with the metrics of those before it; it writes a profile of the steps
+  `when`, (first, last) or None."""
+  first, last = when or (0, -1)
   running = []
   def stop():
     if running:
+      jax.block_until_ready(running)
       running.clear()
       jax.profiler.stop_trace()
-  def before(step):
-    if step == first and when:
-      jax.profiler.start_trace(str(folder))
-      running.append(step)
-    elif step == last + 1:
+  def before(step, window):
+    if step == last + 1:
       stop()
+    elif first <= step <= last and not running:
+      jax.profiler.start_trace(str(folder))
+    if first <= step <= last:
+      running[:] = window[-1:] or [step]
   try:
     yield before
   finally:
     stop()
 
 
-def fit(run, source, state, checkpoints, log, meta, look, curve=None, snapshots=None, usage=lambda rate: {}, profile=(None, None)):
+def fit(run, source, state, checkpoints, log, meta, look, curve=None, snapshots=None, usage=lambda rate: {}, profile=(None, None),
+        step_fn=None):
   """Trains from the state's step to plan.steps, logging, looking and saving on the way. Every process calls it.
 
   Args:
@@ -162,33 +172,35 @@ def fit(run, source, state, checkpoints, log, meta, look, curve=None, snapshots=
     snapshots: None, or the Checkpoints that get state.averages every plan.snapshot_every steps.
     usage: images per second -> values that are logged with it.
     profile: ((first, last) step or None, folder) of a profile for TensorBoard.
+    step_fn: what make_train_step has made, where it is there already.
   Returns:
     (state, whether it reached the last step); it stops early, after saving, where it is asked to (SIGTERM, Ctrl-C).
   Raises:
     InputError: the loss is not finite; the last good checkpoint is kept.
   """
-  plan, key, step_fn, start = run.plan, jax.random.key(run.plan.seed), make_train_step(run), int(state.step)
+  plan, key, step_fn, start = run.plan, jax.random.key(run.plan.seed), step_fn or make_train_step(run), int(state.step)
   measures = [curve] if curve else []
   if len(source.heldout.images):
     measures.insert(0, (plan.heldout_every, make_heldout_loss(run, source.heldout, plan.heldout_number)))
-  told = (plan.log_every, plan.save_every, *(every for every, _ in measures))
+  told = (plan.log_every, plan.save_every, *(every for every, _ in measures), *([plan.snapshot_every] if snapshots else []))
   window, bar, clock = [], progress(plan.steps, start, plan.batch) if hosts.first() else no_progress(), time.monotonic()
   # One step in flight on CPU, where simulated devices share the threads; one more in the queue elsewhere.
   ahead = 1 if jax.default_backend() == 'cpu' else 2
-  vote = votes(run.mesh, ahead - 1)
+  vote, slow = votes(run.mesh, ahead - 1), False
   batches = feed(source.train, plan.batch, plan.seed, start, plan.steps, sharding.local_rows(run.mesh, plan.batch),
                  partial(sharding.put_rows, mesh=run.mesh, size=plan.batch), plan.workers)
   with (stop_requests() as asked, contextlib.closing(bar), _finishing(checkpoints, *([snapshots] if snapshots else [])), contextlib.closing(batches),
         trace(*profile) as profiled):
     for done in range(start + 1, plan.steps + 1):
       batch = batches.next()
-      profiled(done)
       if len(window) >= ahead:
         jax.block_until_ready(window[-ahead])
+      profiled(done, window)
       stopped = vote(bool(asked))
       state, metrics = step_fn(state, batch, key)
       window.append(metrics)
       last = done == plan.steps or stopped
+      leaving = lambda: stopped or hosts.alone() and bool(asked)  # of several processes, all do the same
       due = lambda every: done % every == 0 or done == plan.steps
       values = {}
       if last or any(map(due, told)):
@@ -197,15 +209,19 @@ def fit(run, source, state, checkpoints, log, meta, look, curve=None, snapshots=
         rate, window = len(window) * plan.batch / seconds, []
         values |= dict(learning_rate=float(run.rate(done - 1)), ema_decay=float(run.ema(done - 1)), images_per_second=rate,
                        data_wait=batches.waited() / seconds, **usage(rate))
-        for every, measure in measures if not stopped else ():
-          values |= measure(done, state.ema) if due(every) else {}
+        for every, measure in measures:
+          values |= measure(done, state.ema) if due(every) and not leaving() else {}
         log.scalars(done, values)
+        if values['data_wait'] > .1 and done > start + plan.log_every and not slow:
+          slow = True  # said once
+          logging.warning('%.0f %% of the time goes by waiting for data: raise config.workers, or put the data nearer', 100 * values['data_wait'])
       bar.update(done, values.get('loss'))
       if snapshots and due(plan.snapshot_every):
         snapshots.save(done, state.averages, meta)
+        snapshots.wait()  # before the checkpoint: a run that is resumed from it has all of them
       if due(plan.save_every) or last:
         checkpoints.save(done, state, meta)
-      if done % plan.sample_every == 0 and not last:
+      if done % plan.sample_every == 0 and not last and not leaving():
         look(done, state.ema)
       if last:
         break

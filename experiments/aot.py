@@ -10,13 +10,13 @@ Topologies: v5e:1x1 to v5e:16x16, v6e likewise, v5p:2x2x1 to v5p:16x16x24. A pro
 some minutes of one core. No data are read: the shape and the number of classes come from the name of the data set, or from flags.
 
 The time is that of a roofline: the longest of FLOPs over the chip's peak, bytes over its memory's bandwidth, and bytes sent over its
-links. That is a bound on the speed, not a promise: nothing overlaps less than perfectly in it.
+links. That is an estimate: arithmetic and links are lower bounds, as if all overlapped perfectly, but the bytes are XLA's count of what
+its operations access, which may be more than is moved.
 """
 import importlib.util
 import json
 import math
 import os
-import re
 import sys
 import time
 
@@ -24,6 +24,7 @@ from absl import app, flags, logging
 from etils import epath
 
 from diffusion import platform
+from diffusion.config import default
 from diffusion.errors import InputError
 from diffusion.files import write_atomic
 from diffusion.main import argument, parse_flags
@@ -141,9 +142,10 @@ def _program(jitted, args, chips, there, rounds, sizes):
   try:
     compiled = jitted.lower(*args).compile()
   except Exception as error:
-    if not exhausted(str(error)):
+    told = costs.exhausted(str(error))
+    if told is None:
       raise
-    needed, limit = exhausted(str(error))
+    needed, limit = told
     return record | dict(fits=False, needed=needed, there=limit, compile_seconds=time.monotonic() - start)
   seconds, needed, xla = time.monotonic() - start, costs.memory_needed(compiled), compiled.cost_analysis()
   found, memory = hlo.collectives(compiled.as_text()), compiled.memory_analysis()
@@ -156,12 +158,6 @@ def _program(jitted, args, chips, there, rounds, sizes):
     code=memory.generated_code_size_in_bytes, peak=memory.peak_memory_in_bytes, xla_flops=xla['flops'], bytes=bytes_moved, sent=sent,
     collectives=hlo.summary(found), strangers=[[*one[:2], list(one[2]), one[3]] for one in strangers],
     unknown_loops=sum(one.times is None for one in found), roofline=roofline(record['flops'] / chips, bytes_moved, sent))
-
-
-def exhausted(message):
-  """(bytes that a program needs, bytes that a chip has) from a compiler's message; None: it is about something else."""
-  sizes = re.findall(r'([\d.]+)([KMGT])(?![\w.])', message) if 'RESOURCE_EXHAUSTED' in message else []
-  return tuple(float(number) * 1024 ** ('KMGT'.index(unit) + 1) for number, unit in sizes[:2]) if len(sizes) > 1 else None
 
 
 def roofline(flops, moved, sent):
@@ -192,13 +188,13 @@ def tell(record):
     lines += [f'  bytes        {size(p["bytes"])} moved and {size(p["sent"])} sent by each chip']
     lines += [f'  {kind:<12} {count} times, {size(total)}' for kind, (count, total) in p['collectives'].items()]
     if p['strangers']:
-      lines.append(f'  note         gathered or exchanged, and no parameter: {len(p["strangers"])} arrays')
+      lines.append(f'  note         gathered and no parameter, or exchanged: {len(p["strangers"])} arrays')
     if p['unknown_loops']:
       lines.append(f'  note         {p["unknown_loops"]} collectives are in loops of unknown length and count once')
     for chip, r in p['roofline'].items():
       rate = p['images'] / r['seconds']
       parts = ', '.join(f'{part} {r[part] * 1e3:.3g}' for part in ('compute', 'memory', 'links'))
-      lines.append(f'  {chip:<12} {r["seconds"] * 1e3:.4g} ms, bound by {r["bound"]} ({parts}): at most {rate:,.0f} pictures/s, '
+      lines.append(f'  {chip:<12} {r["seconds"] * 1e3:.4g} ms, bound by {r["bound"]} ({parts}): about {rate:,.0f} pictures/s, '
                    f'{rate / record["chips"]:,.1f} a chip')
   return '\n'.join(lines)
 
@@ -223,10 +219,13 @@ def define_flags():
   flags.DEFINE_integer('classes', -1, 'Their number, 0 for none; by the name of the data set if not given.')
   flags.DEFINE_multi_enum('programs', ['train', 'sample'], ['train', 'sample'], 'Which are compiled.')
   flags.DEFINE_string('out', '', 'A file for the numbers, as JSON.')
-  if argument(sys.argv, 'config') is None:
-    raise InputError('give --config=configs/cifar10.py:pod, or --table (--help tells more)')
   from ml_collections import config_flags
-  config_flags.DEFINE_config_file('config', None, 'Recipe, such as configs/cifar10.py:pod.')
+  if argument(sys.argv, 'config') is not None:
+    config_flags.DEFINE_config_file('config', None, 'Recipe, such as configs/cifar10.py:pod.')
+  elif any(word in sys.argv for word in ('--help', '-help', '--helpfull', '--helpshort', '-h', '-?')):
+    config_flags.DEFINE_config_dict('config', default(), 'Recipe, such as configs/cifar10.py:pod.')
+  else:
+    raise InputError('give --config=configs/cifar10.py:pod, or --table (--help tells more)')
 
 
 def cli():

@@ -21,10 +21,10 @@ def cifar(topology, batch, *more):
   return [CIFAR, f'--topology={topology}', f'--config.batch={batch}', f'--config.sample.batch={batch}', *more]
 
 
-# name: (what is told of it, arguments of experiments.aot). The first rows are the recipes as they ship.
+# name: (what is told of it, arguments of experiments.aot). The first rows are the recipes as they ship, but for config.sample.batch.
 ROWS = {
-  'cifar10-256': ('CIFAR-10, the recipe `:pod`', cifar('v5e:16x16', 2048)),
-  'imagenet64-256': ('ImageNet-64, the recipe `:pod`', [IMAGENET, '--topology=v5e:16x16']),
+  'cifar10-256': ('CIFAR-10, the recipe `:pod`; it samples 2048 pictures at a time', cifar('v5e:16x16', 2048)),
+  'imagenet64-256': ('ImageNet-64, the recipe `:pod`; it samples 256 pictures at a time', [IMAGENET, '--topology=v5e:16x16']),
   'imagenet64-64': ('ImageNet-64, the recipe `:quarter`',
                     ['--config=configs/imagenet64.py:quarter', '--topology=v5e:8x8', '--programs=train']),
   'cifar10-1': ('CIFAR-10, 32 a chip', cifar('v5e:1x1', 32, '--programs=train')),
@@ -40,8 +40,9 @@ ROWS = {
 }
 ABOUT = """Memory is what XLA reserves on one chip: arguments, results, temporaries and code. Bytes moved are those of XLA's cost
 analysis, bytes sent those of the collectives by the best ring. The time is the longest of FLOPs over the peak, bytes over the memory's
-bandwidth and bytes over the links: no run is faster, and a real one is slower. The columns v5p and v6e take the program that was
-compiled for the v5e."""
+bandwidth and bytes over the links. It is an estimate: the parts of FLOPs and of links are lower bounds, but that of memory takes XLA's
+count of the bytes that operations access, which may be more than are moved. The columns v5p and v6e take the program that was compiled
+for the v5e."""
 COLUMNS = ['what', 'program', 'chips', 'fsdp', 'pictures a chip', 'parameters', 'memory a chip', 'GFLOP a picture', 'moved a chip',
            'sent a chip', 'collectives', 'v5e: ms, bound by', 'pictures/s on v5e', 'a chip: v5e', 'v5p', 'v6e']
 SCALING = ('cifar10-1', 'cifar10-4', 'cifar10-16', 'cifar10-64', 'cifar10-256x32')
@@ -75,7 +76,8 @@ def write_report(out):
 def report(rows):
   versions = sorted({f'jax {r["versions"]["jax"]}, libtpu {r["versions"]["libtpu"]}' for r in rows.values()})
   head = ['# What pods would need', '',
-          f'Compiled for TPUs that were not there, by `python -m experiments.aot --table` ({"; ".join(versions)}); {len(rows)} of {len(ROWS)} rows are finished.', '', *ABOUT.splitlines(), '']
+          f'Compiled for TPUs that were not there, by `python -m experiments.aot --table` ({"; ".join(versions)}); '
+          f'{len(rows)} of {len(ROWS)} rows are finished.', '', *ABOUT.splitlines(), '']
   lines = ['| ' + ' | '.join(COLUMNS) + ' |', '|' + '---|' * len(COLUMNS)]
   for name, row in rows.items():
     lines += [line(ROWS[name][0], row, program, p) for program, p in row['programs'].items()]
@@ -97,8 +99,8 @@ def line(what, row, program, p):
 
 
 def notes(rows):
-  """What is gathered or exchanged that is no parameter, for each train step."""
-  yield 'Gathered or exchanged between chips in a train step, and of the size of no parameter:'
+  """What is gathered that is no parameter, and what is exchanged, for each train step."""
+  yield 'Gathered by chips in a train step and of the size of no parameter, or exchanged between them:'
   yield ''
   for name, row in rows.items():
     p = row['programs'].get('train', {})

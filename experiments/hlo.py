@@ -73,7 +73,10 @@ def summary(found):
 
 
 def not_parameters(found, sizes):
-  """The all-gathers and all-to-alls of arrays that have the size of no parameter: activations, or small change.
+  """What is sent beside parameters and gradients: activations, or small change.
+
+  These are the all-gathers of arrays that have the size of no parameter, and every all-to-all and collective-permute, in which a chip
+  gives up its piece for another's: of them only the piece is known, which says nothing of the size of the whole.
 
   Args:
     found: collectives.
@@ -81,7 +84,7 @@ def not_parameters(found, sizes):
   Returns:
     [(kind, dtype, dimensions, source)].
   """
-  moved = [one for one in found if one.kind in ('all-gather', 'all-to-all', 'ragged-all-to-all')]
+  moved = [one for one in found if one.kind in ('all-gather', 'all-to-all', 'ragged-all-to-all', 'collective-permute')]
   return [(one.kind, dtype, shape, one.source) for one in moved for dtype, shape in one.arrays
           if one.kind != 'all-gather' or math.prod(shape) not in sizes]
 

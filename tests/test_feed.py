@@ -53,7 +53,7 @@ def slow(seconds, count=24):
   def decode(i):
     time.sleep(seconds)
     return np.full((2, 2, 1), i, np.uint8)
-  images = open_stream(lambda numbers: [(str(i), i) for i in numbers], lambda i: np.full((2, 2, 1), i, np.uint8), count)
+  images = open_stream(lambda numbers: [(str(i), i) for i in numbers], lambda i: np.full((2, 2, 1), i, np.uint8), count, 'slow')
   return Dataset(dataclasses.replace(images, decode=decode, threads=1), np.zeros(count, np.int32))
 
 

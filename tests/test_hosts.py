@@ -73,7 +73,7 @@ def test_flags_that_do_not_fit_are_refused(given, said):
 
 
 @pytest.mark.parametrize('environment, several', [
-  ({}, False), ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '1'}, False), ({'SLURM_NTASKS': '4'}, True), ({'OMPI_COMM_WORLD_SIZE': '2'}, True),
+  ({}, False), ({'SLURM_NTASKS': '4'}, False), ({'SLURM_STEP_NUM_TASKS': '4'}, True), ({'OMPI_COMM_WORLD_SIZE': '2'}, True),
   ({'TPU_WORKER_HOSTNAMES': 'localhost'}, False), ({'TPU_WORKER_HOSTNAMES': 'a,b'}, True),
 ])
 def test_the_environment_tells_whether_there_are_others(environment, several):
@@ -108,7 +108,7 @@ def test_two_processes_train_stop_together_at_sigterm_and_one_goes_on(command, t
   before = time.monotonic()
   two[1].send_signal(signal.SIGTERM)  # the one that writes nothing is told
   texts = ended(two)
-  assert time.monotonic() - before < 30
+  assert time.monotonic() - before < 10
   assert [process.returncode for process in two] == [0, 0], texts
   step = open_checkpoints(run / 'checkpoints').steps()[-1]
   assert f'at step {step}, which is saved' in texts[0] and '2 x 2 cpu (data x fsdp) of 2 processes' in texts[0]

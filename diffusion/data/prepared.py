@@ -86,7 +86,8 @@ def open_stream(folder, split, decode_options):
     return [(f'{data.name} {i}', io.BytesIO(record[data.image])) for i, record in zip(numbers, records)]
 
   data = _opened(folder, split)
-  return stream.open_stream(fetch, _decoder(data, decode_options), len(data.examples))
+  mark = f'{os.path.realpath(folder)} {split}'   # the folder is called as the version
+  return stream.open_stream(fetch, _decoder(data, decode_options), len(data.examples), mark)
 
 
 class _Opened(NamedTuple):

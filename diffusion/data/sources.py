@@ -157,7 +157,8 @@ def _streamed_folder(root, found, decode, unreadable, heldout, seed):
   pictures.one_of('unreadable', unreadable, ('skip', 'stop'))
   names, (labels, classes) = found.names, _classes(found)
   fetch = lambda numbers: [(names[i], root / names[i]) for i in numbers]
-  images = streams.open_stream(fetch, decode, len(names), labels if unreadable == 'skip' else None)
+  groups = labels if unreadable == 'skip' else None
+  images = streams.open_stream(fetch, decode, len(names), '\0'.join(names), groups)
   data = Dataset(images, labels, classes, tuple(found.captions), tuple(found.attributes))
   if found.part[0] is None:
     return splitting.split(data, heldout, seed, str(root), found.notes, names)

@@ -28,7 +28,7 @@ class Stream:
   size: tuple[int, int, int]   # (H, W, C) of every picture
   index: np.ndarray            # int64 [N]: their numbers, among those that fetch knows
   groups: np.ndarray | None    # [N]: the next of its group takes the place of an unreadable picture; None: it raises
-  mark: bytes                  # hash of where they are from, and of the first of them
+  mark: bytes                  # hash of where they are from, of the first of them and of how those are decoded
   threads: int | None = None   # that decode; None: a few more than there are cores
 
   ndim = 4
@@ -120,11 +120,12 @@ class Stream:
     return image, ''
 
 
-def open_stream(fetch, decode, count, groups=None):
+def open_stream(fetch, decode, count, mark, groups=None):
   """A Stream of `count` pictures; reads the first 64, which must be of one size, to learn their shape.
 
   Args:
     fetch, decode, groups: see Stream.
+    mark: str, which tells these `count` pictures from any others, such as all of their names.
   Raises:
     InputError: the first pictures cannot be read or differ in size.
   """
@@ -132,5 +133,6 @@ def open_stream(fetch, decode, count, groups=None):
   found = fetch(first)
   names = [name for name, _ in found]
   images, _, _ = pictures.read_all(decode, names, lambda i: found[i][1], 'stop' if groups is None else 'skip')
-  mark = hashlib.blake2b(f'{count} {names} {images.shape}'.encode() + images.tobytes(), digest_size=16).digest()
-  return Stream(fetch, decode, images.shape[1:], np.arange(count), groups, mark)
+  told = hashlib.blake2b(f'{count} {images.shape} '.encode() + images.tobytes(), digest_size=16)
+  told.update(mark.encode('utf-8', 'surrogateescape'))   # names of files may be no text
+  return Stream(fetch, decode, images.shape[1:], np.arange(count), groups, told.digest())
