@@ -1,7 +1,7 @@
 """CIFAR-10 at paper size: the 35.7-million-parameter U-Net of DDPM (arXiv:2006.11239, appendix B), for GPUs and TPU pods.
 
   python -m diffusion.main --config=configs/cifar10.py               one accelerator: batch 128, 800,000 steps
-  python -m diffusion.main --config=configs/cifar10.py:pod           batch 2048 over a TPU pod, the same command on every host; bfloat16 activations
+  python -m diffusion.main --config=configs/cifar10.py:pod           a TPU pod, the same command on every host: batch 2048, bfloat16
   python -m diffusion.main --config=configs/cifar10.py:tiny
 
 Compiled for a v5e:16x16 (experiments/aot.py), a step of `:pod` holds 0.86 GB of a chip's 16 at 8 pictures a chip, state, temporaries and

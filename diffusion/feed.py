@@ -135,7 +135,8 @@ def _alone(error):
   """The error without the frames that it and those before it have been through: they keep alive what is closed then."""
   before = error
   while before is not None:
-    before, before.__traceback__ = before.__cause__ or before.__context__, None
+    before.__traceback__ = None
+    before = before.__cause__ or before.__context__
   return error
 
 

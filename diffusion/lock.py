@@ -4,16 +4,18 @@ Where the file system has flock (local disks, NFS, most others) the kernel keeps
 whatever the end of the process, kill -9 included: nothing is left that is stale.
 
 On a bucket (a path with ://), and where flock is not supported, a file names the owner and carries the time of
-its last heartbeat. Whoever finds it older than `STALE` seconds takes over. Its limits: after a kill -9 the next
-run has to wait until then; clocks of hosts must agree to about a minute; and of two runs that start in the same
-moment one may see that it was overwritten only after `SETTLE` seconds, which is how long each start waits and
-looks again. A store that shows writes later than that can let both in.
+its last heartbeat. Whoever finds it further than `STALE` seconds away takes over, and a run that was taken over
+sends itself SIGTERM, at which a training saves and stops. Its limits: after a kill -9 the next run has to wait
+until then; clocks of hosts must agree to about a minute; and of two runs that start in the same moment one may
+see that it was overwritten only after `SETTLE` seconds, which is how long each start waits and looks again. A
+store that shows writes later than that can let both in.
 """
 import contextlib
 import errno
 import fcntl
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -38,7 +40,9 @@ def hold(workdir):
   A process that this one forks, and does not replace by another program, holds the lock as well.
 
   Args:
-    workdir: local or gs://; it is made where it is missing. The lock is the file `lock` in it, which stays.
+    workdir: local or gs://; it is made where it is missing. The lock is the file `lock` in it, which says in JSON who
+      holds it: {host, pid, since, token}, and `beat`, the time of the last heartbeat, where flock does not keep
+      it. Under flock the file stays, and is empty when the run has ended; the other is taken away.
   Raises:
     InputError: another run holds it (the message names it), or nothing can be written there.
   """
@@ -51,16 +55,17 @@ def hold(workdir):
 
 @contextlib.contextmanager
 def _flock(path, workdir):
-  descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+  descriptor, failure = os.open(path, os.O_RDWR | os.O_CREAT, 0o666), None
   try:
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
-    owner = os.read(descriptor, 4096)
+    failure, owner = error, os.read(descriptor, 4096)
     os.close(descriptor)
-    if isinstance(error, BlockingIOError):
-      raise _refusal(workdir, _parsed(owner)) from error
-    if error.errno not in _UNSUPPORTED:
-      raise InputError(f'cannot lock {path}: {error.strerror}; use another work directory') from error
+  if isinstance(failure, BlockingIOError):
+    raise _refusal(workdir, _parsed(owner)) from failure
+  if failure and failure.errno not in _UNSUPPORTED:
+    raise InputError(f'cannot lock {path}: {failure.strerror}; use another work directory') from failure
+  if failure:  # not in the `except`, or it would be the context of whatever ends the run
     with _heartbeat(path, workdir):
       yield
     return
@@ -79,23 +84,39 @@ def _heartbeat(path, workdir):
   mine, over = _owner(), threading.Event()
 
   def read():
-    return _parsed(path.read_bytes()) if path.exists() else {}
+    try:
+      return _parsed(path.read_bytes()) if path.exists() else {}
+    except FileNotFoundError:  # its owner has just gone
+      return {}
 
   def write():
-    path.write_text(json.dumps(mine | {'beat': time.time()}))
+    # A store shows it whole or not at all. Elsewhere a neighbour, by a name that no process of another host has.
+    part = path if '://' in str(path) else path.parent / f'.{path.name}.{mine["token"]}.part'
+    try:
+      part.write_text(json.dumps(mine | {'beat': time.time()}))
+      if part != path:
+        part.replace(path)
+    except BaseException:
+      if part != path:
+        part.unlink(missing_ok=True)
+      raise
 
   def beats():
     while not over.wait(BEAT):
       with contextlib.suppress(Exception):  # a store that does not answer is asked again at the next beat
         other = read()
         if other.get('token', mine['token']) != mine['token']:
-          logging.error('%s was taken over by %s, because this run gave no sign of life for %g s: stop one of the two',
+          logging.error('%s was taken over by %s, because this run gave no sign of life for %g s: this run stops',
                         workdir, _named(other), STALE)
+          os.kill(os.getpid(), signal.SIGTERM)
           return
         write()
 
   other = read()
-  if time.time() - other.get('beat', 0) < STALE:
+  if 'token' not in other and path.exists():  # perhaps it is being written
+    time.sleep(SETTLE)
+    other = read()
+  if abs(time.time() - other.get('beat', 0)) < STALE:
     raise _refusal(workdir, other)
   write()
   time.sleep(SETTLE)

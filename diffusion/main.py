@@ -90,12 +90,12 @@ def main(argv):
   if argument(sys.argv, 'verbosity') is None:
     logging.set_verbosity(logging.WARNING)
   workdir = epath.Path(flags.FLAGS.workdir or default_workdir(sys.argv))
-  from diffusion import modes  # after the flags are read: its imports take seconds
+  from diffusion import agree, modes  # after the flags are read: its imports take seconds
   more = dict(profile=span(flags.FLAGS.profile)) if flags.FLAGS.mode == 'train' else {}
   if flags.FLAGS.profile and not more:
     raise InputError(f'--profile is of training, not of --mode={flags.FLAGS.mode}')
   getattr(modes, flags.FLAGS.mode)(flags.FLAGS.config, workdir, **more)
-  hosts.meet('the end', 3600)  # jax ends those that still work a minute after the first has left
+  agree.everyone(seconds=3600)  # jax ends those that still work a minute after the first has left
 
 
 def span(text):

@@ -9,7 +9,7 @@ import jax
 import optax
 from etils import epath
 
-from diffusion import __version__, averages, build, distances, editing, evaluate as evaluation, export as exporting, hosts, pictures, samples, sharding
+from diffusion import __version__, agree, averages, build, distances, editing, evaluate as evaluation, export as exporting, hosts, pictures, samples, sharding
 from diffusion.checkpoint import open_checkpoints
 from diffusion.config import filled
 from diffusion.data.dataset import describe
@@ -100,9 +100,9 @@ def restore(run, checkpoints):
 
 def train(config, workdir, profile=None):
   """Trains to config.steps, resuming where a checkpoint is, then samples. profile: see train.trace."""
-  hosts.same('config', f'{workdir} {config.to_json()}')
+  agree.same('config', f'{workdir} {config.to_json()}')
   with contextlib.ExitStack() as stack:
-    hosts.first_alone('work directory', lambda: stack.enter_context(hold(workdir)))
+    agree.together(lambda: stack.enter_context(hold(workdir)) if hosts.first() else None)
     train_alone(config, workdir, profile)
 
 
@@ -118,8 +118,8 @@ def train_alone(config, workdir, profile):
   data = build.load_data(config)
   say('', describe(data))
   run, checkpoints, meta = open_run(config, workdir, data, config.fsdp)
-  hosts.same('data', f'{data.train.images.shape} {data.train.labels[:64].tolist()}')
-  hosts.first_alone('examples', lambda: write_examples(run, config, workdir, data.train))
+  agree.same('data', f'{data.train.images.shape} {data.train.labels[:64].tolist()}')
+  agree.together(lambda: write_examples(run, config, workdir, data.train))
   if config.evaluate.at_end or config.evaluate.every:
     evaluation.prepare(run, config, data)
   state = restore(run, checkpoints)
@@ -132,8 +132,10 @@ def train_alone(config, workdir, profile):
     lines, usage, step_fn = forecast(run, config)
     for label, text in lines.items():
       say(label, text)
-    hosts.meet(f'training from step {step}')
+    agree.everyone()
     snapshots = open_checkpoints(workdir / 'snapshots', sys.maxsize, None, config.save_failure) if config.snapshot_every else None
+    if snapshots:
+      snapshots.set_aside_after(step)
     log = open_log(workdir, step) if hosts.first() else no_log()
     log.text('config', f'```\n{config}\n```')
     show, forgive = look(run, config, workdir, log), spared if config.save_failure == 'go on' else lambda write: write

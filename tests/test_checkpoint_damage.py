@@ -180,6 +180,51 @@ def test_differences_name_what_is_absent_on_either_side_and_other_dtypes():
   assert differences(here, json.loads(json.dumps(here))) == []
 
 
+NO_DAMAGE = [MemoryError(), PermissionError(13, 'Permission denied'), TimeoutError('too late'),
+             ConnectionResetError('reset'), OSError(24, 'Too many open files'),
+             ValueError('UNAVAILABLE: Error reading gs://bucket/x [source]'),
+             jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes')]
+
+
+@pytest.mark.parametrize('error', NO_DAMAGE, ids=lambda error: type(error).__name__)
+def test_what_is_no_damage_is_an_error_and_no_older_step_is_used(error, saved, monkeypatch):
+  def fail(*_, **__):
+    raise error
+  monkeypatch.setattr(checkpoint.ocp.StandardCheckpointHandler, 'restore', fail)
+  out = open_checkpoints(saved)
+  reason = 'MemoryError' if isinstance(error, MemoryError) else str(error).split(' [source')[0].split('] ')[-1]
+  with pytest.raises(InputError, match=rf'cannot read {saved}/2: .*{reason}.*; mend that and run again'):
+    out.restore(abstract(state_at(0)))
+  monkeypatch.undo()
+  assert out.steps() == [1, 2] and out.restore(abstract(state_at(0))).step == 2
+
+
+# ---- going back
+
+def test_steps_of_a_course_that_was_given_up_are_set_aside_and_their_numbers_are_free(tmp_path, caplog):
+  out = open_checkpoints(tmp_path, keep=9)
+  for step in (1, 2, 3, 5):
+    out.save(step, state_at(step), {'course': 1})
+  out.set_aside_after(2)  # the last one is still being written
+  assert out.steps() == [1, 2] and len(said(caplog)) == 2
+  for step in (2, 3):
+    out.save(step, state_at(step + 10), {'course': 2})
+  out.close()
+  assert out.latest_meta() == (3, {'course': 2}) and same_bits(out.restore(abstract(state_at(0))).state, state_at(13))
+  assert same_bits(out.restore(abstract(state_at(0)), 2).state, state_at(2))
+  aside = sorted(path.name.split('-')[0] for path in tmp_path.iterdir() if not path.name.isdigit())
+  assert aside == ['3.superseded', '5.superseded']
+
+
+def test_a_reader_that_sets_aside_clears_nothing_else_away(saved, tmp_path):
+  shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+  (tmp_path / '9.orbax-checkpoint-tmp').mkdir()
+  open_checkpoints(tmp_path).set_aside_after(1)
+  open_checkpoints(tmp_path / 'none').set_aside_after(1)
+  names = {path.name.split('-')[0] for path in tmp_path.iterdir()}
+  assert names == {'1', '2.superseded', '9.orbax'}
+
+
 # ---- formats
 
 def rewrite(step, **changes):

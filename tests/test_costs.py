@@ -123,6 +123,18 @@ def test_peaks_are_known_by_kind_and_type():
   assert costs.peak(chip('TPU v5 lite'), 'bfloat16') == 197e12
   assert costs.peak(chip('NVIDIA A100-SXM4-80GB'), jnp.float32) == costs.peak(chip('NVIDIA A100-SXM4-80GB'), jnp.float16) / 2
   assert costs.peak(jax.devices()[0], 'float32') is None
+  for name, other, published in (('TPU v5e', 'TPU v5 lite', 197e12), ('TPU v5p', 'TPU v5', 459e12), ('TPU v6e', 'TPU v6 lite', 918e12)):
+    assert costs.peak(chip(name), 'bfloat16') == costs.peak(chip(other), 'bfloat16') == published
+
+
+def test_what_a_compiler_says_of_memory():
+  for text in ('RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO '
+               'temporaries (33.53G) exceeds available HBM (15.75G). HLO module: jit_f.',
+               'RESOURCE_EXHAUSTED: Used 33.53G of 15.75G hbm. Exceeded by 17.78G.'):
+    assert costs.exhausted(text) == (33.53 * 2 ** 30, 15.75 * 2 ** 30)
+  vmem = 'RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Scoped allocation with size 20.00M and limit 16.00M exceeded'
+  for text in ('INTERNAL: 3G of 4G hbm', 'RESOURCE_EXHAUSTED: threads', 'RESOURCE_EXHAUSTED: no more hbm', vmem):
+    assert costs.exhausted(text) is None
 
 
 # ---- advice
@@ -139,7 +151,8 @@ def follow(text, state, activations, accumulate, fsdp):
     yield option, state * fsdp / n + activations * accumulate / k * keeps * batch
 
 
-@pytest.mark.parametrize('state, activations, accumulate, fsdp', [(2, 30, 1, 1), (20, 2, 1, 1), (20, 30, 2, 2), (9, 8, 4, 1), (40, 200, 1, 4)])
+@pytest.mark.parametrize('state, activations, accumulate, fsdp',
+                         [(2, 30, 1, 1), (20, 2, 1, 1), (20, 30, 2, 2), (9, 8, 4, 1), (40, 200, 1, 4)])
 def test_what_is_advised_fits_and_half_of_it_does_not(state, activations, accumulate, fsdp):
   advice = lambda there: costs.advice((state + activations) * GB, there * GB, 1024, 32, fsdp, accumulate, False, state * GB)
   assert advice(state + activations) == ''

@@ -18,7 +18,7 @@ from tests.test_devices import free_port
 
 MEET = '''
 import sys, time
-from diffusion import hosts
+from diffusion import agree, hosts
 from diffusion.errors import InputError
 port, number, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 try:
@@ -27,7 +27,7 @@ try:
   if number == 2:
     time.sleep(4)  # late for the next meeting
   else:
-    hosts.meet('lunch', 2)
+    agree.everyone('lunch', 2)
 except InputError as error:
   print(error, flush=True)
 '''
@@ -46,7 +46,7 @@ def test_processes_meet_and_each_is_told_who_does_not():
   texts = ended([started('-c', MEET, port, k, 60) for k in range(3)])
   assert [f'together {k == 0}' in text for k, text in enumerate(texts)] == [True] * 3, texts
   for text in texts[:2]:
-    assert "process 2 of 3 did not reach 'lunch' within 2 s" in text
+    assert 'process 2 of 3 did not come within 2 s' in text
 
 
 def test_processes_that_do_not_come_are_named_to_all_that_did():

@@ -6,7 +6,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / 'diffusion'
 LEVELS = [
-  ['errors'], ['noise', 'hosts', 'checksums', 'costs'], ['files', 'schedules'], ['schedule_transforms', 'grids', 'predict', 'times'],
+  ['errors'], ['noise', 'hosts', 'agree', 'costs'], ['files', 'schedules', 'checksums'], ['schedule_transforms', 'grids', 'predict', 'times'],
   ['denoise', 'data', 'lock', 'log', 'pictures', 'weights', 'corrupt', 'likelihood'],
   ['checkpoint'], ['losses', 'samplers', 'guidance', 'classify', 'specs', 'sharding', 'nets', 'platform'],
   ['tasks', 'edit', 'learned', 'metrics', 'bound', 'ode'], ['config', 'parts', 'codec', 'averages'], ['checks'], ['build', 'state'],

@@ -115,12 +115,16 @@ def test_of_two_that_start_together_without_flock_one_gets_in(tmp_path, monkeypa
   assert sorted(results) == ['holds', 'refused']
 
 
-def test_a_run_that_was_taken_over_says_so_and_leaves_the_lock_to_the_other(tmp_path, monkeypatch, caplog):
+def test_a_run_that_was_taken_over_says_so_stops_and_leaves_the_lock_to_the_other(tmp_path, monkeypatch, caplog):
   quick(monkeypatch, 'beat')
+  told = []
+  before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
   other = json.dumps({'host': 'far', 'pid': 7, 'since': 'today', 'token': 'x', 'beat': time.time() + 1000})
   with hold(tmp_path):
     (tmp_path / 'lock').write_text(other)
     time.sleep(.4)
+  signal.signal(signal.SIGTERM, before)
+  assert told == [signal.SIGTERM]
   assert f'{tmp_path} was taken over by process 7 on far since today' in caplog.text
   assert (tmp_path / 'lock').read_text() == other
 
@@ -131,6 +135,47 @@ def test_a_lock_file_that_says_nothing_keeps_no_one_out(content, tmp_path, monke
   (tmp_path / 'lock').write_bytes(content)
   with hold(tmp_path):
     assert json.loads((tmp_path / 'lock').read_text())['pid'] == os.getpid()
+
+
+def owner(beat):
+  return json.dumps({'host': 'far', 'pid': 7, 'since': 'today', 'token': 'x', 'beat': beat})
+
+
+def test_a_lock_file_that_is_still_being_written_keeps_others_out(tmp_path, monkeypatch):
+  quick(monkeypatch, 'beat')
+  (tmp_path / 'lock').write_text('')
+  later = threading.Timer(.1, lambda: (tmp_path / 'lock').write_text(owner(time.time())))
+  later.start()
+  with pytest.raises(InputError, match='in use by process 7 on far'), hold(tmp_path):
+    pass
+  later.join()
+
+
+def test_a_heartbeat_from_a_far_future_is_no_sign_of_life_and_one_from_a_near_one_is(tmp_path, monkeypatch):
+  quick(monkeypatch, 'beat')
+  (tmp_path / 'lock').write_text(owner(time.time() + 1))
+  with pytest.raises(InputError, match='in use by process 7 on far'), hold(tmp_path):
+    pass
+  (tmp_path / 'lock').write_text(owner(time.time() + 1000))
+  with hold(tmp_path):
+    assert json.loads((tmp_path / 'lock').read_text())['pid'] == os.getpid()
+
+
+def test_a_reader_never_sees_half_a_heartbeat(tmp_path, monkeypatch):
+  quick(monkeypatch, 'beat')
+  monkeypatch.setattr(lock, 'BEAT', .001)
+  with hold(tmp_path):
+    until = time.monotonic() + .5
+    while time.monotonic() < until:
+      assert json.loads((tmp_path / 'lock').read_bytes())['pid'] == os.getpid()
+  assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_the_run_does_not_have_the_missing_flock_as_its_context(tmp_path, monkeypatch):
+  quick(monkeypatch, 'beat')
+  with pytest.raises(KeyError) as error, hold(tmp_path):
+    raise KeyError
+  assert error.value.__context__ is None
 
 
 # ---- a directory that cannot be written

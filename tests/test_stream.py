@@ -156,3 +156,25 @@ def test_the_identity_tells_data_apart_without_reading_them(tmp_path):
   assert not same(source.train, source.heldout)
   write(tmp_path / '003.png', 99)
   assert not same(source.train, sources.folder(str(tmp_path), stream=True, heldout=5).train)
+
+
+def test_the_identity_is_of_all_pictures_and_not_of_those_that_are_looked_at(tmp_path):
+  identity = lambda: sources.folder(str(tmp_path), stream=True, heldout=0).train.images.identity.tobytes()
+  named(tmp_path, 70)
+  first = identity()
+  (tmp_path / '068.png').rename(tmp_path / '068b.png')   # in the same place of the order
+  assert identity() != first
+  (tmp_path / '068b.png').rename(tmp_path / '068.png')
+  assert identity() == first
+  (tmp_path / '068.png').rename(tmp_path / os.fsdecode(b'068\xff.png'))   # a name that is no text
+  assert identity() != first
+
+
+@pytest.mark.skipif(not TFDS.is_dir(), reason='no prepared Fashion-MNIST in ../shared/data')
+def test_the_identity_of_prepared_data_tells_splits_and_copies_apart(tmp_path):
+  def identity(split, where=TFDS):
+    options = dict(data_dir=str(where), train=split, test='test[:10]', stream=True)
+    return sources.tfds('fashion_mnist', **options).train.images.identity.tobytes()
+  (tmp_path / 'link').symlink_to(TFDS.resolve())
+  assert identity('train[:100]') == identity('train[:100]') == identity('train[:100]', tmp_path / 'link')
+  assert len({identity(split) for split in ('train[:100]', 'train[:99]', 'train[:50]+train[50:64]+train[70:106]')}) == 3

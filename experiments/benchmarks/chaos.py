@@ -105,7 +105,11 @@ def start(workdir, steps):
     os.dup2(output, 1)
     os.dup2(output, 2)
     signal.alarm(LIMIT)
-    go_on(workdir, steps, lambda step: os.write(writer, b'%d\n' % step))
+
+    def tell(step):
+      signal.alarm(LIMIT)
+      os.write(writer, b'%d\n' % step)
+    go_on(workdir, steps, tell)
     code = 0
   except BaseException:
     traceback.print_exc()
