@@ -30,10 +30,10 @@ setup(
     'tqdm>=4.70,<5',
   ],
   extras_require={
-    'test': ['pytest>=9,<10', 'pytest-xdist>=3.5,<4', 'constriction>=0.5,<0.6', 'optuna>=5,<6'],
+    'test': ['pytest>=9,<10', 'pytest-xdist>=3.5,<4', 'constriction>=0.5,<0.6', 'optuna>=5,<6', 'psutil>=7,<8'],
     'tensorboard': ['tensorboard>=2.18,<3'],
     'tf': ['tensorflow>=2.18,<3'],  # only to prepare stock data sets
-    'tpu': ['libtpu>=0.0.42,<0.1'],  # TPUs, and compiling for them without one: experiments/aot.py
+    'tpu': ['libtpu>=0.0.52,<0.1'],  # TPUs, and compiling for them without one: experiments/aot.py
     'codec': ['constriction>=0.5,<0.6'],  # lossless compression with a model
     'ray': ['ray>=2.60,<3'],  # sweeps on a Ray cluster
     'optuna': ['optuna>=5,<6'],  # sweeps by search
