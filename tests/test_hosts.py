@@ -25,9 +25,9 @@ try:
   hosts.start(f'127.0.0.1:{port}', 3, number, seconds)
   print('together', hosts.first(), flush=True)
   if number == 2:
-    time.sleep(4)  # late for the next meeting
+    time.sleep(12)  # late for the next meeting
   else:
-    agree.everyone('lunch', 2)
+    agree.everyone('lunch', 4)
 except InputError as error:
   print(error, flush=True)
 '''
@@ -46,7 +46,7 @@ def test_processes_meet_and_each_is_told_who_does_not():
   texts = ended([started('-c', MEET, port, k, 60) for k in range(3)])
   assert [f'together {k == 0}' in text for k, text in enumerate(texts)] == [True] * 3, texts
   for text in texts[:2]:
-    assert 'process 2 of 3 did not come within 2 s' in text
+    assert 'process 2 of 3 did not come within 4 s' in text, texts
 
 
 def test_processes_that_do_not_come_are_named_to_all_that_did():
@@ -60,7 +60,7 @@ def test_a_coordinator_that_does_not_answer_is_named():
   before = time.monotonic()
   with pytest.raises(InputError, match=f'coordinator 127.0.0.1:{port} did not answer within 1 s'):
     hosts.gather(('127.0.0.1', port), 2, 1, 1)
-  assert time.monotonic() - before < 10
+  assert time.monotonic() - before < 30  # beside other tests; alone it takes a few seconds
 
 
 @pytest.mark.parametrize('given, said', [
@@ -108,7 +108,7 @@ def test_two_processes_train_stop_together_at_sigterm_and_one_goes_on(command, t
   before = time.monotonic()
   two[1].send_signal(signal.SIGTERM)  # the one that writes nothing is told
   texts = ended(two)
-  assert time.monotonic() - before < 10
+  assert time.monotonic() - before < 30  # beside other tests; alone it takes a few seconds
   assert [process.returncode for process in two] == [0, 0], texts
   step = open_checkpoints(run / 'checkpoints').steps()[-1]
   assert f'at step {step}, which is saved' in texts[0] and '2 x 2 cpu (data x fsdp) of 2 processes' in texts[0]
