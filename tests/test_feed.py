@@ -72,7 +72,9 @@ def settled(before):
 
 
 def workers():
-  return [child for child in psutil.Process().children() if 'resource_tracker' not in ' '.join(child.cmdline())]
+  """Child processes, but for Python's own tracker and the server of commands that other tests keep (tests/forks.py)."""
+  others = 'resource_tracker', 'tests.forks'
+  return [child for child in psutil.Process().children() if not any(name in ' '.join(child.cmdline()) for name in others)]
 
 
 def equal(batch, wanted):
