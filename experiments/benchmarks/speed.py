@@ -10,6 +10,10 @@ still, measure on a quiet machine. The training step is forward, backward, clipp
 is DDIM without guidance. Where torch and diffusers are installed, diffusers' UNet2DModel runs in the same
 shape (the table gives both parameter counts), channels last, eager, on all cores. Nothing is saved. The
 result is a Markdown table on stdout.
+
+The share of the peak is model FLOP utilisation: the FLOPs of the plain form of our network (matrix products and
+convolutions), for both contenders, a second, over the best rate of float32 matrix products that this machine reaches
+in the same run, on all its cores, in JAX or in PyTorch.
 """
 import argparse
 import importlib.util
@@ -44,13 +48,14 @@ def ours(options, fast=None):
   """Our U-Net with our training step and sampler.
 
   Returns:
-    {'parameters': int, 'forward': run, 'train': run, 'sample': run}; run() works once and waits for it.
+    {'parameters': int, 'flops': {job: int}, 'forward': run, 'train': run, 'sample': run}; run() works once and waits
+    for it, flops is what it takes.
   """
   import jax
   import jax.numpy as jnp
   import numpy as np
   import optax
-  from diffusion import grids, losses, nets, predict, samplers, schedules, sharding, times, weights
+  from diffusion import costs, grids, losses, nets, predict, samplers, schedules, sharding, times, weights
   from diffusion.denoise import denoiser
   from diffusion.nets.unet import UNet
   from diffusion.state import init_state, train_step
@@ -93,6 +98,8 @@ def ours(options, fast=None):
   forward = jax.jit(net)
   return dict(
     parameters=sum(a.size for a in jax.tree.leaves(params)),
+    flops=dict(forward=costs.flops(net, params, images, moments),
+               train=costs.flops(step, state, images, jax.random.key(0)), sample=costs.flops(sample, params, keys)),
     forward=lambda: jax.block_until_ready(forward(params, images, moments)),
     train=train,
     sample=lambda: jax.block_until_ready(sample(params, keys)))
@@ -166,8 +173,32 @@ def measure(contenders, job, rounds):
   return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def table(contenders, medians, images, reference):
-  """Markdown: images/s of each contender and job, and how many times faster than the reference."""
+def peak(seconds=1., sizes=(512, 1024, 2048)):
+  """The best float32 FLOP/s of this machine in matrix products: JAX's on all devices, or PyTorch's where it is there."""
+  import jax
+  import numpy as np
+  from diffusion import sharding
+  mesh = sharding.make_mesh()
+  product, products = jax.jit(lambda a: a @ a), []
+  for size in sizes:
+    a = jax.device_put(np.ones((mesh.size, size, size), np.float32), sharding.batched(mesh))
+    products.append((2 * mesh.size * size ** 3, lambda a=a: jax.block_until_ready(product(a))))
+    if importlib.util.find_spec('torch'):
+      import torch
+      b = torch.ones(size, size)
+      products.append((2 * size ** 3, lambda b=b: b @ b))
+  best = 0.
+  for flops, run in products:
+    run()
+    end = time.perf_counter() + seconds
+    while (start := time.perf_counter()) < end:
+      run()
+      best = max(best, flops / (time.perf_counter() - start))
+  return best
+
+
+def table(contenders, medians, images, reference, flops, best):
+  """Markdown: of each contender and job images/s, the share of `best` FLOP/s, and how many times faster than the reference."""
   head = '| network | parameters | ' + ' | '.join(f'{job}, images/s' for job in images) + ' |'
   lines = [head, '|---' * (2 + len(images)) + '|']
   for name, contender in contenders.items():
@@ -175,8 +206,8 @@ def table(contenders, medians, images, reference):
     for job, number in images.items():
       seconds = medians[job]
       compared = reference in contenders and name != reference
-      ratio = f' ({seconds[reference] / seconds[name]:.2f} x)' if compared else ''
-      cells.append(f'{number / seconds[name]:.4g}{ratio}')
+      ratio = f', {seconds[reference] / seconds[name]:.2f} x' if compared else ''
+      cells.append(f'{number / seconds[name]:.4g} ({flops[job] / seconds[name] / best:.0%}{ratio})')
     lines.append(f'| {name} | {contender["parameters"]:,} | ' + ' | '.join(cells) + ' |')
   return '\n'.join(lines)
 
@@ -184,20 +215,21 @@ def table(contenders, medians, images, reference):
 def main():
   options = arguments()
   platform.start(options.devices)
-  contenders = {'ours': ours(options)}
+  contenders, plain = {'ours': ours(options)}, ours(options, fast=False)
   if options.plain:
-    contenders['ours, plain layers'] = ours(options, fast=False)
+    contenders['ours, plain layers'] = plain
   reference = 'PyTorch diffusers'
   if importlib.util.find_spec('torch') and importlib.util.find_spec('diffusers'):
     contenders[reference] = theirs(options)
   images = dict(forward=options.batch, train=options.batch, sample=options.samples)
   medians = {job: measure(contenders, job, options.rounds) for job in images}
-  print(table(contenders, medians, images, reference))
+  best = peak()
+  print(table(contenders, medians, images, reference, plain['flops'], best))
   widths = [options.channels * m for m in options.multipliers]
   shape = f'{options.size}x{options.size}x{options.colours}, channels {widths}, batch {options.batch}'
   print(f'\n{shape}; {options.steps} DDIM steps of {options.samples} pictures; {options.dtype}; '
         f'medians of {options.rounds}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores. '
-        'In brackets: times faster than PyTorch.')
+        f'In brackets: the share of the peak, {best / 1e9:.0f} GFLOP/s in a float32 matrix product, and times faster than PyTorch.')
 
 
 if __name__ == '__main__':
