@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from diffusion import checkpoint
+
 
 class State(NamedTuple):
   step: Any
@@ -51,3 +53,8 @@ def python(code, *args, devices=1):
   flags = f'--xla_force_host_platform_device_count={devices}'
   environment = {**os.environ, 'XLA_FLAGS': flags, 'NPROC': '16', 'JAX_PLATFORMS': 'cpu'}
   return [sys.executable, '-c', code, *map(str, args)], environment
+
+
+def said(caplog):
+  """What we log, without the tracebacks of orbax's threads, which `quiet_orbax` keeps from programs."""
+  return [record.getMessage() for record in caplog.records if record.pathname == checkpoint.__file__]

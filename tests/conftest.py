@@ -1,5 +1,6 @@
 """Tests run on one CPU device, and compile fast rather than run fast: their networks are tiny."""
 import fcntl
+import gc
 import os
 import shutil
 import subprocess
@@ -65,3 +66,10 @@ def main_job(command, tmp_path_factory):
 def trained(main_job, tmp_path_factory):
   """A work directory after the tiny main job, of this module alone."""
   return shutil.copytree(main_job[0], tmp_path_factory.mktemp('trained') / 'run')
+
+
+@pytest.fixture(scope='module')
+def swept():
+  """What reads and writes that failed have left is collected after the file, and not in the middle of some later test."""
+  yield
+  gc.collect()
