@@ -142,6 +142,9 @@ def train_alone(config, workdir, profile):
     with contextlib.closing(log):
       state, complete = fit(run, data, state, checkpoints, log._replace(scalars=forgive(log.scalars)), meta, forgive(show),
                             curve(run, config, workdir, data), snapshots, usage, (profile, workdir / 'tensorboard'), step_fn)
+    first, last = (max(profile[0], step + 1), min(profile[1], int(state.step))) if profile else (1, 0)
+    if first <= last:
+      say('profile', f'of steps {first} to {last}: TensorBoard, Profile (pip install tensorboard-plugin-profile)')
     if not complete:
       say('stopped', f'at step {int(state.step)}, which is saved; the same command goes on from there')
       return

@@ -1,4 +1,5 @@
 """Training against hand computation, and what a run must survive."""
+import gzip
 from functools import partial
 
 import jax
@@ -160,3 +161,23 @@ def test_batches_depend_on_the_step_alone_and_carry_their_conditions():
   batch = train.host_batch(SOURCE.train, np.array([3, 5]))
   np.testing.assert_array_equal(batch['images'], SOURCE.train.images[[3, 5]])
   np.testing.assert_array_equal(batch['cond'].argmax(1), SOURCE.train.labels[[3, 5]])
+
+
+@pytest.mark.parametrize('when, traced', [((3, 4), {3, 4}), ((5, 9), {5, 6}), (None, set()), ((8, 9), set())])
+def test_a_profile_has_the_steps_that_were_asked_for_and_no_others(when, traced, tmp_path):
+  def named(n):
+    def walk(x):
+      return x @ x + n
+    walk.__name__ = f'walk_{n}_'
+    return jax.jit(walk)
+  steps, x, window = {n: named(n) for n in range(1, 7)}, jnp.ones((64, 64)), []
+  for step in steps.values():
+    step(x).block_until_ready()  # compiled apart
+  with train.trace(when, tmp_path) as before:
+    for n, step in steps.items():
+      before(n, window)
+      window.append(step(x).block_until_ready())
+  files = list(tmp_path.glob('plugins/profile/*/*.trace.json.gz'))  # where TensorBoard's plugin looks
+  assert len(files) == bool(traced) == len(list(tmp_path.glob('plugins/profile/*/*.xplane.pb')))
+  text = ''.join(gzip.decompress(file.read_bytes()).decode() for file in files)
+  assert {n for n in steps if f'walk_{n}_' in text} == traced
