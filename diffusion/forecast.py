@@ -55,4 +55,7 @@ def forecast(run, config):
   if there and needed > there:
     lines['will not fit'] = advise(needed, there)
   peak = costs.peak(device, jnp.dtype(options.get('dtype', 'float32')))
+  if peak:  # elsewhere the first seconds of training tell
+    hours = run.plan.steps * run.plan.batch * each / (peak * mesh.size) / 3600
+    lines['time'] = f'at least {hours:.1f} h for {run.plan.steps:,} steps: that is the devices at their peak'
   return lines, lambda rate: {'flop_utilisation': rate * each / (peak * mesh.size)} if peak else {}, step
