@@ -24,7 +24,7 @@ def cifar(topology, batch, *more):
 # name: (what is told of it, arguments of experiments.aot). The first rows are the recipes as they ship, but for config.sample.batch.
 ROWS = {
   'cifar10-256': ('CIFAR-10, the recipe `:pod`; it samples 2048 pictures at a time', cifar('v5e:16x16', 2048)),
-  'imagenet64-256': ('ImageNet-64, the recipe `:pod`; it samples 256 pictures at a time', [IMAGENET, '--topology=v5e:16x16']),
+  'imagenet64-256': ('ImageNet-64, the recipe `:pod`', [IMAGENET, '--topology=v5e:16x16', '--programs=train']),
   'imagenet64-64': ('ImageNet-64, the recipe `:quarter`',
                     ['--config=configs/imagenet64.py:quarter', '--topology=v5e:8x8', '--programs=train']),
   'cifar10-1': ('CIFAR-10, 32 a chip', cifar('v5e:1x1', 32, '--programs=train')),
