@@ -11,6 +11,7 @@ import time
 from diffusion.errors import InputError
 
 WAIT = 300  # seconds until a host that has not come is missed
+HEARTBEAT = 100  # seconds until one that died is noticed, and jax ends the others
 
 
 def expected(environment=os.environ):
@@ -63,7 +64,7 @@ def start(coordinator=None, processes=None, process=None, seconds=WAIT):
   jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM for itself
   try:
     jax.distributed.initialize(coordinator, processes, process, local, initialization_timeout=seconds,
-                               heartbeat_timeout_seconds=max(100, 2 * seconds), shutdown_timeout_seconds=60)
+                               heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=60)
     jax.devices()  # together, for each waits for the devices of the others
   except RuntimeError as error:
     raise InputError(f'cannot join the other processes: {" ".join(str(error).split())[:300]}') from error

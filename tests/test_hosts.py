@@ -1,6 +1,7 @@
 """Several processes over loopback: how they meet, what they say when one is missing, and a whole run of two."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,6 +54,19 @@ def test_processes_that_do_not_come_are_named_to_all_that_did():
   port = free_port()
   for text in ended([started('-c', MEET, port, k, 3) for k in (0, 2)]):
     assert 'process 1 of 3 did not come within 3 s' in text and 'Traceback' not in text
+
+
+def test_a_process_that_died_is_named_and_does_not_keep_the_others_waiting():
+  code = '''
+import os, sys, time
+from diffusion import hosts
+hosts.HEARTBEAT = 10
+hosts.start(f'127.0.0.1:{sys.argv[1]}', 2, int(sys.argv[2]), 60)
+os._exit(3) if sys.argv[2] == '1' else time.sleep(300)
+'''
+  port = free_port()
+  two = [started('-c', code, port, k) for k in range(2)]
+  assert re.search(r'stopped sending heartbeats\):\n1\n', ended(two)[0]) and two[0].returncode != 0
 
 
 def test_a_coordinator_that_does_not_answer_is_named():
