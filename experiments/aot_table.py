@@ -14,39 +14,40 @@ from etils import epath
 from diffusion.files import write_atomic
 
 CIFAR, IMAGENET = '--config=configs/cifar10.py:pod', '--config=configs/imagenet64.py:pod'
-DDPM = ['--config=configs/cifar10.py:pod', '--topology=v5e:8x8', '--config.batch=512', '--programs=train']
+SMALL = ('--config.net=unet(channels=64, multipliers=(1, 2), blocks=1, attention=(16,), heads=1, film=False, groups=32, dropout=0.1, '
+         'dtype=bfloat16)')
 
 
-def cifar(topology, batch, *more):
-  return [CIFAR, f'--topology={topology}', f'--config.batch={batch}', f'--config.sample.batch={batch}', *more]
+def small(topology, batch, *more):
+  return [CIFAR, SMALL, f'--topology={topology}', f'--config.batch={batch}', '--programs=train', *more]
 
 
-# name: (what is told of it, arguments of experiments.aot). The first rows are the recipes as they ship, but for config.sample.batch.
+# name: (what is told of it, arguments of experiments.aot). The first three are recipes as they ship, but for config.sample.batch.
 ROWS = {
-  'cifar10-256': ('CIFAR-10, the recipe `:pod`; it samples 2048 pictures at a time', cifar('v5e:16x16', 2048)),
+  'cifar10-256': ('CIFAR-10, the recipe `:pod`; it samples 2048 pictures at a time',
+                  [CIFAR, '--topology=v5e:16x16', '--config.batch=2048', '--config.sample.batch=2048']),
   'imagenet64-256': ('ImageNet-64, the recipe `:pod`', [IMAGENET, '--topology=v5e:16x16', '--programs=train']),
   'imagenet64-64': ('ImageNet-64, the recipe `:quarter`',
                     ['--config=configs/imagenet64.py:quarter', '--topology=v5e:8x8', '--programs=train']),
-  'cifar10-1': ('CIFAR-10, 32 a chip', cifar('v5e:1x1', 32, '--programs=train')),
-  'cifar10-16': ('CIFAR-10, 32 a chip', cifar('v5e:4x4', 512, '--programs=train')),
-  'cifar10-64': ('CIFAR-10, 32 a chip', cifar('v5e:8x8', 2048, '--programs=train')),
-  'cifar10-256x32': ('CIFAR-10, 32 a chip', cifar('v5e:16x16', 8192, '--programs=train')),
-  'cifar10-64-fsdp8': ('CIFAR-10, 32 a chip, fsdp=8', cifar('v5e:8x8', 2048, '--programs=train', '--config.fsdp=8')),
-  'imagenet64-256-data': ('ImageNet-64, fsdp=1', [IMAGENET, '--topology=v5e:16x16', '--programs=train', '--config.fsdp=1']),
-  'ddpm-32': ('the CIFAR-10 network at 32x32', DDPM),
-  'ddpm-64': ('the CIFAR-10 network at 64x64', [*DDPM, '--shape=64,64,3']),
-  'ddpm-128': ('the CIFAR-10 network at 128x128', [*DDPM, '--shape=128,128,3']),
-  'cifar10-4': ('CIFAR-10, 32 a chip', cifar('v5e:2x2', 128, '--programs=train')),
+  'small-1': ('small, 32x32', small('v5e:1x1', 32)),
+  'small-4': ('small, 32x32', small('v5e:2x2', 128)),
+  'small-16': ('small, 32x32', small('v5e:4x4', 512)),
+  'small-64': ('small, 32x32', small('v5e:8x8', 2048)),
+  'small-256': ('small, 32x32', small('v5e:16x16', 8192)),
+  'small-64-fsdp8': ('small, 32x32, fsdp=8', small('v5e:8x8', 2048, '--config.fsdp=8')),
+  'small-64-64px': ('small, 64x64', small('v5e:8x8', 2048, '--shape=64,64,3')),
+  'small-64-128px': ('small, 128x128', small('v5e:8x8', 2048, '--shape=128,128,3')),
+  'cifar10-64': ('CIFAR-10 with 32 pictures a chip', [CIFAR, '--topology=v5e:8x8', '--config.batch=2048', '--programs=train']),
 }
 ABOUT = """Memory is what XLA reserves on one chip: arguments, results, temporaries and code. Bytes moved are those of XLA's cost
 analysis, bytes sent those of the collectives by the best ring. The time is the longest of FLOPs over the peak, bytes over the memory's
 bandwidth and bytes over the links. It is an estimate: the parts of FLOPs and of links are lower bounds, but that of memory takes XLA's
 count of the bytes that operations access, which may be more than are moved. The columns v5p and v6e take the program that was compiled
-for the v5e."""
+for the v5e. The small network (`SMALL` in experiments/aot_table.py) shows how things grow at a tenth of the compile time."""
 COLUMNS = ['what', 'program', 'chips', 'fsdp', 'pictures a chip', 'parameters', 'memory a chip', 'GFLOP a picture', 'moved a chip',
            'sent a chip', 'collectives', 'v5e: ms, bound by', 'pictures/s on v5e', 'a chip: v5e', 'v5p', 'v6e']
-SCALING = ('cifar10-1', 'cifar10-4', 'cifar10-16', 'cifar10-64', 'cifar10-256x32')
-RESOLUTION = ('ddpm-32', 'ddpm-64', 'ddpm-128')
+SCALING = ('small-1', 'small-4', 'small-16', 'small-64', 'small-256')
+RESOLUTION = ('small-64', 'small-64-64px', 'small-64-128px')
 
 
 def main(argv):
@@ -116,8 +117,8 @@ def picture(rows):
   figure = Figure((14, 4.5), layout='constrained')
   FigureCanvasAgg(figure)
   chips, pixels, memory = figure.subplots(1, 3)
-  for axis, names, x, title in ((chips, SCALING, lambda r: r['chips'], '36 M parameters, 32 pictures a chip'),
-                                (pixels, RESOLUTION, lambda r: r['shape'][0], '36 M parameters, 8 pictures a chip, 64 chips')):
+  for axis, names, x, title in ((chips, SCALING, lambda r: r['chips'], 'small network, 32 pictures a chip'),
+                                (pixels, RESOLUTION, lambda r: r['shape'][0], 'small network, 32 pictures a chip, 64 chips')):
     done = [rows[name] for name in names if 'roofline' in rows.get(name, dict(programs={}))['programs'].get('train', {})]
     axis.set_visible(bool(done))
     if not done:

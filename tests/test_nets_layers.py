@@ -1,4 +1,5 @@
 """Layers against float64 references that share no code with them; the fast forms against the plain ones."""
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,6 +113,16 @@ def test_attention_survives_large_logits():
   q = np.full((1, 2, 1, 4), 1e3, np.float32) * np.array([1, -1], np.float32)[:, None, None]
   v = np.arange(8, dtype=np.float32).reshape(1, 2, 1, 4)
   np.testing.assert_allclose(layers.attend(q, q, v), v)  # each query sees its own key alone
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_dropout_and_its_gradient_are_those_of_flax(dtype):
+  x, key = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 16)), dtype), jax.random.key(3)
+  flax = nn.Dropout(.3, deterministic=False)
+  both = lambda f: jax.jit(jax.value_and_grad(lambda x: jnp.sum(f(x) ** 3)))(x)
+  ours, theirs = both(lambda x: layers.dropout(key, x, .3)), both(lambda x: flax.apply({}, x, rng=key))
+  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+  assert ours[1].dtype == x.dtype and .6 < np.mean(np.asarray(ours[1], np.float32) != 0) < .8
 
 
 def test_sinusoidal_embedding_matches_the_closed_form():

@@ -135,6 +135,16 @@ def attend(q, k, v):
   return jnp.einsum('bhqk,bkhd->bqhd', jax.nn.softmax(logits).astype(v.dtype), v)
 
 
+def dropout(key, x, rate):
+  """x [..] with a share `rate` of its entries 0 and the others divided by 1 - rate (Srivastava et al. 2014).
+
+  The mask is made apart: XLA would draw its random bits again inside each convolution that reads it, forward and backward, which
+  made compiling for TPUs 2.5 times as long.
+  """
+  keep = jax.lax.optimization_barrier(jax.random.bernoulli(key, 1 - rate, x.shape))
+  return jnp.where(keep, x / (1 - rate), 0)
+
+
 def sinusoidal(time, size, period=10000.0):
   """Sinusoidal embedding (Vaswani et al. 2017, section 3.5), sines before cosines as in Ho et al. 2020.
 

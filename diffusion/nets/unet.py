@@ -180,7 +180,8 @@ class ResBlock(nn.Module):
     if not self.film:
       h = h + e[:, None, None].astype(h.dtype)
     h = nn.silu(layers.Norm(self.groups, self.fast, name='norm1')(h, e if self.film else None))
-    h = nn.Dropout(self.dropout, deterministic=not train)(h)
+    if train and self.dropout:
+      h = layers.dropout(self.make_rng('dropout'), h, self.dropout)
     h = layers.Conv(self.width, zero=self.zero, name='conv1', **small)(h)
     if x.shape[-1] != self.width:
       x = layers.Conv(self.width, 1, name='skip', **small)(x)
