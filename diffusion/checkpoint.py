@@ -10,13 +10,10 @@ import contextlib
 import errno
 import functools
 import json
-import logging as stdlib_logging
 import os
 import re
-import sys
 import time
 from typing import Any, Callable, NamedTuple
-import warnings
 import zlib
 
 from absl import logging
@@ -198,23 +195,6 @@ def open_checkpoints(directory, keep=2, keep_every=None, on_failure='stop') -> C
       writer.cache_clear()
 
   return Checkpoints(save, restore, latest_meta, set_aside_after, steps, wait, close)
-
-
-def quiet_orbax() -> None:
-  """For programs, once at the start: keeps the dozens of tracebacks off stderr that the threads under orbax
-  print for one failed read or write. The failure itself is raised and reported here, in one line."""
-  def wanted(record):
-    text = record.pathname + (record.getMessage() if record.name == 'asyncio' else '')
-    return record.levelno < stdlib_logging.WARNING or not ('/orbax/' in text or 'tensorstore' in text)
-
-  def unraisable(event, before=sys.unraisablehook):
-    if str(event.exc_value) != 'Event loop is closed':  # the other reads, when the first has failed
-      before(event)
-
-  for log in (logging.get_absl_logger(), stdlib_logging.getLogger('asyncio')):
-    log.addFilter(wanted)
-  sys.unraisablehook = unraisable
-  warnings.filterwarnings('ignore', 'coroutine .* was never awaited')  # what a failed write had still to do
 
 
 def _seal(record) -> dict:

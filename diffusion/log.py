@@ -1,9 +1,11 @@
 """The figures of a run: TensorBoard, the same in metrics.jsonl, and a progress bar on stderr."""
 import json
+import logging as stdlib_logging
 import math
 import sys
 import time
 from typing import Any, Callable, NamedTuple
+import warnings
 
 from absl import logging
 from etils import epath
@@ -185,3 +187,20 @@ def duration(seconds) -> str:
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
+
+
+def quiet_orbax() -> None:
+  """For programs, once at the start: keeps the dozens of tracebacks off stderr that the threads under orbax
+  print for one failed read or write. The failure itself is raised and reported here, in one line."""
+  def wanted(record):
+    text = record.pathname + (record.getMessage() if record.name == 'asyncio' else '')
+    return record.levelno < stdlib_logging.WARNING or not ('/orbax/' in text or 'tensorstore' in text)
+
+  def unraisable(event, before=sys.unraisablehook):
+    if str(event.exc_value) != 'Event loop is closed':  # the other reads, when the first has failed
+      before(event)
+
+  for log in (logging.get_absl_logger(), stdlib_logging.getLogger('asyncio')):
+    log.addFilter(wanted)
+  sys.unraisablehook = unraisable
+  warnings.filterwarnings('ignore', 'coroutine .* was never awaited')  # what a failed write had still to do

@@ -85,7 +85,7 @@ def default_workdir(argv):
 def main(argv):
   if argv[1:]:
     raise InputError(f'unexpected argument {argv[1]!r}; every setting is --config.NAME=VALUE')
-  from diffusion.checkpoint import quiet_orbax
+  from diffusion.log import quiet_orbax
   quiet_orbax()
   if argument(sys.argv, 'verbosity') is None:
     logging.set_verbosity(logging.WARNING)

@@ -14,7 +14,7 @@ from diffusion import hosts, sharding
 from diffusion.errors import InputError
 from diffusion.feed import feed, host_batch
 from diffusion.log import no_progress, progress
-from diffusion.state import LOGSNR_EDGES, TrainState, init_state, train_step
+from diffusion.state import LOGSNR_EDGES, init_state, train_step
 
 
 def bin_names():

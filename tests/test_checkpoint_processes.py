@@ -16,9 +16,9 @@ import jax
 root, port, me = sys.argv[1], sys.argv[2], int(sys.argv[3])
 jax.distributed.initialize(f'127.0.0.1:{port}', 2, me)
 import numpy as np
-from diffusion import agree, checkpoint, sharding
+from diffusion import agree, checkpoint, log, sharding
 from diffusion.errors import InputError
-checkpoint.quiet_orbax()
+log.quiet_orbax()
 TOLD = {}
 
 def tell(name, act):

@@ -34,11 +34,11 @@ import numpy as np
 import tensorboardX  # noqa: F401, so that the forks need not import it
 
 from diffusion import build, platform, sharding, train
-from diffusion.checkpoint import open_checkpoints, quiet_orbax
+from diffusion.checkpoint import open_checkpoints
 from diffusion.config import default, tiny
 from diffusion.data.dataset import Dataset, Source
 from diffusion.lock import hold
-from diffusion.log import open_log, read_metrics
+from diffusion.log import open_log, quiet_orbax, read_metrics
 
 SAVE_EVERY = 3
 STEPS_A_KILL = 8  # so many are planned, and a fork is killed before it has done more than a few

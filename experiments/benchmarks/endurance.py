@@ -138,7 +138,7 @@ def endure(steps, every, seconds):
   """The run: {name of MEASURED: (steps, values)}."""
   from etils import epath
   from diffusion import modes
-  from diffusion.checkpoint import quiet_orbax
+  from diffusion.log import quiet_orbax
   from diffusion.log import read_metrics
   quiet_orbax()
   config = settings(steps, every)
