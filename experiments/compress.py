@@ -87,7 +87,6 @@ def chain_of(schedule, steps, sigma_min):
 
 def fit(model, steps, sigma_min):
   """(sigma_min, shares) of the smallest bound on training pictures."""
-  import jax
   import numpy as np
   from diffusion import bound, likelihood, samplers
   from diffusion.data.dataset import take

@@ -220,7 +220,7 @@ def main():
   options = arguments()
   platform.start()
   from etils import epath
-  from diffusion import build, pictures, specs
+  from diffusion import pictures, specs
   from diffusion.errors import InputError
   from diffusion.files import write_atomic
   from diffusion.modes import say, versions

@@ -8,7 +8,7 @@ from PIL import Image
 from diffusion import build, edit, grids, samplers, schedules
 from diffusion.denoise import clip
 from diffusion.errors import InputError
-from diffusion.noise import CLEAN, Noise, take
+from diffusion.noise import CLEAN, take
 from tests.exact import correlated_denoiser, gaussian_denoiser, gaussian_flow
 
 MEAN, STD = .3, .5

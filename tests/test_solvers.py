@@ -9,7 +9,7 @@ import pytest
 from diffusion import grids, samplers, schedule_transforms, schedules
 from diffusion.errors import InputError
 from diffusion.noise import CLEAN, Noise, flow, like, take, ve, vp
-from diffusion.predict import Pred, from_x0
+from diffusion.predict import from_x0
 from experiments.mixture import exact_flow, mixture_denoiser, mixture_eps
 from tests.exact import gaussian_denoiser, gaussian_flow
 

@@ -7,7 +7,6 @@ from scipy import stats
 
 from diffusion import schedules, times
 from diffusion.errors import InputError
-from diffusion.noise import take
 
 KEY = jax.random.key(0)
 

@@ -1,6 +1,5 @@
 """Training against hand computation, and what a run must survive."""
 import gzip
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from diffusion.config import default, tiny
 from diffusion.data.dataset import Dataset, Source
 from diffusion.errors import InputError
 from diffusion.log import no_log, read_metrics, open_log
-from diffusion.state import LOGSNR_EDGES, TrainState, by_logsnr, init_state, train_step
+from diffusion.state import LOGSNR_EDGES, by_logsnr, init_state, train_step
 
 
 def pictures(n=64, seed=0):

@@ -138,8 +138,7 @@ def endure(steps, every, seconds):
   """The run: {name of MEASURED: (steps, values)}."""
   from etils import epath
   from diffusion import modes
-  from diffusion.log import quiet_orbax
-  from diffusion.log import read_metrics
+  from diffusion.log import quiet_orbax, read_metrics
   quiet_orbax()
   config = settings(steps, every)
   with tempfile.TemporaryDirectory() as folder:
