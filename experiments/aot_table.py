@@ -6,6 +6,7 @@ killed run goes on. The report is written anew after each row.
 import argparse
 import io
 import json
+import math
 import subprocess
 import sys
 
@@ -43,7 +44,7 @@ ABOUT = """Memory is what XLA reserves on one chip: arguments, results, temporar
 analysis, bytes sent those of the collectives by the best ring. The time is the longest of FLOPs over the peak, bytes over the memory's
 bandwidth and bytes over the links. It is an estimate: the parts of FLOPs and of links are lower bounds, but that of memory takes XLA's
 count of the bytes that operations access, which may be more than are moved. The columns v5p and v6e take the program that was compiled
-for the v5e. The small network (`SMALL` in experiments/aot_table.py) shows how things grow at a tenth of the compile time."""
+for the v5e. The small network (`SMALL` in experiments/aot_table.py) shows how things grow in a fraction of the compile time."""
 COLUMNS = ['what', 'program', 'chips', 'fsdp', 'pictures a chip', 'parameters', 'memory a chip', 'GFLOP a picture', 'moved a chip',
            'sent a chip', 'collectives', 'v5e: ms, bound by', 'pictures/s on v5e', 'a chip: v5e', 'v5p', 'v6e']
 SCALING = ('small-1', 'small-4', 'small-16', 'small-64', 'small-256')
@@ -100,7 +101,9 @@ def line(what, row, program, p):
 
 
 def notes(rows):
-  """What is gathered that is no parameter, and what is exchanged, for each train step."""
+  """What is to be said of single rows; what is gathered that is no parameter, and what is exchanged, for each train step."""
+  yield from (f'* {name}: {row["remark"]}' for name, row in rows.items() if 'remark' in row)
+  yield ''
   yield 'Gathered by chips in a train step and of the size of no parameter, or exchanged between them:'
   yield ''
   for name, row in rows.items():
@@ -124,7 +127,7 @@ def picture(rows):
     if not done:
       continue
     for part in ('compute', 'memory', 'links'):
-      axis.plot([x(r) for r in done], [max(r['programs']['train']['roofline']['v5e'][part] * 1e3, 1e-3) for r in done], 'o-', label=part)
+      axis.plot([x(r) for r in done], [r['programs']['train']['roofline']['v5e'][part] * 1e3 or math.nan for r in done], 'o-', label=part)
     axis.set(xscale='log', yscale='log', title=title, ylabel='ms a train step, v5e', xlabel='chips' if axis is chips else 'pixels across')
     axis.set_xticks([x(r) for r in done], [str(x(r)) for r in done])
     axis.minorticks_off()
