@@ -8,7 +8,8 @@
 The same command runs on every host. The three train the same model: batch 2048, 540,000 steps. They differ in what a chip holds: with
 fsdp=8 the state of 4.7 GB (parameters, average, AdamW's two moments) is divided by 8; with accumulate=4 there are activations of 8
 pictures at a time. Fewer chips: raise config.accumulate until batch / chips / accumulate is 8. `python -m experiments.aot` says what
-fits before you have the chips: `:pod` takes 4.77 of the 17.18 GB of a v5e (that compile took libtpu 43 minutes of a core).
+fits before you have the chips: `:pod` takes 4.77 and `:quarter` 4.96 of the 17.18 GB of a v5e (those compiles took libtpu 40 minutes of
+a core each).
 
 The pictures are read from the disk while training. Prepared once, which needs TensorFlow (pip install 'diffusion-jax[tf]'):
   python -c "import tensorflow_datasets as tfds; tfds.builder('imagenet_resized/64x64', file_format='array_record').download_and_prepare()"

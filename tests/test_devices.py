@@ -53,7 +53,7 @@ def test_twenty_steps_agree_with_one_device(results, name):
   assert one['losses'][-1] < .5 * one['losses'][0]  # something was learned
 
 
-@pytest.mark.parametrize('name', list(RUNS)[1:])
+@pytest.mark.parametrize('name', [name for name in RUNS if name not in ('one', 'one, 4 parts')])  # they draw by one program
 def test_samples_agree_with_one_device(results, name):
   one, other = results['one'], results[name]
   np.testing.assert_array_equal(other['noise'], one['noise'])  # bit for bit
