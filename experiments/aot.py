@@ -6,8 +6,8 @@ r"""Compiles the real train step and sampler for TPUs that are not here, and say
   python -m experiments.aot --config=configs/cosine_ddim.py --topology=v5e:2x2 --chips=1 --shape=16,16,3 --classes=6 --programs=train
   python -m experiments.aot --table                    the rows of aot_table.py into experiments/reports/aot; a killed run goes on
 
-Topologies: v5e:1x1 to v5e:16x16, v6e likewise, v5p:2x2x1 to v5p:16x16x24. A program of a few dozen million parameters takes libtpu
-some minutes of one core. No data are read: the shape and the number of classes come from the name of the data set, or from flags.
+Topologies: v5e:1x1 to v5e:16x16, v6e likewise, v5p:2x2x1 to v5p:16x16x24. A training step takes libtpu from five minutes (a few
+blocks) to an hour (ADM's) of one core. No data are read: the shape and the number of classes come from the name of the data set, or from flags.
 
 The time is that of a roofline: the longest of FLOPs over the chip's peak, bytes over its memory's bandwidth, and bytes sent over its
 links. That is an estimate: arithmetic and links are lower bounds, as if all overlapped perfectly, but the bytes are XLA's count of what
