@@ -38,7 +38,6 @@ ROWS = {
   'small-64-fsdp8': ('small, 32x32, fsdp=8', small('v5e:8x8', 2048, '--config.fsdp=8')),
   'small-64-64px': ('small, 64x64', small('v5e:8x8', 2048, '--shape=64,64,3')),
   'small-64-128px': ('small, 128x128', small('v5e:8x8', 2048, '--shape=128,128,3')),
-  'cifar10-64': ('CIFAR-10 with 32 pictures a chip', [CIFAR, '--topology=v5e:8x8', '--config.batch=2048', '--programs=train']),
 }
 ABOUT = """Memory is what XLA reserves on one chip: arguments, results, temporaries and code. Bytes moved are those of XLA's cost
 analysis, bytes sent those of the collectives by the best ring. The time is the longest of FLOPs over the peak, bytes over the memory's
