@@ -4,9 +4,8 @@ r"""Seconds from the command to its first training step, with empty caches and w
   python -m experiments.benchmarks.startup --config=configs/cifar10.py:tiny --rounds=3
 
 Each start is a process of its own, told to stop after its first step, in a work directory of its own. The first of a
-round finds the caches empty (data are made, programs compiled), the second finds what the first left there. Programs
-compiled before the first step are the whole of the compile time but for the held-out loss and the sampler. The result
-is a Markdown table of medians on stdout.
+round finds the caches empty (data are made, programs compiled), the second finds what the first left there. The held-out
+loss and the sampler are compiled later, and are not in it. The result is a Markdown table of medians on stdout.
 """
 import argparse
 import contextlib
