@@ -11,7 +11,7 @@ Needs the data set prepared once, which needs TensorFlow (pip install 'diffusion
   python -c "import tensorflow_datasets as tfds; tfds.builder('cifar10', file_format='array_record').download_and_prepare()"
 The paper reports an FID of 3.17 with ancestral sampling in 1000 steps; this recipe has not been run to the end by its authors.
 """
-from diffusion.config import default, variant
+from diffusion.setup.config import default, variant
 
 NET = ('unet(channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,), heads=1, film=False, groups=32, dropout=0.1, '
        "dtype='{dtype}')")

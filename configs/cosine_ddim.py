@@ -6,7 +6,7 @@
 On 2 CPU cores (2 GHz) it trains at about 135 pictures a second when it is alone; a run with other work beside it took 10 minutes. The loss ends near 0.042. Expect clean heroes,
 side heroes and creatures, food and spells of the right colours and outlines, and weapons of which some hang together badly: those take more steps.
 """
-from diffusion.config import default, variant
+from diffusion.setup.config import default, variant
 
 
 def get_config(name=''):

@@ -6,7 +6,7 @@
 Expect garments of which nearly all can be named (dresses are the weakest); one run took 9.5 minutes on 2 busy CPU cores. The data set must have been prepared once, which needs TensorFlow (pip install 'diffusion-jax[tf]'):
   python -c "import tensorflow_datasets as tfds; tfds.builder('fashion_mnist', file_format='array_record').download_and_prepare()"
 """
-from diffusion.config import default, variant
+from diffusion.setup.config import default, variant
 
 
 def get_config(name=''):

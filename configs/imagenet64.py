@@ -16,7 +16,7 @@ The pictures are read from the disk while training. Prepared once, which needs T
 The paper reports an FID of 2.07 (table 5: 250 ancestral steps, no guidance); this recipe has not been run by its authors. It hides
 a tenth of the classes, which the paper does not, so that --config.guidance above 1 works.
 """
-from diffusion.config import default, variant
+from diffusion.setup.config import default, variant
 
 NET = ('unet(channels=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(32, 16, 8), head_dim=64, resample=block, groups=32, dropout=0.1, '
        'dtype=bfloat16)')

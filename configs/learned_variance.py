@@ -7,7 +7,7 @@ The loss is L_simple plus 0.001 times the variational bound in bits a dimension,
 output has twice the channels. `--config.sampler="ddpm(variance='small')"` shows the same weights without what they learned. Its full length has
 not been run here. To train on the bound itself, as in the paper's section 3.3: --config.draw='loss_aware(bins=100)' --config.weight=vlb.
 """
-from diffusion.config import default, variant
+from diffusion.setup.config import default, variant
 
 
 def get_config(name=''):

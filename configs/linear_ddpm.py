@@ -6,7 +6,7 @@
 The network, data and number of steps of cosine_ddim.py, so about its time for training; sampling takes 1000 network evaluations
 instead of 50, so the pictures at the end take far longer. Its full length has not been timed; `:tiny` is tested. `--config.grid='trailing(100)'` shows what fewer steps cost.
 """
-from diffusion.config import default, variant
+from diffusion.setup.config import default, variant
 
 
 def get_config(name=''):

@@ -6,7 +6,7 @@
 The loss is the cross-entropy; `--mode=evaluate` lists it by log-SNR. At the noisiest levels it cannot go below the entropy of the labels,
 log 6 = 1.79 for six even classes.
 """
-from diffusion.config import default, variant
+from diffusion.setup.config import default, variant
 
 
 def get_config(name=''):

@@ -8,7 +8,7 @@ The network is told the noise variance; AdamW at 1e-3 with weight decay 1e-4; EM
 is its network on pictures of your own. Because the signal rate starts at 0.95
 rather than 1, the finest details are the last step's leap. On the sprites its full length has not been run here; `:tiny` is tested.
 """
-from diffusion.config import default, variant
+from diffusion.setup.config import default, variant
 
 
 def get_config(name=''):

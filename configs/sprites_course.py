@@ -12,7 +12,7 @@ With the course's own files: --config.data='npy(sprites.npy, sprites_labels.npy)
 serves them all: --mode=sample --workdir=runs/sprites_course --config.sampler="ddpm('none')" shows the collapse, and
 --config.sample.mix='0.5 * hero + 0.5 * food' mixes two contexts.
 """
-from diffusion.config import default, variant
+from diffusion.setup.config import default, variant
 
 
 def ddim(c):

@@ -5,7 +5,7 @@
 
 The loss is the bound in nats per dimension. Its full length has not been run here.
 """
-from diffusion.config import default, variant
+from diffusion.setup.config import default, variant
 
 
 def get_config(name=''):

@@ -9,7 +9,7 @@ r"""Train a diffusion model, sample from it, look at it.
   python -m diffusion.main --mode=export --workdir=runs/cosine_ddim              weights, and a sampler that runs without this package
   python -m diffusion.main --mode=edit --workdir=runs/cosine_ddim --config.edit.task=repaint --config.edit.picture=my.png --config.edit.mask=mask.png
 
-Every setting is --config.NAME=VALUE; diffusion/config.py lists them with their defaults. With --workdir alone, the config
+Every setting is --config.NAME=VALUE; diffusion/setup/config.py lists them with their defaults. With --workdir alone, the config
 and the weights come from its checkpoint.
 
 Several hosts: start the same command on each. TPU pods, SLURM and Open MPI need nothing else; elsewhere add --coordinator=HOST:PORT
@@ -21,9 +21,9 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from diffusion import hosts, platform
-from diffusion.config import default, filled
 from diffusion.errors import InputError
+from diffusion.setup.config import default, filled
+from diffusion.system import multihost, platform
 
 MODES = ('train', 'sample', 'evaluate', 'edit', 'export')
 
@@ -43,7 +43,7 @@ def argument(argv, name):
 
 def stored(workdir):
   """The record in the newest checkpoint of a work directory, or None."""
-  from diffusion.checkpoint import open_checkpoints
+  from diffusion.system.checkpoint import open_checkpoints
   found = open_checkpoints(epath.Path(workdir) / 'checkpoints').latest_meta()
   return found[1] if found else None
 
@@ -73,7 +73,7 @@ def define_flags(argv):
       config_flags.DEFINE_config_dict('config', filled(meta['config']), 'Settings of the checkpoint.')
     except (AttributeError, KeyError) as error:
       inner = error.args[0].args[0] if isinstance(error.args[0], KeyError) else error.args[0]
-      raise InputError(f'unknown setting {" ".join(str(inner).split())} (diffusion/config.py lists them all)') from error
+      raise InputError(f'unknown setting {" ".join(str(inner).split())} (diffusion/setup/config.py lists them all)') from error
 
 
 def default_workdir(argv):
@@ -85,17 +85,18 @@ def default_workdir(argv):
 def main(argv):
   if argv[1:]:
     raise InputError(f'unexpected argument {argv[1]!r}; every setting is --config.NAME=VALUE')
-  from diffusion.log import quiet_orbax
+  from diffusion.system.log import quiet_orbax
   quiet_orbax()
   if argument(sys.argv, 'verbosity') is None:
     logging.set_verbosity(logging.WARNING)
   workdir = epath.Path(flags.FLAGS.workdir or default_workdir(sys.argv))
-  from diffusion import agree, modes  # after the flags are read: its imports take seconds
+  from diffusion import commands
+  from diffusion.system import consensus  # after the flags are read: its imports take seconds
   more = dict(profile=span(flags.FLAGS.profile)) if flags.FLAGS.mode == 'train' else {}
   if flags.FLAGS.profile and not more:
     raise InputError(f'--profile is of training, not of --mode={flags.FLAGS.mode}')
-  getattr(modes, flags.FLAGS.mode)(flags.FLAGS.config, workdir, **more)
-  agree.everyone(seconds=3600)  # jax ends those that still work a minute after the first has left
+  getattr(commands, flags.FLAGS.mode)(flags.FLAGS.config, workdir, **more)
+  consensus.all_gather_text(seconds=3600)  # jax ends those that still work a minute after the first has left
 
 
 def span(text):
@@ -114,7 +115,7 @@ def join(argv):
   for name, text in numbers.items():
     if text is not None and not text.isdigit():
       raise InputError(f'--{name}={text}: expected a whole number')
-  hosts.start(argument(argv, 'coordinator'), **{name: text if text is None else int(text) for name, text in numbers.items()})
+  multihost.start(argument(argv, 'coordinator'), **{name: text if text is None else int(text) for name, text in numbers.items()})
 
 
 def parse_flags(argv):
@@ -131,7 +132,7 @@ def parse_flags(argv):
     if not (error.args and isinstance(error.args[0], KeyError)):
       raise InputError(f'{recipe}: {error}') from error
     inner = error.args[0].args[0]  # 'stepz' and perhaps a suggestion
-    raise InputError(f'unknown setting {" ".join(inner.split())} (diffusion/config.py lists them all)') from error
+    raise InputError(f'unknown setting {" ".join(inner.split())} (diffusion/setup/config.py lists them all)') from error
   except (flags.Error, ValueError, TypeError, OSError, ImportError, SyntaxError) as error:
     lines = [line for line in str(error).splitlines() if line.strip()]
     raise InputError(lines[-1].removeprefix('diffusion.errors.InputError: ')) from error

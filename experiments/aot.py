@@ -23,12 +23,12 @@ import time
 from absl import app, flags, logging
 from etils import epath
 
-from diffusion import platform
-from diffusion.config import default
 from diffusion.errors import InputError
-from diffusion.files import write_atomic
 from diffusion.main import argument, parse_flags
-from diffusion.specs import parse
+from diffusion.setup.config import default
+from diffusion.setup.specs import parse
+from diffusion.system import platform
+from diffusion.system.files import write_atomic
 from experiments import hlo
 
 CHIPS = {'v5e': 'TPU v5 lite', 'v5p': 'TPU v5', 'v6e': 'TPU v6 lite'}  # as topologies and as devices are called
@@ -88,14 +88,16 @@ def programs(run, config):
   """{name: (jitted function, its arguments as shapes with places, images that it makes or learns from, rounds of its loop)}."""
   import jax
   import numpy as np
-  from diffusion import generate, sharding, train
-  state = train.abstract_state(run)
+  from diffusion.generation import sampling
+  from diffusion.system import sharding
+  from diffusion.training import loop
+  state = loop.abstract_state(run)
   number = -(-config.sample.batch // run.mesh.size) * run.mesh.size
-  placed = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batched(run.mesh))
+  placed = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(run.mesh))
   cond = placed((number, len(run.classes)), np.float32) if run.classes else None
   return dict(
-    train=(train.make_train_step(run), (state, *train.abstract_batch(run)), config.batch, config.accumulate),
-    sample=(generate.make_sample(run, 0), (state.ema, placed((number,), np.int32), cond, None), number, len(run.levels.logsnr) - 1))
+    train=(loop.make_train_step(run), (state, *loop.abstract_batch(run)), config.batch, config.accumulate),
+    sample=(sampling.make_sample(run, 0), (state.ema, placed((number,), np.int32), cond, None), number, len(run.levels.logsnr) - 1))
 
 
 # ---- what it needs
@@ -110,13 +112,15 @@ def measure(config, topology, chips=0, shape=(), classes=-1, wanted=('train', 's
     say: (label, text) -> None, is told on the way.
   """
   import jax
-  from diffusion import build, costs, sharding, train
+  from diffusion.setup import build
+  from diffusion.system import flops as flop_counts, sharding
+  from diffusion.training import loop
   config.net = accelerated(config.net)
   shape, classes = example(config.data, shape, classes)
   mesh = sharding.make_mesh(config.fsdp, devices(topology, chips))
   sharding.check_batch('config.batch', config.batch, mesh, config.accumulate)
   run = build.build(config, shape, tuple(map(str, range(classes))), mesh)
-  state = train.abstract_state(run)
+  state = loop.abstract_state(run)
   sizes = {math.prod(a.shape) for a in jax.tree.leaves(state.params)}
   held = sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(state))
   record = dict(topology=topology, kind=mesh.devices.flat[0].device_kind, chips=mesh.size, fsdp=config.fsdp, accumulate=config.accumulate,
@@ -126,7 +130,7 @@ def measure(config, topology, chips=0, shape=(), classes=-1, wanted=('train', 's
   for name in wanted:
     jitted, args, images, rounds = programs(run, config)[name]
     say(name, f'compiling for {mesh.size} chips of {topology} ..')
-    record['programs'][name] = dict(images=images) | _program(jitted, args, mesh.size, costs.PEAKS[record['kind']].memory, rounds, sizes)
+    record['programs'][name] = dict(images=images) | _program(jitted, args, mesh.size, flop_counts.PEAKS[record['kind']].memory, rounds, sizes)
   return record
 
 
@@ -137,17 +141,17 @@ def _version():
 
 def _program(jitted, args, chips, there, rounds, sizes):
   """What one program needs; bytes and seconds are of one chip, `flops` of all."""
-  from diffusion import costs
-  record, start = dict(flops=costs.flops(jitted, *args), there=there, rounds=rounds), time.monotonic()
+  from diffusion.system import flops as flop_counts
+  record, start = dict(flops=flop_counts.flops(jitted, *args), there=there, rounds=rounds), time.monotonic()
   try:
     compiled = jitted.lower(*args).compile()
   except Exception as error:
-    told = costs.exhausted(str(error))
+    told = flop_counts.exhausted(str(error))
     if told is None:
       raise
     needed, limit = told
     return record | dict(fits=False, needed=needed, there=limit, compile_seconds=time.monotonic() - start)
-  seconds, needed, xla = time.monotonic() - start, costs.memory_needed(compiled), compiled.cost_analysis()
+  seconds, needed, xla = time.monotonic() - start, flop_counts.memory_needed(compiled), compiled.cost_analysis()
   found, memory = hlo.collectives(compiled.as_text()), compiled.memory_analysis()
   # XLA counts a loop's body once. Nearly all of either program is in its loop: times the rounds is right, or a little too much.
   bytes_moved, sent = xla['bytes accessed'] * rounds, sum(map(hlo.sent, found))
@@ -162,10 +166,10 @@ def _program(jitted, args, chips, there, rounds, sizes):
 
 def roofline(flops, moved, sent):
   """{chip: seconds of each resource and the longest of them} of work of one chip: FLOPs, bytes moved in its memory, bytes sent."""
-  from diffusion import costs
+  from diffusion.system import flops as flop_counts
   rows = {}
   for name, kind in CHIPS.items():
-    chip = costs.PEAKS[kind]
+    chip = flop_counts.PEAKS[kind]
     parts = dict(compute=flops / chip.bfloat16, memory=moved / chip.bandwidth, links=sent / chip.link)
     bound = max(parts, key=parts.get)
     rows[name] = parts | dict(seconds=parts[bound], bound=bound)

@@ -12,7 +12,7 @@ import sys
 
 from etils import epath
 
-from diffusion.files import write_atomic
+from diffusion.system.files import write_atomic
 
 CIFAR, IMAGENET = '--config=configs/cifar10.py:pod', '--config=configs/imagenet64.py:pod'
 SMALL = ('--config.net=unet(channels=64, multipliers=(1, 2), blocks=1, attention=(16,), heads=1, film=False, groups=32, dropout=0.1, '

@@ -21,7 +21,7 @@ import sys
 import time
 from typing import Any, Callable, NamedTuple
 
-from diffusion import platform
+from diffusion.system import platform
 
 FITTED = 64  # training pictures
 
@@ -54,21 +54,22 @@ def model(workdir):
   """The newest weights of a work directory, and its data."""
   import jax
   from etils import epath
-  from diffusion import build, main, modes
-  from diffusion.config import filled
-  from diffusion.denoise import clip
+  from diffusion import commands, main
+  from diffusion.setup import build
+  from diffusion.setup.config import filled
+  from diffusion.core.gaussian import clip
   from diffusion.errors import InputError
-  from diffusion.second import helped
-  from diffusion.train import host_batch
+  from diffusion.generation.guide_models import helped
+  from diffusion.training.loop import host_batch
   meta = main.stored(workdir)
   if meta is None:
     raise InputError(f'--workdir={workdir} holds no checkpoint; train first, with python -m diffusion.main --config=configs/cosine_ddim.py')
   config = filled(meta['config'])
   data = build.load_data(config)
-  run, checkpoints, _ = modes.open_run(config, epath.Path(workdir), data)
+  run, checkpoints, _ = commands.open_run(config, epath.Path(workdir), data)
   if run.denoise is None or run.self_condition:
     raise InputError(f'--workdir={workdir}: a classifier or a self-conditioned model cannot be compressed with; use another model')
-  run, params = helped(run, config, modes.restore(run, checkpoints).ema, '')
+  run, params = helped(run, config, commands.restore(run, checkpoints).ema, '')
   digest = hashlib.sha256()
   for leaf in jax.tree.leaves(jax.device_get(params)):
     digest.update(leaf.tobytes())
@@ -81,19 +82,22 @@ def model(workdir):
 
 def chain_of(schedule, steps, sigma_min):
   """The table of a number of levels down to sigma_min."""
-  from diffusion import bound, grids
-  return bound.chain(grids.exponential(steps, sigma_min=sigma_min)(schedule))
+  from diffusion.core import grids
+  from diffusion.evaluation import elbo
+  return elbo.chain(grids.exponential(steps, sigma_min=sigma_min)(schedule))
 
 
 def fit(model, steps, sigma_min):
   """(sigma_min, shares) of the smallest bound on training pictures."""
   import numpy as np
-  from diffusion import bound, likelihood, samplers
+  from diffusion import samplers
+  from diffusion.core import likelihood
+  from diffusion.evaluation import elbo
   from diffusion.data.dataset import take
   index = np.random.default_rng(0).permutation(len(model.data.train.images))[:FITTED]
   x0, cond = model.encode(take(model.data.train, index))
   keys = samplers.sample_keys(1, index)
-  errors = lambda table: bound.errors(keys, lambda x, noise: model.estimate(x, noise, cond), table, x0)
+  errors = lambda table: elbo.errors(keys, lambda x, noise: model.estimate(x, noise, cond), table, x0)
   table = chain_of(model.schedule, steps, sigma_min)
   error = errors(table)
   if sigma_min is None:
@@ -103,7 +107,7 @@ def fit(model, steps, sigma_min):
     sigma_min = float(table.sigma[first] / table.alpha[first])
     table = chain_of(model.schedule, steps, sigma_min)
     error = errors(table)
-  return sigma_min, bound.fitted(table, error)
+  return sigma_min, elbo.fit_variances(table, error)
 
 
 def padded(model, cond, batch):
@@ -118,10 +122,11 @@ def bounds(model, x0, cond, table, shares, batch, draws=2):
   """Bits per dimension of the bound of each picture [N], the mean of a few draws of the noise."""
   import jax
   import numpy as np
-  from diffusion import bound, samplers
+  from diffusion import samplers
+  from diffusion.evaluation import elbo
   @jax.jit
   def some(keys, x0, cond):
-    return bound.bound(keys, lambda x, noise: model.estimate(x, noise, cond), table, x0, variance=shares)[0]['total']
+    return elbo.bound(keys, lambda x, noise: model.estimate(x, noise, cond), table, x0, variance=shares)[0]['total']
   found = []
   for start in range(0, len(x0), batch):
     ids = np.minimum(np.arange(start, start + batch), len(x0) - 1)
@@ -146,10 +151,10 @@ def others(images):
 def compress(model, options, out):
   """Compresses, decodes and compares; the record."""
   import numpy as np
-  from diffusion import codec
+  from experiments import bits_back
   from diffusion.data.dataset import take
   from diffusion.errors import InputError
-  from diffusion.files import write_atomic
+  from diffusion.system.files import write_atomic
   held = model.data.heldout
   if not 1 <= options.number <= len(held.images):
     raise InputError(f'--number={options.number}: expected from 1 to the {len(held.images)} held-out pictures')
@@ -159,11 +164,11 @@ def compress(model, options, out):
   print('choosing levels and variances ..', flush=True)
   sigma_min, shares = fit(model, options.steps, options.sigma_min)
   table = chain_of(model.schedule, options.steps, sigma_min)
-  chain, estimate = codec.plan(table, shares, options.bins), padded(model, cond, options.batch)
+  chain, estimate = bits_back.plan(table, shares, options.bins), padded(model, cond, options.batch)
   note = dict(steps=options.steps, sigma_min=sigma_min, shares=shares.tolist(), bins=options.bins, labels=part.labels.tolist() if model.classes else None)
   print('compressing ..', flush=True)
   start = time.perf_counter()
-  data, cost = codec.encode(part.images, estimate, chain, model=model.name, batch=options.batch, note=note)
+  data, cost = bits_back.encode(part.images, estimate, chain, model=model.name, batch=options.batch, note=note)
   seconds = time.perf_counter() - start
   write_atomic(out / 'heldout.bits', data)
   print('decoding ..', flush=True)
@@ -184,16 +189,16 @@ def compress(model, options, out):
 def decoded(model, data):
   """The pictures of a file."""
   import numpy as np
-  from diffusion import codec
-  from diffusion.data.dataset import context
+  from experiments import bits_back
+  from diffusion.data.dataset import condition_vectors
   from diffusion.errors import InputError
-  head = codec.header(data)
+  head = bits_back.header(data)
   note = head['note']
   if (note['labels'] is None) != (not model.classes):
     raise InputError('these pictures were compressed with another model; decode them with the same')
-  cond = None if note['labels'] is None else context(np.asarray(note['labels']), model.classes)
-  chain = codec.plan(chain_of(model.schedule, note['steps'], note['sigma_min']), note['shares'], note['bins'])
-  return codec.decode(data, padded(model, cond, head['batch']), chain, model=model.name)
+  cond = None if note['labels'] is None else condition_vectors(np.asarray(note['labels']), model.classes)
+  chain = bits_back.plan(chain_of(model.schedule, note['steps'], note['sigma_min']), note['shares'], note['bins'])
+  return bits_back.decode(data, padded(model, cond, head['batch']), chain, model=model.name)
 
 
 def table_of(record):
@@ -213,8 +218,8 @@ def main():
   from etils import epath
   import numpy as np
   from diffusion.errors import InputError
-  from diffusion.files import write_atomic
-  from diffusion.modes import say, versions
+  from diffusion.system.files import write_atomic
+  from diffusion.commands import report, versions
   try:
     trained = model(options.workdir)
     if options.decode:
@@ -224,15 +229,15 @@ def main():
       buffer, target = io.BytesIO(), source.parent / 'pictures.npz'
       np.savez_compressed(buffer, images=decoded(trained, source.read_bytes()))
       write_atomic(target, buffer.getvalue())
-      say('wrote', target)
+      report('wrote', target)
       return
     out = epath.Path(options.out or f'{options.workdir}/compressed')
     record = compress(trained, options, out)
   except (InputError, OSError, ValueError) as error:
     sys.exit(f'error: {error}')
   write_atomic(out / 'record.json', json.dumps(dict(arguments=vars(options), versions=versions(), **record), indent=2).encode())
-  say('wrote', out / 'heldout.bits')
-  say('wrote', out / 'record.json')
+  report('wrote', out / 'heldout.bits')
+  report('wrote', out / 'record.json')
   print(table_of(record))
 
 

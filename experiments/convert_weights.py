@@ -19,7 +19,7 @@ import numpy as np
 import safetensors.numpy
 
 from diffusion.errors import InputError
-from diffusion.files import write_atomic
+from diffusion.system.files import write_atomic
 
 
 def state_dict(data, name):

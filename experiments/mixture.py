@@ -3,15 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.integrate import solve_ivp
 
-from diffusion.noise import like
-from diffusion.predict import from_x0
+from diffusion.core.gaussian import expand_to, from_x0
 
 
 def mixture_denoiser(means, std):
   """E[x0 | x_t]: every mean's posterior share times its own conditional mean. Takes x [B, D]."""
   means = jnp.asarray(means)
   def denoise(x, noise):
-    n = like(noise, x)
+    n = expand_to(noise, x)
     variance = n.alpha ** 2 * std ** 2 + n.sigma ** 2
     gap = x[:, None] - jnp.reshape(n.alpha, (-1, 1, 1)) * means                # [B, K, D]
     logits = -.5 * jnp.sum(gap ** 2, -1) / jnp.reshape(variance, (-1, 1))

@@ -18,8 +18,8 @@ import time
 from etils import epath
 
 from diffusion.errors import InputError
-from diffusion.files import write_atomic
-from diffusion.metrics import record
+from diffusion.evaluation.metrics import record
+from diffusion.system.files import write_atomic
 from experiments.sweep import page, plots, results
 
 BESIDE = ('kid', 'precision', 'recall', 'coverage', 'class_accuracy', 'authenticity', 'bits_bound', 'heldout_error')  # in the table too
@@ -185,7 +185,7 @@ def table_csv(found):
 # ---- TensorBoard
 def tensorboard(found, folder):
   """HParams: what each finished trial set, with its metrics; written once for each record."""
-  from diffusion.log import open_board
+  from diffusion.system.log import open_board
   for row in found.rows:
     own, made = folder / row.name, row.folder / 'evaluation' / 'evaluation.json'
     if not row.record or own.exists() and own.stat().mtime > made.stat().mtime:

@@ -20,7 +20,7 @@ import time
 from etils import epath
 
 from diffusion.errors import InputError
-from diffusion.files import write_atomic
+from diffusion.system.files import write_atomic
 from experiments.report import report
 from experiments.sweep import cluster, local, trials as many
 from experiments.sweep.progress import Line

@@ -15,7 +15,7 @@ import json
 import sys
 from typing import Any, Callable, NamedTuple
 
-from diffusion import platform
+from diffusion.system import platform
 
 ODE = ('ddim', 'heun', 'flow_heun', 'dpm_solver_2', 'dpmpp_2s', 'dpmpp_2m', "dpmpp_2m('heun')", 'dpmpp_3m', 'dpmpp_3m_shipped', 'unipc(1)',
        'unipc(2)', "unipc(2, 'bh1')", 'unipc(3)', 'deis(2)', 'deis(3)', 'lms(2)', 'lms(3)', 'lms(4)', 'flow_lms(2)', 'flow_lms(3)', 'plms(3)', 'flow_pc(1)', 'flow_pc(2)',
@@ -51,7 +51,7 @@ def stepwise(keys, denoise, sampler, levels, x):
 
 def within(spec, grid, schedule, budget):
   """(sampler, levels, evaluations) of the longest grid whose evaluations stay within the budget; None where even one step takes more."""
-  from diffusion import build
+  from diffusion.setup import build
   from diffusion.errors import InputError
   for steps in range(budget, 0, -1):
     try:
@@ -68,7 +68,9 @@ def within(spec, grid, schedule, budget):
 def draws_noise(spec, problem):
   """Whether a solver draws noise: two sets of keys then give other samples."""
   import numpy as np
-  from diffusion import build, grids, samplers
+  from diffusion import samplers
+  from diffusion.core import grids
+  from diffusion.setup import build
   levels = grids.trailing(5)(problem.schedule)
   sampler = build.make('sampler', spec, schedule=problem.schedule, levels=levels)
   keys = (samplers.sample_keys(seed, np.arange(len(problem.z))) for seed in (0, 1))
@@ -107,7 +109,8 @@ def mixture(seed, number=64):
   """Four Gaussians in eight dimensions on EDM's schedule, sigma from 80 to 0.002."""
   import jax
   import numpy as np
-  from diffusion import samplers, schedules
+  from diffusion import samplers
+  from diffusion.core import schedules
   from experiments.mixture import exact_flow, mixture_denoiser
   means, std = np.random.default_rng(0).normal(size=(4, 8)), .3
   z = np.random.default_rng(seed + 1).normal(size=(number, 8)).astype(np.float32)
@@ -120,19 +123,21 @@ def model(workdir, number, seed):
   import jax
   import numpy as np
   from etils import epath
-  from diffusion import generate, grids, main, modes, samplers
-  from diffusion.config import filled
-  from diffusion.second import helped
+  from diffusion import commands, main, samplers
+  from diffusion.core import grids
+  from diffusion.generation import sampling
+  from diffusion.setup.config import filled
+  from diffusion.generation.guide_models import helped
   from diffusion.errors import InputError
   meta = main.stored(workdir)
   if meta is None:
     raise InputError(f'--workdir={workdir} holds no checkpoint; train first, with python -m diffusion.main --config=configs/cosine_ddim.py')
   config = filled(meta['config'])
-  run, checkpoints, _ = modes.open_run(config, epath.Path(workdir))
+  run, checkpoints, _ = commands.open_run(config, epath.Path(workdir))
   if run.denoise is None or run.self_condition:
     raise InputError(f'--workdir={workdir}: a classifier draws nothing, and a self-conditioned model is no ODE; use another model')
-  run, params = helped(run, config, modes.restore(run, checkpoints).ema, '')
-  cond, labels = generate.class_conditions(run.classes, '', number)
+  run, params = helped(run, config, commands.restore(run, checkpoints).ema, '')
+  cond, labels = sampling.class_conditions(run.classes, '', number)
   denoise = jax.jit(lambda x, noise: run.denoise(params, cond)(x, noise))
   keys = samplers.sample_keys(seed, np.arange(number))
   z = samplers.gaussian(keys, 0, jax.ShapeDtypeStruct((number, *run.shape), np.float32))
@@ -183,7 +188,7 @@ def contact(problem, samplers, grid, budgets, decode, label):
   """A page: the first noise, solvers down, budgets across."""
   import numpy as np
   from tqdm import tqdm
-  from diffusion import pictures
+  from diffusion.generation import pages as sheets
   pages = []
   for solver in tqdm(samplers, 'contact sheet', unit='solver', disable=None):
     row = []
@@ -195,7 +200,7 @@ def contact(problem, samplers, grid, budgets, decode, label):
         x = stepwise(problem.keys, problem.denoise, sampler, levels, float(levels.sigma[0]) * problem.z)[:1]
       row.append(np.asarray(decode(x))[0])
     pages.append(np.stack(row))
-  return pictures.rows(pages, list(samplers), [f'{b} evals' for b in budgets], title=label)
+  return sheets.rows(pages, list(samplers), [f'{b} evals' for b in budgets], title=label)
 
 
 def _budgets(text):
@@ -208,7 +213,7 @@ def _budgets(text):
 
 def _grid(name):
   """The grid function of a name, called with a number of steps."""
-  from diffusion import build, specs
+  from diffusion.setup import build, specs
   from diffusion.errors import InputError
   names = [key for key in build.CHOICES['grid'] if key not in ('times', 'sigmas', 'logsnr')]  # those made by a number of steps
   if name not in names:
@@ -220,10 +225,11 @@ def main():
   options = arguments()
   platform.start()
   from etils import epath
-  from diffusion import pictures, specs
+  from diffusion.generation import pages as sheets
+  from diffusion.setup import specs
   from diffusion.errors import InputError
-  from diffusion.files import write_atomic
-  from diffusion.modes import say, versions
+  from diffusion.system.files import write_atomic
+  from diffusion.commands import report, versions
   try:
     budgets = _budgets(options.budgets)
     wanted, names = specs.split(options.samplers), specs.split(options.grids)
@@ -243,8 +249,8 @@ def main():
       rows += errors(problem, deterministic, grids, budgets)
       title = f'{labels[0] if labels else "one noise"}, grid {names[0]}, guidance {config.guidance:g}'
       page = contact(problem, wanted, grids[names[0]], budgets, decode, title)
-      pictures.save_png(page, out / 'contact.png')
-      say('wrote', out / 'contact.png')
+      sheets.save_png(page, out / 'contact.png')
+      report('wrote', out / 'contact.png')
   except (InputError, OSError, ValueError) as error:
     sys.exit(f'error: {error}')
   table = io.StringIO()
@@ -256,7 +262,7 @@ def main():
   for name, content in (('solvers.csv', table.getvalue().encode()), ('solvers.md', text.encode()), ('solvers.png', plot(rows)),
                         ('record.json', json.dumps(record, indent=2).encode())):
     write_atomic(out / name, content)
-    say('wrote', out / name)
+    report('wrote', out / name)
   print(text)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion import checkpoint
+from diffusion.system import checkpoint
 
 
 class State(NamedTuple):

@@ -1,14 +1,13 @@
 """Closed forms that the tests measure against: data whose denoiser and probability-flow ODE are known exactly."""
 import numpy as np
 
-from diffusion.noise import like
-from diffusion.predict import from_x0
+from diffusion.core.gaussian import expand_to, from_x0
 
 
 def gaussian_denoiser(mean, std):
   """E[x0 | x_t] for data N(mean, std^2): the conditional mean of a bivariate Gaussian."""
   def denoise(x, noise):
-    n = like(noise, x)
+    n = expand_to(noise, x)
     gain = n.alpha * std ** 2 / (n.alpha ** 2 * std ** 2 + n.sigma ** 2)
     return from_x0(n, x, mean + gain * (x - n.alpha * mean))
   return denoise
@@ -24,7 +23,7 @@ def correlated_denoiser(mean, covariance):
   """E[x0 | x_t] for data N(mean [D], covariance [D, D]), x [B, D]; in the axes of the covariance each coordinate is alone."""
   spread, axes = np.linalg.eigh(covariance)
   def denoise(x, noise):
-    n = like(noise, x)
+    n = expand_to(noise, x)
     gain = n.alpha * spread / (n.alpha ** 2 * spread + n.sigma ** 2)
     return from_x0(n, x, mean + ((x - n.alpha * mean) @ axes * gain) @ axes.T)
   return denoise

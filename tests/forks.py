@@ -46,8 +46,8 @@ def server(env, root, folder):
 
 def serve():
   """In the server: answers each line on stdin with an exit code. In a fork: returns, to be the command."""
-  import diffusion.modes  # and what it imports; not main, which each command runs anew
-  import diffusion.platform
+  import diffusion.commands  # and what it imports; not main, which each command runs anew
+  import diffusion.system.platform
   import ml_collections.config_flags
   from jax._src import xla_bridge
   gc.freeze()  # the collector of a fork leaves alone what was imported

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion.checkpoint import open_checkpoints
-from diffusion.log import read_metrics
+from diffusion.system.checkpoint import open_checkpoints
+from diffusion.system.log import read_metrics
 from tests.conftest import COSINE
 
 ROOT = Path(__file__).parent.parent

@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from diffusion.checks import check
-from tests.test_main import FASHION, ROOT, refused
+from diffusion.setup.validate import check
+from tests.test_main import FASHION, refused, ROOT
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem)

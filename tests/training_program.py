@@ -3,21 +3,26 @@
 import re
 import sys
 
-from diffusion import hosts, platform
+from diffusion import samplers
+from diffusion.core import gaussian, schedules
+from diffusion.data.dataset import Dataset
+from diffusion.data.prefetch import feed
+from diffusion.generation import sampling
+from diffusion.objectives import denoising, timesteps, weighting
+from diffusion.setup import build
+from diffusion.setup.config import default, tiny
+from diffusion.system import multihost, platform, sharding
+from diffusion.training import loop
 
 devices, fsdp, accumulate = map(int, sys.argv[1:4])
 platform.start(devices)
 if len(sys.argv) > 5:
-  hosts.start(sys.argv[5], int(sys.argv[6]), int(sys.argv[7]), seconds=120)
+  multihost.start(sys.argv[5], int(sys.argv[6]), int(sys.argv[7]), seconds=120)
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import build, generate, losses, predict, samplers, schedules, sharding, times, train, weights
-from diffusion.config import default, tiny
-from diffusion.data.dataset import Dataset
-from diffusion.feed import feed
 
 assert jax.local_device_count() == devices
 B = 16
@@ -28,10 +33,10 @@ mesh = sharding.make_mesh(fsdp)
 run = build.build(c, (8, 8, 1), ('a', 'b'), mesh)
 rng = np.random.default_rng(0)
 data = Dataset(rng.integers(0, 256, (100, 8, 8, 1), np.uint8), np.arange(100, dtype=np.int32) % 2, ('a', 'b'))
-state = train.make_state(run, jax.random.key(0))
+state = loop.make_state(run, jax.random.key(0))
 on_one = sum(shard.data.nbytes for a in jax.tree.leaves(state) for shard in a.addressable_shards if shard.device == jax.local_devices()[0])
-step = train.make_train_step(run)
-text = step.lower(train.abstract_state(run), *train.abstract_batch(run)).compile().as_text()
+step = loop.make_train_step(run)
+text = step.lower(loop.abstract_state(run), *loop.abstract_batch(run)).compile().as_text()
 moved = [(m[2], m[1]) for m in re.finditer(r'= (\S+) (all-gather|all-to-all|collective-permute)\(', text)]
 
 batches = feed(data, B, 0, 0, 20, sharding.local_rows(mesh, B), lambda rows: sharding.put_rows(rows, mesh, B))
@@ -45,8 +50,8 @@ batches.close()
 drawn = {}
 if (devices, accumulate) != (1, 4):  # it draws as (1, 1) does
   cond = np.eye(2, dtype=np.float32)[np.arange(13) % 2]
-  pictures = generate.make_draw(run, 5, 16)(state.params, np.arange(13), cond)[0]
-  alone = generate.make_draw(run, 5, 1)(state.params, np.arange(3), cond[:3])[0] if devices == 8 and fsdp == 1 else pictures[:3]
+  pictures = sampling.make_draw(run, 5, 16)(state.params, np.arange(13), cond)[0]
+  alone = sampling.make_draw(run, 5, 1)(state.params, np.arange(3), cond[:3])[0] if devices == 8 and fsdp == 1 else pictures[:3]
   noise = jax.jit(lambda ids: samplers.prior(samplers.sample_keys(5, ids), run.levels, run.shape), out_shardings=sharding.replicated(mesh))
   noise = np.asarray(noise(sharding.put_batch(np.arange(16), mesh)))
   drawn = dict(pictures=pictures, alone=alone, noise=noise)
@@ -54,8 +59,8 @@ leaves = {jax.tree_util.keystr(path): a for path, a in jax.tree_util.tree_leaves
 
 if devices == 2 and fsdp == accumulate == 1 and len(sys.argv) == 5:  # the pure functions under pmap, one key a device
   keys, x0 = jax.random.split(jax.random.key(2), 2), jnp.asarray(rng.standard_normal((2, 4, 2, 2, 1)), jnp.float32)
-  value = lambda key, x0: losses.loss(key, lambda params, x, time, cond, train, rngs: params * x, .5, x0, None, predict=predict.eps(), weight=weights.one(),
-                                      draw=times.drawn_from(times.uniform(), schedules.cosine()))[0]
+  value = lambda key, x0: denoising.loss(key, lambda params, x, time, cond, train, rngs: params * x, .5, x0, None, predict=gaussian.predict_eps(), weight=weighting.one(),
+                                      draw=timesteps.draw_levels(timesteps.uniform(), schedules.cosine()))[0]
   np.testing.assert_allclose(jax.pmap(value)(keys, x0), [jax.jit(value)(k, x) for k, x in zip(keys, x0)], rtol=1e-5)
-if hosts.first():
+if multihost.is_main():
   np.savez(sys.argv[4], losses=values, norms=norms, **drawn, bytes=on_one, moved=np.array(moved).reshape(-1, 2), **leaves)

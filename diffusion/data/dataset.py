@@ -37,7 +37,7 @@ def from_unit(x):
   return ((x + 1.0) * 127.5).round().clip(0, 255).astype('uint8')
 
 
-def context(labels, classes):
+def condition_vectors(labels, classes):
   """What the network is told: float32 [B, K].
 
   labels: int [B] class indices, which become one-hot rows, or [B, K] vectors, which pass unchanged.

@@ -2,7 +2,7 @@
 
 A source returns `Source(train, heldout, notes)` with all pictures as uint8: in memory, or with stream=True on the
 disk, from which they are read while training. To add one, write a function that makes a `Dataset` and ends with
-`split(...)`; name it in build.py.
+`split(...)`; name it in setup/choices.py.
 
 `heldout` is everywhere a number of pictures (int) or a share of them (float); which ones are held out depends
 on the pictures and on `seed` only, and copies and mirror images are never divided between the two sides. Of pictures
@@ -12,13 +12,11 @@ import pathlib
 
 import numpy as np
 
-from diffusion.data import arrays, cache, dataset, pictures, prepared
-from diffusion.data import folder as folders
-from diffusion.data import sprites as art
-from diffusion.data import split as splitting
-from diffusion.data import stream as streams
+from diffusion.data import (arrays, dataset, decode_images, folder as folders, holdout as splitting,
+                            sprites as art, stream as streams, tfds_reader)
 from diffusion.data.dataset import Dataset, Source
 from diffusion.errors import InputError
+from diffusion.system import cache
 
 __all__ = ['digits', 'folder', 'npy', 'npz', 'sprites', 'tfds']
 
@@ -59,8 +57,8 @@ def digits(size=8, resample='bilinear', heldout=0.1, seed=0):
   except ImportError as error:
     raise InputError('digits: scikit-learn is not installed; pip install scikit-learn') from error
   from PIL import Image
-  height, width = pictures.as_shape(size)
-  method = pictures.as_method(resample)
+  height, width = decode_images.as_shape(size)
+  method = decode_images.as_method(resample)
   bunch = load_digits()
   images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
   if (height, width) != (8, 8):
@@ -123,14 +121,14 @@ def folder(path, size=None, channels=3, background='white', fit='crop', resample
   stream: leave the pictures on the disk and read them while training, for more than fit in memory; `size` may be
     None if all have one. An unreadable one is met in training only: 'skip' puts the next of its class in its place.
   """
-  decode = pictures.decoder(size, channels, background, fit, resample)
+  decode = decode_images.decoder(size, channels, background, fit, resample)
   root = pathlib.Path(path).expanduser()
   found = folders.listing(root, labelled)
   if stream:
     return _streamed_folder(root, found, decode, unreadable, heldout, seed)
 
   def make():
-    images, good, notes = pictures.read_all(decode, found.names, lambda i: root / found.names[i], unreadable)
+    images, good, notes = decode_images.read_all(decode, found.names, lambda i: root / found.names[i], unreadable)
     return dict(images=images, good=good, notes=cache.pack_text(notes))
 
   options = [str(root.resolve()), size, channels, background, fit, resample, unreadable]
@@ -154,7 +152,7 @@ def _classes(found):
 
 
 def _streamed_folder(root, found, decode, unreadable, heldout, seed):
-  pictures.one_of('unreadable', unreadable, ('skip', 'stop'))
+  decode_images.one_of('unreadable', unreadable, ('skip', 'stop'))
   names, (labels, classes) = found.names, _classes(found)
   fetch = lambda numbers: [(names[i], root / names[i]) for i in numbers]
   groups = labels if unreadable == 'skip' else None
@@ -177,18 +175,18 @@ def tfds(name, data_dir=None, size=None, channels=None, background='black', fit=
   Other arguments: see `pictures.decoder`; size=32, fit='pad' puts a border around 28x28 pictures.
   """
   decode_options = dict(size=size, channels=channels, background=background, fit=fit, resample=resample)
-  pictures.decoder(**{**decode_options, 'channels': channels or 3})   # refuses bad options at once
-  where, info = prepared.find(name, data_dir)
-  train, test = prepared.pick_splits(info, train, test)
+  decode_images.decoder(**{**decode_options, 'channels': channels or 3})   # refuses bad options at once
+  where, info = tfds_reader.find(name, data_dir)
+  train, test = tfds_reader.pick_splits(info, train, test)
 
   def load(split):
     if stream:
       stored = cache.cached(f'tfds-labels-{info["name"]}', [str(where.resolve()), split],
-                            lambda: prepared.read_labels(where, split), min_seconds=1)
-      images = prepared.open_stream(where, split, decode_options)
+                            lambda: tfds_reader.read_labels(where, split), min_seconds=1)
+      images = tfds_reader.open_stream(where, split, decode_options)
       return Dataset(images, stored['labels'], tuple(stored['classes'].tolist()))
     stored = cache.cached(f'tfds-{info["name"]}', [str(where.resolve()), split, decode_options],
-                          lambda: prepared.read(where, split, decode_options), min_seconds=1)
+                          lambda: tfds_reader.read(where, split, decode_options), min_seconds=1)
     return Dataset(stored['images'], stored['labels'], tuple(stored['classes'].tolist()))
 
   if not test:

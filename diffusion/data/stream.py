@@ -12,7 +12,7 @@ from typing import Callable
 
 import numpy as np
 
-from diffusion.data import pictures
+from diffusion.data import decode_images
 from diffusion.errors import InputError
 
 LOOKED_AT = 64   # pictures from which shape and values are told, instead of reading all
@@ -115,8 +115,8 @@ class Stream:
     except Exception as error:   # readers of broken files raise nearly anything; the file is named
       return None, f'{type(error).__name__}: {error}'
     if image.shape != self.size:
-      raise InputError(f'pictures differ in size: the first are {pictures.by(self.size)}, '
-                       f'{name} is {pictures.by(image.shape)}; give size=, for example size=32')
+      raise InputError(f'pictures differ in size: the first are {decode_images.by(self.size)}, '
+                       f'{name} is {decode_images.by(image.shape)}; give size=, for example size=32')
     return image, ''
 
 
@@ -132,7 +132,7 @@ def open_stream(fetch, decode, count, mark, groups=None):
   first = np.arange(min(count, LOOKED_AT))
   found = fetch(first)
   names = [name for name, _ in found]
-  images, _, _ = pictures.read_all(decode, names, lambda i: found[i][1], 'stop' if groups is None else 'skip')
+  images, _, _ = decode_images.read_all(decode, names, lambda i: found[i][1], 'stop' if groups is None else 'skip')
   told = hashlib.blake2b(f'{count} {images.shape} '.encode() + images.tobytes(), digest_size=16)
   told.update(mark.encode('utf-8', 'surrogateescape'))   # names of files may be no text
   return Stream(fetch, decode, images.shape[1:], np.arange(count), groups, told.digest())

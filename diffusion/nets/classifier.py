@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from diffusion.errors import InputError
 from diffusion.nets import layers
-from diffusion.nets.unet import Attention, Embedding, ResBlock, check
+from diffusion.nets.unet import Attention, check, Embedding, ResBlock
 
 
 def _same(x):

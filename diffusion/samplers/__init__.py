@@ -4,7 +4,7 @@ A sampler is pure functions: `init` makes a state (a NamedTuple whose field x is
 to the next cleaner one s, with one evaluation of the network (`adaptive` takes as many as it needs). A step is given both ends and
 their half log-SNR difference h, differenced in float64; it never works out a previous timestep. `plan` turns a grid into the rows
 that the scan walks over, with whatever coefficients a method needs, in float64 on the host. To add one: write `step` and a function
-that returns a Sampler, and name it in parts.py.
+that returns a Sampler, and name it in setup/choices.py.
 
 All methods of the probability-flow ODE rest on one fact. A noisy picture can be written in three ways,
 
@@ -17,10 +17,11 @@ differ in which of the three they take to be smooth, and in how they use earlier
 step. Nothing depends on the scaling: VP, VE and flow give equal pictures, but for DDPM's large and learned variance, which are in the
 units of t.
 """
-from diffusion.samplers.core import Sample, Sampler, Step, gaussian, prior, sample, sample_keys, self_conditioned, steps
 from diffusion.samplers.adaptive import adaptive
-from diffusion.samplers.ancestral import (consistency, ddim, ddim_step, ddpm, ddpm_step, dpmpp_1s, euler, euler_ancestral, flow_euler,
-                                          langevin)
+from diffusion.samplers.ancestral import (consistency, ddim, ddim_step, ddpm, ddpm_step, dpmpp_1s, euler,
+                                          euler_ancestral, flow_euler, langevin)
+from diffusion.samplers.base import (gaussian, prior, sample, Sample, sample_keys, Sampler, self_conditioned, Step,
+                                     steps)
 from diffusion.samplers.corrected import best, flow_pc, unipc
 from diffusion.samplers.multistep import deis, dpmpp_2m, dpmpp_3m, dpmpp_3m_shipped, dpmpp_sde_2m, flow_lms, lms, plms
 from diffusion.samplers.two_stage import churn, dpm_solver_2, dpmpp_2s, flow_heun, heun

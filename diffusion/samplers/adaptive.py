@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion.core.gaussian import expand_to, Noise, take
+from diffusion.core.schedules import at_logsnr, evaluate
 from diffusion.errors import InputError
-from diffusion.noise import Noise, like, take
-from diffusion.samplers.core import Sampler, precise, walk
-from diffusion.samplers.forms import share
-from diffusion.schedules import at, level
+from diffusion.samplers.base import compute_dtype, Sampler, steps_between
+from diffusion.samplers.forms import flow_time
 
 # Dormand and Prince (1980), 5(4): stage weights, whose last row is the fifth-order step, and that step less the fourth-order one.
 STAGES = np.array([
@@ -78,11 +78,11 @@ def adaptive(schedule, rtol=1e-3, atol=1e-3, limit=100):
     raise InputError(f'adaptive({rtol=}, {atol=}, {limit=}): expected tolerances above 0 and a limit of at least 2')
   def plan(levels):
     last = len(levels.logsnr) - 1
-    end = level(schedule, max(_cleanest(schedule), levels.logsnr[0])) if levels.sigma[-1] == 0 else take(levels, last)
-    noisiest = max(min(levels.logsnr[0], end.logsnr - 1e-3), at(schedule, 1.).logsnr, -60)
-    known = level(schedule, np.linspace(noisiest, end.logsnr, 4000))
+    end = at_logsnr(schedule, max(_cleanest(schedule), levels.logsnr[0])) if levels.sigma[-1] == 0 else take(levels, last)
+    noisiest = max(min(levels.logsnr[0], end.logsnr - 1e-3), evaluate(schedule, 1.).logsnr, -60)
+    known = at_logsnr(schedule, np.linspace(noisiest, end.logsnr, 4000))
     known = Noise(*(a[None] for a in known))
-    return walk(levels, [0], [last])._replace(extra=(np.reshape(share(end), 1), known))
+    return steps_between(levels, [0], [last])._replace(extra=(np.reshape(flow_time(end), 1), known))
   def step(keys, denoise, state, step):
     x, t, s, (end, known) = state.x, step.t, step.s, step.extra
     def slope(y, w):
@@ -90,12 +90,12 @@ def adaptive(schedule, rtol=1e-3, atol=1e-3, limit=100):
       logsnr = 2 * (jnp.log1p(-w) - jnp.log(w))
       alpha = jnp.interp(logsnr, known.logsnr, known.alpha)
       noise = Noise(jnp.interp(logsnr, known.logsnr, known.time), alpha, alpha * w / (1 - w), logsnr)
-      pred = denoise(y * like(noise, y).alpha / (1 - like(noise._replace(alpha=w), y).alpha), noise)
+      pred = denoise(y * expand_to(noise, y).alpha / (1 - expand_to(noise._replace(alpha=w), y).alpha), noise)
       return pred.eps - pred.x0
-    c = integrate(slope, x.astype(precise(x)) / (t.alpha + t.sigma), share(t), end, rtol, atol, limit)
-    return Adaptive((s.alpha + s.sigma) * (c.y + (share(s) - end) * c.slope), c.evaluations)
+    c = integrate(slope, x.astype(compute_dtype(x)) / (t.alpha + t.sigma), flow_time(t), end, rtol, atol, limit)
+    return Adaptive((s.alpha + s.sigma) * (c.y + (flow_time(s) - end) * c.slope), c.evaluations)
   return Sampler(lambda x: Adaptive(x, jnp.zeros(x.shape[:1], jnp.int32)), step, plan)
 
 
 def _cleanest(schedule):
-  return at(schedule, 1 / 1000 if callable(schedule) else 1 / len(schedule.logsnr)).logsnr
+  return evaluate(schedule, 1 / 1000 if callable(schedule) else 1 / len(schedule.logsnr)).logsnr

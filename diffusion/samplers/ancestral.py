@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion.errors import InputError
-from diffusion.samplers.core import Sample, Sampler, gaussian, walk
+from diffusion.samplers.base import gaussian, Sample, Sampler, steps_between
 
 
 def ddim_step(keys, denoise, state, step, eta=0.):
@@ -116,7 +116,7 @@ def langevin(corrections=1, snr=.16):
     S, n = len(levels.logsnr) - 1, corrections + 1
     starts = np.repeat(np.arange(S), n)
     predicts = np.arange(S * n) % n == corrections
-    return walk(levels, starts, starts + predicts)._replace(extra=predicts)
+    return steps_between(levels, starts, starts + predicts)._replace(extra=predicts)
   def step(keys, denoise, state, step):
     t, s, k = step.t, step.s, -jnp.expm1(-2 * step.h)
     pred, z = denoise(state.x, t), gaussian(keys, step.index, state.x)

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion.noise import take
-from diffusion.predict import Pred, solve
-from diffusion.samplers.core import Sampler, blank, steps
-from diffusion.samplers.forms import FLOW, data, exact, lam, move, ratio, share, smooth, straight
+from diffusion.core.gaussian import Pred, solve, take
+from diffusion.samplers.base import Sampler, steps, zeros_for
+from diffusion.samplers.forms import (adams_weights, data, ddim_update, exponential_weights, FLOW, flow_time, lam,
+                                      ratio, smooth_part)
 from diffusion.samplers.multistep import check_kind, check_order, flow_lms, usable
 
 
@@ -34,11 +34,11 @@ class Weights(NamedTuple):
 def corrected_step(keys, denoise, state, step, form):
   """Evaluates, corrects the sample, predicts the next one."""
   t, w, base = step.t, step.extra, state.base
-  before, now = smooth(form, base), smooth(form, denoise(state.x, t))
-  better = move(base, t) + w.new * (now - before) + sum(c * (m - before) for c, m in zip(w.old, state.past))
+  before, now = smooth_part(form, base), smooth_part(form, denoise(state.x, t))
+  better = ddim_update(base, t) + w.new * (now - before) + sum(c * (m - before) for c, m in zip(w.old, state.past))
   pred = solve(form.row, t, jnp.where(w.corrected, better, state.x), now)
   past = (before, *state.past)[:len(state.past)]
-  return Corrected(move(pred, step.s) + sum(c * (m - now) for c, m in zip(w.past, past)), pred, past)
+  return Corrected(ddim_update(pred, step.s) + sum(c * (m - now) for c, m in zip(w.past, past)), pred, past)
 
 
 def corrected(form, order, variable, predictor, corrector):
@@ -63,7 +63,7 @@ def corrected(form, order, variable, predictor, corrector):
         new[i + 1], *rest = corrector(nodes[0], s, nodes)
         old[:len(rest), i + 1], done[i + 1] = rest, True
     return rows._replace(extra=Weights(done, new, tuple(old), tuple(past)))
-  return Sampler(lambda x: Corrected(x, Pred(blank(x), blank(x)), (blank(x),) * (order - 1)), partial(corrected_step, form=form), plan)
+  return Sampler(lambda x: Corrected(x, Pred(zeros_for(x), zeros_for(x)), (zeros_for(x),) * (order - 1)), partial(corrected_step, form=form), plan)
 
 
 def unipc(order=2, kind='bh2', corrector=True):
@@ -84,9 +84,9 @@ def unipc(order=2, kind='bh2', corrector=True):
     h = lam(s) - lam(t)
     return s.alpha * (h if kind == 'bh1' else -np.expm1(-h)) / 2 * h / (lam(node) - lam(t))
   def predict(t, s, nodes):
-    return [simple(t, s, nodes[1])] if len(nodes) == 2 else exact(form, t, s, nodes)[1:]
+    return [simple(t, s, nodes[1])] if len(nodes) == 2 else exponential_weights(form, t, s, nodes)[1:]
   def correct(t, s, nodes):
-    return [simple(t, s, s)] if len(nodes) == 1 else np.delete(exact(form, t, s, [s, *nodes]), 1)
+    return [simple(t, s, s)] if len(nodes) == 1 else np.delete(exponential_weights(form, t, s, [s, *nodes]), 1)
   return corrected(form, order, lam, predict, correct if corrector else None)
 
 
@@ -98,8 +98,8 @@ def flow_pc(order=2):
   eps = (x - alpha * x0) / sigma, so the error of a trained network grows as sigma falls, and karras, exponential and cosine end low.
   """
   check_order('flow_pc', order, 3)
-  rule = partial(straight, FLOW, share)
-  return corrected(FLOW, order, share, lambda t, s, nodes: rule(t, s, nodes)[1:],
+  rule = partial(adams_weights, FLOW, flow_time)
+  return corrected(FLOW, order, flow_time, lambda t, s, nodes: rule(t, s, nodes)[1:],
                    lambda t, s, nodes: np.delete(rule(t, s, [s, *nodes]), 1))
 
 

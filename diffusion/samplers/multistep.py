@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion.core.gaussian import take
 from diffusion.errors import InputError
-from diffusion.noise import take
-from diffusion.samplers.core import Sampler, blank, gaussian, steps
-from diffusion.samplers.forms import FLOW, NOISE, data, exact, lam, midpoint, move, ratio, share, smooth, straight
+from diffusion.samplers.base import gaussian, Sampler, steps, zeros_for
+from diffusion.samplers.forms import (adams_weights, data, ddim_update, exponential_weights, FLOW, flow_time, lam,
+                                      midpoint, NOISE, ratio, smooth_part)
 
 ADAMS_BASHFORTH = ((1.,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
@@ -45,8 +46,8 @@ def check_kind(name, kind, kinds):
 def multistep_step(keys, denoise, state, step, form, fresh):
   """One step of the formula above; `fresh`: whether it draws noise."""
   pred, weights = denoise(state.x, step.t), step.extra
-  now = smooth(form, pred)
-  x = move(pred, step.s, weights.kept) + sum(c * (m - now) for c, m in zip(weights.past, state.past))
+  now = smooth_part(form, pred)
+  x = ddim_update(pred, step.s, weights.kept) + sum(c * (m - now) for c, m in zip(weights.past, state.past))
   if fresh:
     x += weights.noise * gaussian(keys, step.index, x)
   return Multistep(x, (now, *state.past)[:len(state.past)])
@@ -72,7 +73,7 @@ def multistep(form, order, variable, weights, eta=0.):
         past[:len(nodes) - 1, i] = weights(nodes[0], take(levels, i + 1), nodes)[1:]
     decay = eta * rows.h if eta else np.zeros_like(rows.h)
     return rows._replace(extra=Weights(tuple(past), np.exp(-decay), rows.s.sigma * np.sqrt(-np.expm1(-2 * decay))))
-  return Sampler(lambda x: Multistep(x, (blank(x),) * (order - 1)), partial(multistep_step, form=form, fresh=eta > 0), plan)
+  return Sampler(lambda x: Multistep(x, (zeros_for(x),) * (order - 1)), partial(multistep_step, form=form, fresh=eta > 0), plan)
 
 
 def dpmpp_2m(kind='midpoint'):
@@ -85,18 +86,18 @@ def dpmpp_sde_2m(eta=1., kind='midpoint'):
   check_kind('dpmpp_2m', kind, ('midpoint', 'heun'))
   if not 0 <= eta < np.inf:
     raise InputError(f'dpmpp_sde_2m(eta={eta!r}): expected a number from 0')
-  return multistep(data(eta), 2, lam, partial(midpoint if kind == 'midpoint' else exact, data(eta)), eta=eta)
+  return multistep(data(eta), 2, lam, partial(midpoint if kind == 'midpoint' else exponential_weights, data(eta)), eta=eta)
 
 
 def dpmpp_3m():
   """DPM-Solver++(3M) with the factor 2 in its second difference that the shipped form lacks: third order."""
-  return multistep(data(), 3, lam, partial(exact, data()))
+  return multistep(data(), 3, lam, partial(exponential_weights, data()))
 
 
 def dpmpp_3m_shipped():
   """DPM-Solver++(3M) as most libraries ship it: the second difference is halved, which leaves it of order two. For parity."""
   def weights(t, s, nodes):
-    c = exact(data(), t, s, nodes)
+    c = exponential_weights(data(), t, s, nodes)
     if len(nodes) == 3:
       h, r0, r1 = (lam(a) - lam(b) for a, b in ((s, t), nodes[:2], nodes[1:]))
       second = np.array([1 / r0, -1 / r0 - 1 / r1, 1 / r1]) * h ** 2 / (r0 + r1)
@@ -108,19 +109,19 @@ def dpmpp_3m_shipped():
 def deis(order=3):
   """DEIS (arXiv:2204.13902, section 3.3) with polynomials of eps in log(sigma / alpha), order 1 to 4."""
   check_order('deis', order, 4)
-  return multistep(NOISE, order, lam, partial(exact, NOISE))
+  return multistep(NOISE, order, lam, partial(exponential_weights, NOISE))
 
 
 def lms(order=4):
   """Linear multistep in sigma / alpha (Adams-Bashforth on any grid; k-diffusion's LMS, and rho-AB of arXiv:2204.13902)."""
   check_order('lms', order, 4)
-  return multistep(NOISE, order, ratio, partial(straight, NOISE, ratio))
+  return multistep(NOISE, order, ratio, partial(adams_weights, NOISE, ratio))
 
 
 def flow_lms(order=2):
   """Linear multistep of the velocity of a straight path, in its time sigma / (alpha + sigma)."""
   check_order('flow_lms', order, 4)
-  return multistep(FLOW, order, share, partial(straight, FLOW, share))
+  return multistep(FLOW, order, flow_time, partial(adams_weights, FLOW, flow_time))
 
 
 def plms(order=4):

@@ -13,12 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion.core.gaussian import Noise, Pred, take
+from diffusion.core.schedules import at_logsnr, evaluate
 from diffusion.errors import InputError
-from diffusion.noise import Noise, take
-from diffusion.predict import Pred
-from diffusion.samplers.core import Sampler, blank, gaussian, walk
-from diffusion.samplers.forms import FLOW, NOISE, data, midpoint, move, ratio, silent, smooth
-from diffusion.schedules import at, level
+from diffusion.samplers.base import gaussian, Sampler, steps_between, zeros_for
+from diffusion.samplers.forms import data, ddim_update, FLOW, has_no_signal, midpoint, NOISE, ratio, smooth_part
 
 
 class TwoStage(NamedTuple):
@@ -45,12 +44,12 @@ def two_stage_step(keys, denoise, state, step, form, strength=0.):
     x = stage.scale * x + strength * stage.noise * gaussian(keys, step.index, x)
   pred = denoise(x, step.t)._replace(variance=None)
   base = jax.tree.map(lambda new, old: jnp.where(stage.first, new, old), pred, state.base)
-  return TwoStage(move(base, step.s) + stage.c * (smooth(form, pred) - smooth(form, base)), base)
+  return TwoStage(ddim_update(base, step.s) + stage.c * (smooth_part(form, pred) - smooth_part(form, base)), base)
 
 
 def _sampler(form, plan, strength=0.):
   step = partial(two_stage_step, form=form, strength=strength)
-  return Sampler(lambda x: TwoStage(x, Pred(blank(x), blank(x))), step, plan)
+  return Sampler(lambda x: TwoStage(x, Pred(zeros_for(x), zeros_for(x))), step, plan)
 
 
 def _trapezoid(form, lift=lambda levels: levels):
@@ -59,7 +58,7 @@ def _trapezoid(form, lift=lambda levels: levels):
   lift: levels [N] -> the levels that they are raised to before the first evaluation, by adding noise.
   """
   def plan(levels):
-    single = (form is NOISE) & silent(levels)
+    single = (form is NOISE) & has_no_signal(levels)
     rows = np.array([row for i in range(len(levels.logsnr) - 1) for row in [(i, i + 1, 1, i), (i + 1, i + 1, 0, i)]
                      if row[2] or levels.sigma[i + 1] > 0 and not single[i]])
     starts, ends, first, interval = rows[:, 0], rows[:, 1], rows[:, 2] == 1, rows[:, 3]
@@ -70,7 +69,7 @@ def _trapezoid(form, lift=lambda levels: levels):
       grown = np.nan_to_num(raised.alpha / start.alpha, nan=1.)
       fresh = np.nan_to_num(raised.alpha * np.sqrt(np.maximum(ratio(raised) ** 2 - ratio(start) ** 2, 0)))
     stage = Stage(first, np.where(first, 0, half), np.where(first, grown, 1), np.where(first, fresh, 0))
-    step = walk(levels, starts, ends)
+    step = steps_between(levels, starts, ends)
     t = Noise(*(np.where(first, a, b) for a, b in zip(raised, step.t)))
     return step._replace(t=t, h=(step.s.logsnr - t.logsnr) / 2, extra=stage)
   return plan
@@ -81,7 +80,7 @@ def _pairs(form):
   def plan(levels):
     S = len(levels.logsnr) - 1
     crossed = S - (levels.sigma[-1] == 0)
-    start = min(np.sum(silent(levels) if form is NOISE else levels.alpha == 0), crossed)
+    start = min(np.sum(has_no_signal(levels) if form is NOISE else levels.alpha == 0), crossed)
     start += (crossed - start) % 2
     second = np.zeros(S, bool)
     second[start + 1:crossed:2] = True
@@ -89,7 +88,7 @@ def _pairs(form):
     for i in np.flatnonzero(second):
       t, r, s = (take(levels, i + k) for k in (-1, 0, 1))
       c[i] = midpoint(form, t, s, [t, r])[1]
-    return walk(levels, at, at + 1)._replace(extra=Stage(~second, c))
+    return steps_between(levels, at, at + 1)._replace(extra=Stage(~second, c))
   return plan
 
 
@@ -131,11 +130,11 @@ def churn(schedule, churn=40., low=.05, high=50., noise=1.003):
     raise InputError(f'churn({churn=}, {low=}, {high=}, {noise=}): expected amounts of at least 0, and low <= high')
   def plan(levels):
     gamma = min(churn / (len(levels.logsnr) - 1), np.sqrt(2) - 1)
-    known = at(schedule, [1., 0.]).logsnr
+    known = evaluate(schedule, [1., 0.]).logsnr
     def lift(start):
       u = ratio(start)
       logsnr = start.logsnr - 2 * np.where((low <= u) & (u <= high), np.log1p(gamma), 0)
-      raised = level(schedule, np.clip(logsnr, *known))
+      raised = at_logsnr(schedule, np.clip(logsnr, *known))
       return Noise(*(np.where(logsnr < start.logsnr, a, b) for a, b in zip(raised, start)))
     return _trapezoid(NOISE, lift)(levels)
   return _sampler(NOISE, plan, strength=noise)

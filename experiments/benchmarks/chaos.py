@@ -33,12 +33,14 @@ import jax.numpy as jnp
 import numpy as np
 import tensorboardX  # noqa: F401, so that the forks need not import it
 
-from diffusion import build, platform, sharding, train
-from diffusion.checkpoint import open_checkpoints
-from diffusion.config import default, tiny
 from diffusion.data.dataset import Dataset, Source
-from diffusion.lock import hold
-from diffusion.log import open_log, quiet_orbax, read_metrics
+from diffusion.setup import build
+from diffusion.setup.config import default, tiny
+from diffusion.system import platform, sharding
+from diffusion.system.checkpoint import open_checkpoints
+from diffusion.system.lock import hold
+from diffusion.system.log import open_log, quiet_orbax, read_metrics
+from diffusion.training import loop
 
 SAVE_EVERY = 3
 STEPS_A_KILL = 8  # so many are planned, and a fork is killed before it has done more than a few
@@ -77,14 +79,14 @@ def go_on(workdir, steps, tell):
   quiet_orbax()
   with hold(workdir):
     run, checkpoints = experiment(steps), open_checkpoints(workdir / 'checkpoints')
-    restored = checkpoints.restore(train.abstract_state(run))
-    state = restored.state if restored else train.make_state(run, jax.random.key(0))
+    restored = checkpoints.restore(loop.abstract_state(run))
+    state = restored.state if restored else loop.make_state(run, jax.random.key(0))
     log = open_log(workdir, int(state.step))
 
     def scalars(step, values):
       log.scalars(step, values)
       tell(step)
-    state, _ = train.fit(run, source(), state, checkpoints, log._replace(scalars=scalars), {}, lambda step, params: None)
+    state, _ = loop.fit(run, source(), state, checkpoints, log._replace(scalars=scalars), {}, lambda step, params: None)
     log.close()
     checkpoints.close()
     (workdir / 'final').write_bytes(b''.join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)))

@@ -3,7 +3,7 @@ r"""A week-long run in miniature: do memory, step time, open files and threads s
   python -m experiments.benchmarks.endurance                        20,000 steps, some minutes on a quiet machine
   python -m experiments.benchmarks.endurance --steps=300 --every=25 --out=/tmp/endurance
 
-The command's own training (diffusion.modes.train: input, log, lock and all) of a U-Net of a few thousand parameters on
+The command's own training (diffusion.commands.train: input, log, lock and all) of a U-Net of a few thousand parameters on
 the 8x8 digits, with a checkpoint, the held-out loss, a grid of samples and a point of the evaluation's curve every
 `--every` steps. A thread notes resident memory, open file descriptors and threads; step times come from the log of
 the run. Writes report.md and curves.png to --out; exit code 1 where something is not flat. Linux only.
@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion import platform
+from diffusion.system import platform
 
 SKIPPED = 2  # intervals
 # what is measured: (unit, bound on the change from the first to the last quarter, whether that is a share)
@@ -45,7 +45,7 @@ class Trend(NamedTuple):
 
 # ---- the run and what is noted of it
 def settings(steps, every):
-  from diffusion.config import default, tiny
+  from diffusion.setup.config import default, tiny
   config = tiny(default())
   config.update(dict(
     data='digits', net='unet(channels=8, multipliers=(1,), blocks=1, attention=())', batch=16, steps=steps,
@@ -137,13 +137,13 @@ def plot(measured, every):
 def endure(steps, every, seconds):
   """The run: {name of MEASURED: (steps, values)}."""
   from etils import epath
-  from diffusion import modes
-  from diffusion.log import quiet_orbax, read_metrics
+  from diffusion import commands
+  from diffusion.system.log import quiet_orbax, read_metrics
   quiet_orbax()
   config = settings(steps, every)
   with tempfile.TemporaryDirectory() as folder:
     workdir = epath.Path(folder)
-    seen = watched(lambda: modes.train(config, workdir), seconds)
+    seen = watched(lambda: commands.train(config, workdir), seconds)
     return series(seen, read_metrics(workdir / 'metrics.jsonl'), config.batch)
 
 
@@ -169,7 +169,7 @@ def main():
           f'{time.monotonic() - begin:.0f} s, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores. Quarters and line are of '
           f'medians of {options.every} steps, without the first {SKIPPED}, in which all is compiled. Flat: the last quarter is above the '
           'first by no more than the bound.\n\n![what the process used, by step](curves.png)\n')
-  from diffusion.files import write_atomic
+  from diffusion.system.files import write_atomic
   write_atomic(options.out / 'report.md', text.encode())
   write_atomic(options.out / 'curves.png', plot(measured, options.every))
   print(text)

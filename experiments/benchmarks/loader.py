@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from diffusion import platform
+from diffusion.system import platform
 
 
 def arguments():
@@ -48,7 +48,7 @@ def measure(data, batch, seconds, put, workers):
   """(seconds until the first batch, images per second after it) of a feed that is never waited for."""
   import jax
   import numpy as np
-  from diffusion.feed import feed
+  from diffusion.data.prefetch import feed
   begun = time.perf_counter()
   source = feed(data, batch, 0, 0, 10 ** 9, np.arange(batch), put, workers)
   try:
@@ -84,7 +84,7 @@ def contenders(options, folder):
 def main():
   options = arguments()
   platform.start()
-  from diffusion import sharding
+  from diffusion.system import sharding
   mesh = sharding.make_mesh()
   sharding.check_batch('--batch', options.batch, mesh)
   put = lambda batch: sharding.put_batch(batch, mesh)

@@ -10,7 +10,7 @@ import argparse
 import statistics
 import time
 
-from diffusion import platform
+from diffusion.system import platform
 
 
 def main():
@@ -22,24 +22,27 @@ def main():
   platform.start()
   import jax
   import numpy as np
-  from diffusion import build, distances, generate, sharding
-  from diffusion.config import default
-  from diffusion.metrics import frechet, measure, moments
-  from diffusion.metrics.reference import look
+  from diffusion.evaluation import sample_metrics
+  from diffusion.generation import sampling
+  from diffusion.setup import build
+  from diffusion.system import sharding
+  from diffusion.setup.config import default
+  from diffusion.evaluation.metrics import frechet, gaussian_stats, measure
+  from diffusion.evaluation.metrics.features import extract_all
   config, number = default(), options.number
   config.guidance, config.sampler = 1., 'ddim'
   data = build.load_data(config)
   run = build.build(config, data.train.images.shape[1:], data.train.classes, sharding.make_mesh())
   params = jax.device_put(run.init(jax.random.key(0)), sharding.replicated(run.mesh))
-  cond, wanted = distances.conditions(run, config, data, number)
-  draw, fixed = generate.make_draw(run, 0, config.sample.batch), distances.gauge(run, config, data)
+  cond, wanted = sample_metrics.conditions(run, config, data, number)
+  draw, fixed = sampling.make_draw(run, 0, config.sample.batch), sample_metrics.make_protocol(run, config, data)
   images = data.train.images[:number]  # of the same size as samples
-  seen, _ = look(fixed.see, [images], run.mesh)
+  seen, _ = extract_all(fixed.see, [images], run.mesh)
   wide = [np.random.default_rng(i).normal(size=(4096, 2048)).astype(np.float32) for i in range(2)] if options.wide else []
-  wide_moments = [moments.moments([points]) for points in wide]
+  wide_moments = [gaussian_stats.moments([points]) for points in wide]
   work = dict(
     drawing=lambda: draw(params, np.arange(number), cond),
-    features=lambda: look(fixed.see, [images], run.mesh),
+    features=lambda: extract_all(fixed.see, [images], run.mesh),
     frechet=lambda: frechet.both(seen.moments, fixed.split.moments),
     neighbours=lambda: measure.copies(seen.points, fixed.train, fixed.heldout[0].points, run.mesh),
     everything=lambda: measure.measure(seen, fixed.split, 0, wanted, run.mesh))

@@ -10,7 +10,7 @@ import argparse
 import statistics
 import time
 
-from diffusion import platform
+from diffusion.system import platform
 
 SOLVERS = ('ddim', 'dpmpp_2m', 'dpmpp_3m', 'unipc(2)', 'unipc(3)', 'flow_pc(2)', 'deis(3)', 'lms(4)', 'plms(4)', 'heun', 'dpmpp_2s', 'ddpm',
            'dpmpp_sde_2m', 'churn')
@@ -26,12 +26,14 @@ def main():
   import jax
   import jax.numpy as jnp
   import numpy as np
-  from diffusion import build, grids, samplers, schedules
-  from diffusion.noise import like
-  from diffusion.predict import from_x0
+  from diffusion import samplers
+  from diffusion.core import grids, schedules
+  from diffusion.setup import build
+  from diffusion.core.gaussian import expand_to
+  from diffusion.core.gaussian import from_x0
   schedule, keys = schedules.cosine(), samplers.sample_keys(0, np.arange(options.batch))
   x = samplers.gaussian(keys, 0, jnp.zeros((options.batch, 16, 16, 3)))
-  denoise = lambda x, noise: from_x0(like(noise, x), x, .5 * x)
+  denoise = lambda x, noise: from_x0(expand_to(noise, x), x, .5 * x)
 
   def compiled(name, steps):
     sampler, levels = build.make('sampler', name, schedule=schedule), grids.exponential(steps)(schedule)

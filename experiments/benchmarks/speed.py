@@ -22,7 +22,7 @@ import statistics
 import time
 from functools import partial
 
-from diffusion import platform
+from diffusion.system import platform
 
 
 def arguments():
@@ -55,10 +55,13 @@ def ours(options, fast=None):
   import jax.numpy as jnp
   import numpy as np
   import optax
-  from diffusion import costs, grids, losses, nets, predict, samplers, schedules, sharding, times, weights
-  from diffusion.denoise import denoiser
+  from diffusion import nets, samplers
+  from diffusion.core import gaussian, grids, schedules
+  from diffusion.objectives import denoising, timesteps, weighting
+  from diffusion.system import flops as flop_counts, sharding
+  from diffusion.core.gaussian import denoiser
   from diffusion.nets.unet import UNet
-  from diffusion.state import init_state, train_step
+  from diffusion.training.state import init_state, train_step
 
   mesh = sharding.make_mesh()
   init, net = nets.make(UNet(
@@ -68,11 +71,11 @@ def ours(options, fast=None):
   ones = np.ones((options.batch, *shape), np.float32), np.ones(options.batch, np.float32)
   images, moments = sharding.put_batch(ones, mesh)
 
-  draw = times.drawn_from(times.stratified(), schedules.cosine())
-  kind = dict(draw=draw, predict=predict.eps(), weight=weights.one())
+  draw = timesteps.draw_levels(timesteps.stratified(), schedules.cosine())
+  kind = dict(draw=draw, predict=gaussian.predict_eps(), weight=weighting.one())
 
   def loss(key, params, x0, cond, train):
-    return losses.loss(key, net, params, x0, cond, train=train, **kind)
+    return denoising.loss(key, net, params, x0, cond, train=train, **kind)
 
   optimizer = optax.chain(optax.clip_by_global_norm(1.), optax.adamw(1e-3))
   step = partial(train_step, encode=lambda key, batch: (batch, None), loss=loss, optimizer=optimizer,
@@ -83,12 +86,12 @@ def ours(options, fast=None):
   params = jax.tree.map(jnp.copy, state.params)  # the state itself is donated
 
   levels = grids.trailing(options.steps)(schedules.cosine())
-  keys = jax.device_put(samplers.sample_keys(0, np.arange(options.samples)), sharding.batched(mesh))
+  keys = jax.device_put(samplers.sample_keys(0, np.arange(options.samples)), sharding.batch_sharding(mesh))
 
   @jax.jit
   def sample(params, keys):
     x = samplers.prior(keys, levels, shape)
-    return samplers.sample(keys, denoiser(net, params, None, predict.eps()), samplers.ddim(), levels, x)
+    return samplers.sample(keys, denoiser(net, params, None, gaussian.predict_eps()), samplers.ddim(), levels, x)
 
   def train():
     nonlocal state
@@ -98,8 +101,8 @@ def ours(options, fast=None):
   forward = jax.jit(net)
   return dict(
     parameters=sum(a.size for a in jax.tree.leaves(params)),
-    flops=dict(forward=costs.flops(net, params, images, moments),
-               train=costs.flops(step, state, images, jax.random.key(0)), sample=costs.flops(sample, params, keys)),
+    flops=dict(forward=flop_counts.flops(net, params, images, moments),
+               train=flop_counts.flops(step, state, images, jax.random.key(0)), sample=flop_counts.flops(sample, params, keys)),
     forward=lambda: jax.block_until_ready(forward(params, images, moments)),
     train=train,
     sample=lambda: jax.block_until_ready(sample(params, keys)))
@@ -177,11 +180,11 @@ def peak(seconds=1., sizes=(512, 1024, 2048)):
   """The best float32 FLOP/s of this machine in matrix products: JAX's on all devices, or PyTorch's where it is there."""
   import jax
   import numpy as np
-  from diffusion import sharding
+  from diffusion.system import sharding
   mesh = sharding.make_mesh()
   product, products = jax.jit(lambda a: a @ a), []
   for size in sizes:
-    a = jax.device_put(np.ones((mesh.size, size, size), np.float32), sharding.batched(mesh))
+    a = jax.device_put(np.ones((mesh.size, size, size), np.float32), sharding.batch_sharding(mesh))
     products.append((2 * mesh.size * size ** 3, lambda a=a: jax.block_until_ready(product(a))))
     if importlib.util.find_spec('torch'):
       import torch

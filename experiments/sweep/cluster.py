@@ -8,9 +8,9 @@ import shlex
 import time
 from typing import Any, NamedTuple
 
-from diffusion import specs
 from diffusion.errors import InputError
-from diffusion.files import write_atomic
+from diffusion.setup import specs
+from diffusion.system.files import write_atomic
 from experiments.sweep import local as here
 from experiments.sweep.trials import installed
 

@@ -15,7 +15,7 @@ import time
 from typing import Any, NamedTuple
 
 from diffusion.errors import InputError
-from diffusion.files import write_atomic
+from diffusion.system.files import write_atomic
 from experiments.sweep.trials import describe, finished, moved
 
 GRACE = 60.  # seconds in which a trial that is asked to stop may save

@@ -5,8 +5,9 @@ import io
 import numpy as np
 from PIL import Image
 
-from diffusion import pictures, specs
-from diffusion.metrics import record
+from diffusion.evaluation.metrics import record
+from diffusion.generation import pages
+from diffusion.setup import specs
 from experiments.sweep import results
 
 LIMIT = 300_000  # bytes of a picture
@@ -149,7 +150,7 @@ def samples(rows):
     return None
   columns = max(4, min(12, 900 // max(64, *found[0][1].shape[1:3])))
   cells = [images[_in_turn(labels, len(images))[:columns]] for _, images, labels in found]
-  return fit(pictures.rows(cells, [label for label, *_ in found]))
+  return fit(pages.rows(cells, [label for label, *_ in found]))
 
 
 def _in_turn(labels, n):

@@ -6,8 +6,8 @@ import sys
 import time
 
 from diffusion.errors import InputError
-from diffusion.log import duration, read_metrics
-from diffusion.metrics import record
+from diffusion.evaluation.metrics import record
+from diffusion.system.log import duration, read_metrics
 from experiments.sweep.local import state
 from experiments.sweep.trials import finished
 

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from diffusion.config import default
 from diffusion.errors import InputError
-from diffusion.log import read_metrics
-from diffusion.metrics import record
+from diffusion.evaluation.metrics import record
+from diffusion.setup.config import default
+from diffusion.system.log import read_metrics
 from experiments.sweep import local, trials
 
 NOT_FINISHED = ('running', 'waiting', 'stopped', 'failed', 'pruned')

@@ -4,8 +4,8 @@ import itertools
 import numpy as np
 
 from diffusion.errors import InputError
-from diffusion.log import read_metrics
-from diffusion.metrics import record
+from diffusion.evaluation.metrics import record
+from diffusion.system.log import read_metrics
 from experiments.sweep.trials import finished, installed
 
 

@@ -21,11 +21,11 @@ from typing import Any, Callable, NamedTuple
 
 from etils import epath
 
-from diffusion import specs
-from diffusion.config import default, filled
 from diffusion.errors import InputError
-from diffusion.files import write_atomic
-from diffusion.metrics import record
+from diffusion.evaluation.metrics import record
+from diffusion.setup import specs
+from diffusion.setup.config import default, filled
+from diffusion.system.files import write_atomic
 
 MODES = ('train', 'evaluate')
 
@@ -121,7 +121,7 @@ def _recipe(spec):
 def _trained(workdir):
   """(config, step, hash of the arrays) of a work directory's newest checkpoint. Two trainings to one step are two models; a copy is none."""
   import orbax.checkpoint as ocp
-  from diffusion.checkpoint import open_checkpoints
+  from diffusion.system.checkpoint import open_checkpoints
   root = epath.Path(workdir if '://' in str(workdir) else os.path.abspath(workdir)) / 'checkpoints'
   found = open_checkpoints(root).latest_meta()
   if found is None:
@@ -149,7 +149,7 @@ def put(config, key, value):
   """
   names = flat(config)
   if key not in names:
-    raise InputError(f'setting {key!r}: {specs.unknown(key, list(names))[:300]}; diffusion/config.py lists them all')
+    raise InputError(f'setting {key!r}: {specs.unknown(key, list(names))[:300]}; diffusion/setup/config.py lists them all')
   *sections, last = key.split('.')[1:]
   for section in sections:
     config = config[section]
@@ -165,17 +165,18 @@ def put(config, key, value):
 
 def _settle(sweep, overrides):
   """The ConfigDict of a trial, checked."""
-  from diffusion import checks, evaluate
+  from diffusion.evaluation import report
+  from diffusion.setup import validate
   config = sweep.config.copy_and_resolve_references()
   for key, value in overrides.items():
     put(config, key, value)
   if sweep.mode == 'evaluate':
-    from diffusion.modes import FIXED, essence
-    fixed = [f'config.{key}' for key in FIXED if essence(config[key]) != essence(sweep.config[key])]
+    from diffusion.commands import FIXED, weights_signature
+    fixed = [f'config.{key}' for key in FIXED if weights_signature(config[key]) != weights_signature(sweep.config[key])]
     if fixed:
       raise InputError(f'{", ".join(fixed)} cannot change in a trained model, {sweep.base}; train one for each instead (MODE = "train")')
-  checks.check(config)
-  evaluate.check(config.evaluate)
+  validate.check(config)
+  report.check(config.evaluate)
   return config
 
 

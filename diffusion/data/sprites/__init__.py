@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from diffusion.data.dataset import Dataset, take
-from diffusion.data.split import fingerprint
+from diffusion.data.holdout import fingerprint
 from diffusion.data.sprites import creatures, food, people, spells, weapons
 from diffusion.data.sprites.canvas import pick, render, scale2x
 

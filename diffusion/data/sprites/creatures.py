@@ -1,5 +1,5 @@
 """Monsters and animals."""
-from diffusion.data.sprites.canvas import BASE, LIGHT, OUTLINE, VIVID, Canvas, pick, pick_other
+from diffusion.data.sprites.canvas import BASE, Canvas, LIGHT, OUTLINE, pick, pick_other, VIVID
 
 SKINS = VIVID + ('black', 'gray', 'white')
 # What the second colour is.

@@ -1,6 +1,5 @@
 """Things to eat."""
-from diffusion.data.sprites.canvas import (
-  BASE, LIGHT, OUTLINE, SHADE, SIDE, TINTS, VIVID, Canvas, pick, pick_other)
+from diffusion.data.sprites.canvas import BASE, Canvas, LIGHT, OUTLINE, pick, pick_other, SHADE, SIDE, TINTS, VIVID
 
 COLOURS = {
   'apple': ('red', 'green', 'yellow'), 'cherries': ('red', 'purple', 'pink'),

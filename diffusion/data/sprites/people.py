@@ -1,5 +1,5 @@
 """Heroes: the same wardrobe seen from the front and from the side."""
-from diffusion.data.sprites.canvas import BASE, CLOTH, OUTLINE, SHADE, VIVID, Canvas, pick, pick_other
+from diffusion.data.sprites.canvas import BASE, Canvas, CLOTH, OUTLINE, pick, pick_other, SHADE, VIVID
 
 SKINS = {'pale': (.07, .22, .98), 'fair': (.07, .34, .94), 'tan': (.07, .45, .82), 'brown': (.06, .52, .62),
          'dark': (.05, .55, .42),

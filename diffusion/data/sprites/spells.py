@@ -2,8 +2,7 @@
 import functools
 import math
 
-from diffusion.data.sprites.canvas import (
-  BASE, LIGHT, PLACES, SHADE, TINTS, VIVID, Canvas, glow, pick, pick_other)
+from diffusion.data.sprites.canvas import BASE, Canvas, glow, LIGHT, pick, pick_other, PLACES, SHADE, TINTS, VIVID
 
 EXTRAS = {'fireball': 'sparks', 'lightning bolt': 'sparks', 'ice crystal': 'core', 'orb': 'core',
           'potion': 'label', 'star': 'core',

@@ -1,5 +1,5 @@
 """Weapons and shields: hafted ones upright, blades along the diagonal."""
-from diffusion.data.sprites.canvas import BASE, CLOTH, LIGHT, SHADE, TINTS, VIVID, Canvas, pick, pick_other
+from diffusion.data.sprites.canvas import BASE, Canvas, CLOTH, LIGHT, pick, pick_other, SHADE, TINTS, VIVID
 
 METALS = ('silver', 'gold', 'black', 'red', 'blue', 'green', 'purple', 'teal', 'orange', 'white')
 PARTS = {'sword': 'hilt', 'dagger': 'hilt', 'katana': 'hilt', 'axe': 'binding', 'battle axe': 'binding',

@@ -1,0 +1,126 @@
+"""Features without weights from elsewhere: a small classifier, trained on the data set itself and kept in the cache.
+
+It learns to tell the class of a picture and by which reflection it was turned, so data without classes will do. What it has learned is
+good enough to tell noise, blur and missing kinds of pictures; its distances compare only with those of the same classifier (its hash is in
+every record), and not with the FID of papers, for which `inception` is there.
+"""
+import hashlib
+import sys
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from diffusion.data.dataset import batch_indices, condition_vectors, to_unit
+from diffusion.errors import InputError
+from diffusion.evaluation.metrics.extractor import Extractor, Features
+from diffusion.nets.cnn import Cnn
+from diffusion.system import sharding
+from diffusion.system.cache import cached
+
+SIDE = 32       # larger pictures are made smaller
+REFLECTIONS = 4
+BATCH = 128
+VERSION = 3     # of the recipe: another number, another classifier
+
+
+def digest(*arrays):
+  """A hash of arrays, their shapes and types: 16 hexadecimal digits."""
+  state = hashlib.blake2b(digest_size=8)
+  for array in (np.ascontiguousarray(getattr(a, 'identity', a)) for a in arrays):  # a stream knows itself without being read
+    state.update(f'{array.dtype} {array.shape}'.encode())
+    state.update(array.tobytes())
+  return state.hexdigest()
+
+
+def small(shape):
+  """(H, W) of the pictures that the classifier sees: the longer side at most SIDE."""
+  factor = max(1, max(shape) / SIDE)
+  return tuple(max(4, round(side / factor)) for side in shape)
+
+
+def _see(images):
+  x = to_unit(images)
+  size = small(x.shape[1:3])
+  return x if size == x.shape[1:3] else jax.image.resize(x, (len(x), *size, x.shape[-1]), 'linear')  # averages where it shrinks
+
+
+def _reflect(x, how):
+  """Turns each picture [B, H, W, C] by how [B]: 0 not at all, 1 left and right, 2 top and bottom, 3 both."""
+  how = how[:, None, None, None]
+  x = jnp.where(how % 2 == 1, x[:, :, ::-1], x)
+  return jnp.where(how >= 2, x[:, ::-1], x)
+
+
+def _net(classes, shape):
+  model = Cnn(len(classes) + REFLECTIONS)
+  init = lambda key: model.init(key, jnp.zeros((1, *small(shape[:2]), shape[2])))['params']
+  return init, lambda params, x: model.apply({'params': params}, x)
+
+
+def own(steps=800):
+  """(data, mesh) -> the Extractor of a Dataset, from the cache where it has been trained before.
+
+  The logits are those of the Dataset's classes; where its labels are vectors, of as many attributes, each for itself.
+
+  Args:
+    steps: of training, 128 pictures each.
+  """
+  if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    raise InputError(f'own(steps={steps!r}): expected at least 1 step of training')
+  return lambda data, mesh: _own(data, mesh, steps)
+
+
+def _own(data, mesh, steps):
+  shape, classes = data.images.shape[1:], data.classes
+  init, net = _net(classes, shape)
+  like = jax.eval_shape(init, jax.random.key(0))
+  leaves, tree = jax.tree.flatten(like)
+  key = [VERSION, steps, list(small(shape[:2])), digest(data.images, data.labels), list(classes)]
+  def make():
+    params = jax.device_get(_train(data, classes, mesh, init, net, steps))
+    return {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(params))}
+  stored = cached('features-own', key, make)
+  params = jax.tree.unflatten(tree, [stored[str(i)] for i in range(len(leaves))])
+
+  def apply(params, images):
+    points, logits = net(params, _see(images))
+    return Features(points, logits[:, :len(classes)] if classes else None)
+  resize = 'none' if small(shape[:2]) == shape[:2] else 'linear {}x{}'.format(*small(shape[:2]))
+  return Extractor('own', digest(*jax.tree.leaves(params)), resize, Cnn.features, classes, params, apply)
+
+
+def _train(data, classes, mesh, init, net, steps):
+  """The parameters after `steps` of Adam, whose rate rises and falls once."""
+  optimizer = optax.adam(optax.cosine_onecycle_schedule(steps, 4e-3, .1))
+
+  def loss(params, images, label, how):
+    _, logits = net(params, _reflect(_see(images), how))
+    turned = optax.softmax_cross_entropy_with_integer_labels(logits[:, len(classes):], how)
+    each = optax.sigmoid_binary_cross_entropy(logits[:, :len(classes)], label).sum(1)
+    one = optax.softmax_cross_entropy(logits[:, :len(classes)], label)
+    named = 0. if not classes else each if data.labels.ndim == 2 else one
+    return jnp.mean(turned + named)
+
+  @jax.jit
+  def step(params, state, images, label, how):
+    value, grads = jax.value_and_grad(loss)(params, images, label, how)
+    updates, state = optimizer.update(grads, state)
+    return optax.apply_updates(params, updates), state, value
+
+  params = jax.device_put(jax.jit(init)(jax.random.key(0)), sharding.replicated(mesh))
+  state = jax.device_put(optimizer.init(params), sharding.replicated(mesh))
+  rng, size = np.random.default_rng(0), -(-BATCH // mesh.size) * mesh.size
+  for i in tqdm(range(steps), 'training the features (once for this data)', unit='step', delay=2, file=sys.stderr, disable=None):
+    index = batch_indices(len(data.images), size, 0, i)
+    label = condition_vectors(data.labels[index], classes) if classes else np.zeros((size, 0), np.float32)
+    batch = sharding.put_batch((data.images[index], label, rng.integers(0, REFLECTIONS, size).astype(np.int32)), mesh)
+    params, state, value = step(params, state, *batch)
+    if i % 8 == 7:  # a few steps in flight
+      jax.block_until_ready(value)
+  if not np.isfinite(float(value)):
+    warnings.warn('the classifier whose features are used did not converge: its loss is not finite')
+  return params

@@ -1,0 +1,97 @@
+"""The loss on held-out pictures by log-SNR: a table, a plot, JSON.
+
+It is the squared error of the output, unweighted; of a classifier, its cross-entropy.
+"""
+import io
+import json
+from functools import partial
+
+import jax
+import numpy as np
+
+from diffusion.data.prefetch import host_batch
+from diffusion.errors import InputError
+from diffusion.system import sharding
+from diffusion.system.files import write_atomic
+from diffusion.training.state import LOGSNR_EDGES
+
+
+def heldout_by_logsnr(run, params, data, draws=8, seed=0):
+  """The squared error of the network's output on held-out pictures, each noised `draws` times.
+
+  Args:
+    run: the Experiment.
+    params: weights to evaluate.
+    data: a Dataset.
+  Returns:
+    {'what', 'loss', 'loss_error', 'number', 'bins': [{'low', 'high', 'mean', 'error', 'count'}]}; errors are standard errors, over
+    pictures for the loss and over draws in a bin.
+  Raises:
+    InputError: there are no held-out pictures.
+  """
+  if not len(data.images):
+    raise InputError('this data set has no held-out pictures; give its source a held-out share')
+
+  @partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
+  def measure(params, batch, key):
+    x0, cond = run.task.encode(None, batch)
+    return run.loss(key, params, x0, cond, False)[1]
+
+  size, n = -(-run.plan.batch // run.mesh.size) * run.mesh.size, len(data.images)
+  key = lambda draw, i: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), draw), i)
+  squared, logsnr = np.empty((2, draws, n), np.float32)
+  for i, first in enumerate(range(0, n, size)):
+    # Pictures that stay on the disk are read once for all draws.
+    batch = sharding.put_batch(host_batch(data, np.arange(first, first + size) % n), run.mesh)
+    here = slice(first, min(first + size, n))
+    for draw in range(draws):
+      parts = jax.device_get(measure(params, batch, key(draw, i)))
+      squared[draw, here] = parts['mse'][:here.stop - first]
+      logsnr[draw, here] = parts['logsnr'][:here.stop - first]
+  pictures = squared.mean(0)
+  edges = [-np.inf, *LOGSNR_EDGES, np.inf]
+  bins = [_bin(low, high, squared[(logsnr > low) & (logsnr <= high)]) for low, high in zip(edges, edges[1:])]
+  what = 'squared error of the output' if run.denoise else 'cross-entropy of the class'
+  return dict(what=what, loss=float(pictures.mean()), loss_error=_standard_error(pictures), number=n, draws=draws, seed=seed,
+              bins=[b for b in bins if b['count']])
+
+
+def _standard_error(values):
+  return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float('nan')
+
+
+def _bin(low, high, values):
+  return dict(low=float(low), high=float(high), count=len(values), mean=float(values.mean()) if len(values) else None,
+              error=_standard_error(values))
+
+
+def table(result):
+  """The result as text."""
+  lines = [f'held-out {result["what"]} {result["loss"]:.5f} +- {result["loss_error"]:.5f} '
+           f'({result["number"]} pictures, {result["draws"]} draws each)',
+           '     log-SNR          loss           +-    draws']
+  lines += [f'{b["low"]:5g} to {b["high"]:5g}  {b["mean"]:12.5f} {b["error"]:12.5f} {b["count"]:8d}' for b in result['bins']]
+  return '\n'.join(lines)
+
+
+def save(result, folder):
+  """Writes heldout.json and heldout.png (loss against log-SNR) into `folder`; returns their paths."""
+  finite = lambda x: None if isinstance(x, float) and not np.isfinite(x) else x
+  record = {k: finite(v) for k, v in result.items()} | dict(bins=[{k: finite(v) for k, v in b.items()} for b in result['bins']])
+  write_atomic(folder / 'heldout.json', json.dumps(record, indent=2).encode())
+  write_atomic(folder / 'heldout.png', _plot(result))
+  return folder / 'heldout.json', folder / 'heldout.png'
+
+
+def _plot(result):
+  from matplotlib.figure import Figure  # a second to import, and only needed here
+  figure = Figure(figsize=(6, 3.6), layout='constrained')
+  axes = figure.subplots()
+  centres = [(max(b['low'], LOGSNR_EDGES[0] - 3) + min(b['high'], LOGSNR_EDGES[-1] + 3)) / 2 for b in result['bins']]
+  axes.errorbar(centres, [b['mean'] for b in result['bins']], yerr=[b['error'] for b in result['bins']], marker='o', capsize=3)
+  axes.set(xlabel='log-SNR (noisy on the left)', ylabel=result['what'], yscale='log',
+           title=f'held-out {result["what"]} {result["loss"]:.4f} ± {result["loss_error"]:.4f}')
+  axes.grid(alpha=.3)
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format='png', dpi=130)
+  return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""From a trained model to samples, strips, edits and exports."""

@@ -1,0 +1,1 @@
+"""Published networks whose weights are read from files."""

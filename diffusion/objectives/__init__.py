@@ -1,0 +1,1 @@
+"""What is trained: losses, how their times are drawn and weighed."""

@@ -1,0 +1,92 @@
+"""What a squared error counts at a noise level: weights (noise, to_x0) -> w [B].
+
+to_x0 = (sigma / determinant)^2 turns a squared error in the network's output into one in x0 (see core/gaussian.py), so that a weight defined
+in x0-space means the same for every parameterisation. SNR * to_x0 turns it into one in eps.
+"""
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion.core.lookup import curve_samples, nearest_row
+from diffusion.core.schedules import evaluate
+from diffusion.errors import check_positive, InputError
+
+
+def one():
+  """The error in the network's output as it is (L_simple of DDPM, when it predicts eps)."""
+  return lambda noise, to_x0: jnp.ones_like(noise.logsnr)
+
+
+def snr():
+  """SNR times the x0 error, which is the eps error (arXiv:2202.00512, section 4)."""
+  return lambda noise, to_x0: jnp.exp(noise.logsnr) * to_x0
+
+
+def min_snr(gamma=5.):
+  """min(SNR, gamma) times the x0 error (arXiv:2303.09556, section 3.4)."""
+  check_positive('min_snr', gamma=gamma)
+  return lambda noise, to_x0: jnp.minimum(jnp.exp(noise.logsnr), gamma) * to_x0
+
+
+def p2(gamma=1., k=1.):
+  """The eps error over (k + SNR)^gamma (perception prioritised, arXiv:2204.00227, equation 8)."""
+  check_positive('p2', gamma=gamma, k=k)
+  return lambda noise, to_x0: jnp.exp(noise.logsnr) * to_x0 / (k + jnp.exp(noise.logsnr)) ** gamma
+
+
+def edm(sd=.5):
+  """(s^2 + sd^2) / (s * sd)^2 times the x0 error, s = sigma / alpha (EDM, arXiv:2206.00364, table 1)."""
+  check_positive('edm', sd=sd)
+  def weight(noise, to_x0):
+    return (jnp.exp(noise.logsnr) + sd ** -2) * to_x0
+  return weight
+
+
+def vlb(*, schedule):
+  """The variational bound: with uniform times, the mean loss is its diffusion part in nats per dimension.
+
+  A curve: -dlogsnr/dt / 2 times the eps error, the continuous-time loss of VDM (arXiv:2107.00630). A table of T rows: T (SNR_s - SNR_t) / 2
+  times the x0 error, s the row before, which is its discrete-time loss (with the posterior's variance); row 0 has T / 2 times the eps
+  error, which is the likelihood of x0 under N(x0_hat, (sigma / alpha)^2) up to a constant.
+  """
+  if callable(schedule):
+    t, logsnr = curve_samples(schedule)
+    d = 1e-4 * t * (1 - t)
+    fall = (evaluate(schedule, t - d).logsnr - evaluate(schedule, t + d).logsnr) / (2 * d)
+    logsnr, fall = jnp.asarray(logsnr, jnp.float32), jnp.asarray(fall, jnp.float32)
+    return lambda noise, to_x0: .5 * jnp.interp(noise.logsnr, logsnr, fall) * jnp.exp(noise.logsnr) * to_x0
+  snr = np.exp(schedule.logsnr)
+  gain = jnp.asarray(.5 * len(snr) * np.append(snr[0], -np.diff(snr)), jnp.float32)  # differenced in float64
+  nearest = nearest_row(schedule)
+  return lambda noise, to_x0: gain[nearest(noise.logsnr)] * to_x0
+
+
+def sigmoid(bias=0., *, schedule):
+  """sigmoid(bias - logsnr) times the weight of the bound: the loss no longer pays for the finest details (VDM++, arXiv:2303.00848,
+  section 5; e^bias times the form in simpler diffusion, arXiv:2410.19324, which weighs the x0 error by sigmoid(logsnr - bias)).
+
+  Args:
+    bias: the logsnr above which errors count ever less; higher counts finer details.
+  """
+  if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not np.isfinite(bias):
+    raise InputError(f'sigmoid(bias={bias!r}): expected a number')
+  bound = vlb(schedule=schedule)
+  return lambda noise, to_x0: jax.nn.sigmoid(bias - noise.logsnr) * bound(noise, to_x0)
+
+
+# ---- weights that are learned
+def uncertainty(features=64):
+  """A learned u(logsnr): the loss becomes loss / e^u + u, so that u learns the log of the expected loss of each level and every
+  level then counts alike (EDM2, arXiv:2312.02696, equations 14, 21). It multiplies any other weight.
+
+  Args:
+    features: size of u, a linear function of random Fourier features of logsnr / 8 without a bias, as in EDM2, where it is 128.
+  Returns:
+    (params, u): float32 [features], zeros, which start as no weight at all; u: (params, logsnr [B]) -> [B].
+  """
+  rng = np.random.default_rng(0)
+  frequency, phase = rng.standard_normal(features).astype(np.float32), rng.random(features).astype(np.float32)
+  def u(params, logsnr):
+    angle = 2 * np.pi * (jnp.clip(logsnr, -20., 20.)[:, None] / 8 * frequency + phase)  # a row without signal is at -inf
+    return np.sqrt(2).item() * jnp.cos(angle) @ params
+  return np.zeros(features, np.float32), u

@@ -1,0 +1,163 @@
+"""Editing with any solver: constraints on samplers, and where sampling starts (constraints on denoisers: core/operators.py).
+
+A mask is 1 where x is painted anew and 0 where it is known; known values and masks are shaped so that they broadcast against x.
+
+  inpaint   a sampler whose known pixels are replaced after each step; every Sampler can be wrapped
+  repaint   the same on a walk that goes down and up again, so that painted and known pixels come to agree
+  sdedit    from a picture with part of the noise (image to image)
+  invert    from a picture to the noise that DDIM makes it of
+"""
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion import samplers
+from diffusion.core.gaussian import Noise, q_sample, take
+from diffusion.errors import InputError
+
+# Folded into the keys: streams of their own, which no step index of a sampler reaches.
+_KNOWN, _UP, _TURN = 2 ** 31, 2 ** 31 + 1, 2 ** 30
+
+
+def _stream(keys, number):
+  return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+# ---- constraints on samplers
+def inpaint(sampler, known, mask):
+  """Replaces the known pixels after each step by a fresh draw of q(x_s | known) (arXiv:2011.13456, appendix I.2).
+
+  At the clean end they are exactly the known ones. The draws do not depend on what is painted beside them, so painted pixels follow
+  known ones less than they should; repaint and ddnm mend that in two ways.
+
+  Args:
+    sampler: any Sampler; its step.s is the level that its x is at after the step. One with another inside, such as
+      samplers.self_conditioned, goes around this one.
+    known: the picture, in the range of x0; painted pixels of it are not looked at.
+    mask: 1 where pixels are painted, 0 where they are known.
+  Returns:
+    A Sampler with the same states and plan. Planning raises InputError for a method that does not stop at every level of its grid.
+  """
+  def plan(levels):
+    rows, S = sampler.plan(levels), len(levels.logsnr) - 1
+    if len(rows.h) < S:
+      raise InputError(f'this sampler crosses the {S} steps of its grid in {len(rows.h)}; known pixels are replaced at every level: '
+                       'use one that stops there, such as ddim')
+    return rows
+  def step(keys, denoise, state, step):
+    state = sampler.step(keys, denoise, state, step)
+    z = samplers.gaussian(_stream(keys, _KNOWN), step.index, state.x)
+    return state._replace(x=jnp.where(mask, state.x, step.s.alpha * known + step.s.sigma * z))
+  return samplers.Sampler(sampler.init, step, plan)
+
+
+class Turn(NamedTuple):
+  """What a row of RePaint's walk does after its step: x becomes ratio * x + std * z; ratio 1 and std 0 leave it alone."""
+  ratio: np.ndarray
+  std: np.ndarray
+  number: np.ndarray  # of the pass down, so that each has its own noise
+  inner: tuple        # the extra of the wrapped sampler
+
+
+def repaint(sampler, known, mask, jump=10, repeats=10):
+  """In-painting that goes down `jump` steps and up again, `repeats` times over, before it goes on (RePaint, arXiv:2201.09865).
+
+  jump=1 is algorithm 1 of the paper, which uses DDPM. Up is the forward process, q(x_t | x_s), and costs nothing: it is part of the
+  row before it, so that S steps of a solver with one evaluation cost repeats * (S - 1) + 1 evaluations. The clean end is reached once.
+  A solver with memory starts afresh on each way down, whose plan uses no history at first. With many levels and repeats the result is a
+  draw of p(painted | known); with few levels, DDPM's small variance paints with too little spread, and DDIM or the large one does better.
+
+  Args:
+    sampler, known, mask: as for inpaint.
+    jump: steps in a way down.
+    repeats: times that each is gone; 1 is inpaint.
+  Returns:
+    A Sampler with the same states and a longer plan.
+  Raises:
+    InputError: jump or repeats below 1.
+  """
+  if jump < 1 or repeats < 1:
+    raise InputError(f'repaint(jump={jump!r}, repeats={repeats!r}): expected at least 1 of each')
+  replaced = inpaint(sampler, known, mask)
+
+  def step(keys, denoise, state, step):
+    turn, keys = step.extra, _stream(keys, step.extra.number)
+    state = replaced.step(keys, denoise, state, step._replace(extra=turn.inner))
+    z = samplers.gaussian(_stream(keys, _UP), step.index, state.x)
+    return state._replace(x=turn.ratio * state.x + turn.std * z)
+  return samplers.Sampler(sampler.init, step, lambda levels: _walk(replaced, levels, jump, repeats))
+
+
+def _walk(sampler, levels, jump, repeats):
+  """The rows of RePaint's walk: the sampler's own plan of each way down, with the way up on its last row."""
+  last = max(len(levels.logsnr) - 2, 0)  # the cleanest level with noise
+  passes = [(a, min(a + jump, last)) for a in range(0, last, jump) for _ in range(repeats)] or [(0, 0)]
+  rows = []
+  for number, (a, b) in enumerate(passes):
+    final = number == len(passes) - 1
+    plan = sampler.plan(take(levels, slice(a, None if final else b + 1)))
+    ratio, std = np.ones(len(plan.h)), np.zeros(len(plan.h))
+    if not final and passes[number + 1][0] == a:
+      ratio[-1] = levels.alpha[a] / levels.alpha[b]
+      std[-1] = levels.sigma[a] * np.sqrt(-np.expm1(levels.logsnr[a] - levels.logsnr[b]))  # sigma_a^2 - ratio^2 sigma_b^2
+    numbers = np.full(len(plan.h), _TURN + number, np.uint32)
+    rows.append(plan._replace(extra=Turn(ratio, std, numbers, plan.extra)))
+  return jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
+
+
+# ---- where sampling starts
+def sdedit(keys, levels, x0, strength):
+  """The last steps of a grid and a picture with as much noise as their first level (SDEdit, arXiv:2108.01073, algorithm 1).
+
+  Args:
+    keys: one key a sample, [B].
+    levels: float64 Noise[S+1] from noise to clean.
+    x0: the picture(s) [B, ...].
+    strength: the share of the S steps that is walked, rounded, in [0, 1]. 1 forgets the picture: sampling gives what it gives from
+      samplers.prior with the same keys. 0 leaves nothing to sample: the grid is CLEAN alone, and the start is x0.
+  Returns:
+    (levels [n + 1], start [B, ...]) with n = round(strength * S).
+  Raises:
+    InputError: strength outside [0, 1].
+  """
+  if not 0 <= strength <= 1:
+    raise InputError(f'strength={strength!r}: expected a number from 0 (the picture as it is) to 1 (nothing of it is left)')
+  S = len(levels.logsnr) - 1
+  part = take(levels, slice(S - int(np.floor(strength * S + .5)), None))
+  n = len(part.logsnr) - 1
+  if n == S:
+    return part, samplers.prior(keys, levels, x0.shape[1:])
+  if n == 0:
+    return part, x0
+  return part, q_sample(x0, Noise(*map(np.float32, take(part, 0))), samplers.gaussian(keys, 0, x0))
+
+
+def invert(denoise, levels, x0):
+  """The noise from which DDIM with eta = 0 makes a picture: its steps the other way round (arXiv:2010.02502, section 4.3).
+
+  The clean end cannot be left, where eps is 0/0: the picture is taken as the mean of the cleanest level with noise. Sampling from the
+  result gives the picture back with an error that halves as steps double where the denoiser is smooth, as the exact one of Gaussian data.
+  With a trained network, whose x0 jumps between pictures near the clean end, it levels off: on the main job's sprites at 2 to 15 of 255,
+  from 50 steps on, and without clip it is far larger. Guidance above 1 makes that error large: invert with
+  the plain conditional denoiser.
+
+  Args:
+    denoise: (x, noise) -> Pred.
+    levels: float64 Noise[S+1] from noise to clean.
+    x0: the picture(s) [B, ...].
+  Returns:
+    x at levels[0], [B, ...].
+  """
+  def up(x, ends):
+    s, t = ends
+    pred = denoise(x, s)
+    return t.alpha * pred.x0 + t.sigma * pred.eps, None
+  noisy = take(levels, slice(0, -1))
+  x = float(noisy.alpha[-1]) * x0
+  if len(noisy.logsnr) == 1:
+    return x
+  down = samplers.steps(noisy)
+  ends = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (down.s, down.t))
+  return jax.lax.scan(up, x, ends, reverse=True)[0]

@@ -1,0 +1,1 @@
+"""From a config, a tree of strings and numbers, to objects."""

@@ -1,0 +1,59 @@
+"""What must be settled before jax starts: a CPU device a core, memory that is kept, the compile cache.
+
+Whatever the user has set in the environment stays. GPUs and TPUs only take the compile cache from here.
+"""
+import ctypes
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+from diffusion.system.cache import cache_dir
+
+
+def start(devices=None):
+  """Prepares the process. Call it first, before jax runs anything; calling it again changes nothing.
+
+  Args:
+    devices: number of CPU devices; None: one a core, at most 8, and a power of two so that batches divide.
+  """
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+  devices = devices or min(8, 1 << (cores.bit_length() - 1))
+  if importlib.util.find_spec('libtpu') and not _accelerator_attached():
+    os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # else libtpu looks for a TPU for minutes
+  os.environ.setdefault('NPROC', '16')  # threads that wait for each other in a collective must all exist
+  _add_xla_flag('xla_force_host_platform_device_count', devices)
+  if devices >= cores:
+    _add_xla_flag('xla_cpu_multi_thread_eigen', 'false')  # a device has its core; more threads only wait
+  _keep_memory()
+  _cache_programs()
+
+
+def _accelerator_attached():
+  return any(any(Path('/dev').glob(name)) for name in ('accel*', 'vfio/[0-9]*', 'nvidia[0-9]*'))
+
+
+def _add_xla_flag(name, value):
+  flags = os.environ.get('XLA_FLAGS', '')
+  if name not in flags:
+    os.environ['XLA_FLAGS'] = f'{flags} --{name}={value}'.strip()
+
+
+def _keep_memory():
+  """Tells glibc to map no block apart and give nothing back, or each step faults its memory in again."""
+  if sys.platform != 'linux' or 'GLIBC_TUNABLES' in os.environ or 'LD_PRELOAD' in os.environ:
+    return
+  mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # musl has none
+  if mallopt:
+    mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+    mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+    mallopt(-8, 1)  # M_ARENA_MAX
+
+
+def _cache_programs():
+  """Compiled programs are kept beside generated data, by default in ~/.cache/diffusion/programs."""
+  import jax
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update('jax_compilation_cache_dir', str(cache_dir() / 'programs'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)

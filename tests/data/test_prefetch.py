@@ -1,0 +1,230 @@
+"""Batches read ahead: which they are, on how many hosts and workers, and that nothing hangs or is left behind."""
+import dataclasses
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from diffusion.data import sources
+from diffusion.data.dataset import batch_indices, condition_vectors, Dataset
+from diffusion.data.prefetch import feed
+from diffusion.data.stream import open_stream
+from diffusion.errors import InputError
+
+SEED, BATCH = 5, 12
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """30 pictures of three classes, each of one value."""
+  root = tmp_path_factory.mktemp('pictures')
+  for i in range(30):
+    path = root / f'{"abc"[i % 3]}/{i:02}.png'
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.full((6, 5, 3), i, np.uint8)).save(path)
+  return root
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+  monkeypatch.setenv('DIFFUSION_CACHE', str(tmp_path_factory.mktemp('cache')))
+
+
+def read(data, start, stop, rows=range(BATCH), put=lambda batch: batch, **options):
+  """All batches of a feed, which is closed."""
+  source = feed(data, BATCH, SEED, start, stop, np.array(rows), put, **options)
+  try:
+    return [source.next() for _ in range(start, stop)]
+  finally:
+    source.close()
+
+
+def expected(data, step):
+  """A batch as the definition has it, from the arrays in memory."""
+  index = batch_indices(len(data.images), BATCH, SEED, step)
+  return dict(images=data.images[index], cond=condition_vectors(data.labels[index], data.classes))
+
+
+def slow(seconds, count=24):
+  """Pictures of which each takes so long to read."""
+  def decode(i):
+    time.sleep(seconds)
+    return np.full((2, 2, 1), i, np.uint8)
+  images = open_stream(lambda numbers: [(str(i), i) for i in numbers], lambda i: np.full((2, 2, 1), i, np.uint8), count, 'slow')
+  return Dataset(dataclasses.replace(images, decode=decode, threads=1), np.zeros(count, np.int32))
+
+
+def left():
+  """What a process has open: (threads, descriptors, child processes but for Python's own tracker)."""
+  me = psutil.Process()
+  return threading.active_count(), me.num_fds(), len(workers())
+
+
+def settled(before):
+  """left(), once it is as before or after 10 s: shared memory is given back by a thread."""
+  until = time.monotonic() + 10
+  while left() != before and time.monotonic() < until:
+    time.sleep(.1)
+  return left()
+
+
+def workers():
+  """Child processes, but for Python's own tracker and the server of commands that other tests keep (tests/forks.py)."""
+  others = 'resource_tracker', 'tests.forks'
+  return [child for child in psutil.Process().children() if not any(name in ' '.join(child.cmdline()) for name in others)]
+
+
+def equal(batch, wanted):
+  return batch.keys() == wanted.keys() and all(np.array_equal(batch[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize('hosts', [1, 2, 4])
+@pytest.mark.parametrize('start', [0, 7])
+def test_hosts_together_read_the_batches_of_one_in_memory(folder, hosts, start):
+  memory, stream = (sources.folder(str(folder), heldout=0, stream=flag).train for flag in (False, True))
+  for data in (memory, stream):
+    shares = [read(data, start, start + 5, rows) for rows in np.split(np.arange(BATCH), hosts)]
+    for i, parts in enumerate(zip(*shares)):
+      whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+      assert equal(whole, expected(memory, start + i))
+
+
+def test_rows_come_in_the_order_asked_for(folder):
+  data = sources.folder(str(folder), heldout=0, stream=True).train
+  rows = [9, 2, 3]
+  assert np.array_equal(read(data, 4, 5, rows)[0]['images'], read(data, 4, 5)[0]['images'][rows])
+
+
+def test_each_picture_comes_once_an_epoch(folder):
+  data = sources.folder(str(folder), heldout=0, stream=True).train
+  order = np.concatenate([batch['images'][:, 0, 0, 0] for batch in read(data, 0, 10)])   # 120 of 30 pictures
+  for epoch in order.reshape(4, 30):
+    assert sorted(epoch) == list(range(30))
+
+
+def test_batches_are_put_ahead_in_another_thread_and_not_too_far(folder):
+  data = sources.folder(str(folder), heldout=0).train
+  here, done = threading.get_ident(), []
+  def put(batch):
+    assert threading.get_ident() != here
+    done.append(batch)
+    return len(done)
+  source = feed(data, BATCH, SEED, 0, 9, np.arange(BATCH), put, depth=3)
+  for taken in range(7):
+    until = time.monotonic() + 10
+    while len(done) < min(taken + 3, 9) and time.monotonic() < until:   # a step: meanwhile the next ones are put
+      time.sleep(.01)
+    time.sleep(.02)
+    assert len(done) == min(taken + 3, 9)
+    assert source.next() == taken + 1
+  assert [source.next(), source.next()] == [8, 9]
+  for _ in range(2):
+    with pytest.raises(StopIteration):
+      source.next()
+  source.close()
+  assert len(done) == 9
+
+
+def test_waiting_is_measured_and_only_waiting():
+  data = slow(.01)   # .12 s a batch
+  source = feed(data, BATCH, SEED, 0, 8, np.arange(BATCH), lambda batch: batch)
+  begun = time.perf_counter()
+  for _ in range(3):
+    source.next()
+  spent = time.perf_counter() - begun
+  waited = source.waited()
+  assert .9 * spent - .01 < waited <= spent   # all that time: there was nothing else to do
+  assert source.waited() == 0
+  time.sleep(1)   # steps of the network: two batches are read meanwhile
+  source.next(), source.next()
+  assert source.waited() < .05
+  source.close()
+
+
+def test_a_run_that_is_complete_and_impossible_settings(folder):
+  for stream in (False, True):
+    data = sources.folder(str(folder), heldout=0, stream=stream).train
+    source = feed(data, BATCH, SEED, 4, 4, np.arange(BATCH), None)
+    with pytest.raises(StopIteration):
+      source.next()
+    source.close()
+  for options in (dict(workers=-1), dict(depth=0)):
+    with pytest.raises(InputError, match=list(options)[0]):
+      feed(slow(0), BATCH, SEED, 0, 1, np.arange(BATCH), None, **options)
+
+
+def test_closing_leaves_nothing_behind(folder):
+  data = sources.folder(str(folder), heldout=0, stream=True).train
+  read(data, 0, 1)   # grain's imports are kept for good
+  before = left()
+  for taken in (0, 1, 4):
+    source = feed(data, BATCH, SEED, 0, 10 ** 9, np.arange(BATCH), lambda batch: batch)
+    for _ in range(taken):
+      source.next()
+    source.close()
+    source.close()
+    assert left() == before
+  for _ in range(4):   # what was ready may still be taken, then it ends and does not hang
+    try:
+      source.next()
+    except StopIteration:
+      break
+  else:
+    raise AssertionError('a closed feed goes on')
+
+
+def test_errors_while_reading_come_out_of_next(folder, tmp_path):
+  for i in range(24):
+    Image.fromarray(np.full((3, 3, 3), i, np.uint8)).save(tmp_path / f'{i:02}.png')
+  data = sources.folder(str(tmp_path), heldout=0, stream=True, unreadable='stop').train
+  before = left()
+  gone = batch_indices(24, BATCH, SEED, 1)[3]   # in the second batch
+  (tmp_path / f'{gone:02}.png').unlink()
+  source = feed(data, BATCH, SEED, 0, 9, np.arange(BATCH), lambda batch: batch)
+  assert len(source.next()['images']) == BATCH
+  for _ in range(2):
+    with pytest.raises(InputError, match=f'{gone:02}.png cannot be opened'):
+      source.next()
+  source.close()
+  (tmp_path / f'{gone:02}.png').write_bytes(b'damaged')
+  with pytest.raises(InputError, match=f'cannot read {gone:02}.png'):
+    read(data, 0, 2)
+
+  def full(batch):
+    raise MemoryError('no room on the device')
+  with pytest.raises(MemoryError, match='no room on the device'):
+    read(data, 0, 1, put=full)
+  assert left() == before
+
+
+def test_worker_processes_read_the_same_and_leave_nothing(folder):
+  data = sources.folder(str(folder), heldout=0, stream=True).train
+  single = read(data, 3, 10, rows=[1, 5, 6, 0])
+  several = read(data, 3, 10, rows=[1, 5, 6, 0], workers=2)
+  assert len(single) == 7 and all(map(equal, several, single))
+  assert not workers()
+  before = left()
+
+  source = feed(data, BATCH, SEED, 2, 10 ** 6, np.arange(BATCH), lambda batch: batch, workers=2)
+  memory = sources.folder(str(folder), heldout=0).train
+  assert all(equal(source.next(), expected(memory, step)) for step in range(2, 6))
+  both = workers()
+  assert len(both) == 2
+  for child in both:
+    child.terminate()   # SIGTERM to the group, by which a run is asked to save: its workers read on
+  for _ in range(20):
+    source.next()
+  both[0].kill()
+  with pytest.raises(InputError, match='process that reads pictures has died.*config.workers'):
+    for _ in range(20):
+      source.next()
+  source.close()
+  assert settled(before) == before
+
+  broken = data._replace(images=dataclasses.replace(data.images, decode=lambda file: 1 / 0, groups=None))
+  with pytest.raises(InputError, match='cannot read .*ZeroDivisionError') as kept:
+    read(broken, 0, 1, workers=1)
+  assert settled(before) == before and kept.value   # although the error is still at hand

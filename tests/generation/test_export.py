@@ -1,0 +1,169 @@
+"""Exports: the sampler outside of this package draws what it draws inside, and weights come back bit for bit."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+from diffusion.errors import InputError
+from diffusion.generation import export, sampling
+from diffusion.setup import build
+from diffusion.setup.config import default, tiny
+from diffusion.system import sharding
+from diffusion.system.checksums import flat
+
+SHAPE, CLASSES = (8, 8, 3), ('a', 'b', 'c')
+NET = 'unet(channels=16, multipliers=(1, 2), blocks=1, attention=(4,), zero_init=False)'
+HERE = Path(__file__).parents[2]
+
+# Two devices export what is to run on one, in a process of its own, and draw the pictures to compare with.
+EXPORT = '''
+import sys
+import jax, numpy as np
+from tests.test_export import CLASSES, SHAPE, settings
+from diffusion import build, export, generate, sharding
+assert len(jax.devices()) == 2
+c = settings()
+run = build.build(c, SHAPE, CLASSES, sharding.make_mesh())
+params = jax.device_put(run.init(jax.random.key(0)), sharding.replicated(run.mesh))
+export.write(run, c, params, 7, sys.argv[1] + '/exports/7', dict(jax=jax.__version__))
+cond = np.eye(3, dtype=np.float32)[[2, 0, 2, 0, 2]]
+np.save(sys.argv[1] + '/expected.npy', generate.make_draw(run, 5, 5)(params, np.arange(5), cond)[0])
+'''
+
+# `import diffusion` fails here, wherever it is installed.
+OUTSIDE = '''
+import os, runpy, sys
+sys.modules['diffusion'] = None
+for number in (1, 5):
+  sys.argv = ['sample.py', str(number), '5']
+  runpy.run_path('export/sample.py')
+  os.rename('samples.png', f'samples_{number}.png')
+assert not [name for name in sys.modules if name.startswith('diffusion.')]
+'''
+
+
+def settings(**changes):
+  c = tiny(default())
+  c.update(dict(net=NET, grid='trailing(3)', sampler='ddpm', guidance=2.) | changes)
+  c.sample.classes = 'c, a'
+  return c
+
+
+def start(words, **options):
+  """Python in a process of its own, which must succeed."""
+  done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=300, **options)
+  assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """Of an export and what it should draw."""
+  path = tmp_path_factory.mktemp('export')
+  env = dict(os.environ, XLA_FLAGS=os.environ['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=2')
+  start(['-c', EXPORT, str(path)], cwd=HERE, env=env)
+  return path
+
+
+def single(c, shape=SHAPE, classes=CLASSES):
+  run = build.build(c, shape, classes, sharding.make_mesh(devices=jax.devices()[:1]))
+  return run, run.init(jax.random.key(0))
+
+
+def test_an_export_draws_the_same_pictures_without_this_package(folder, tmp_path):
+  (tmp_path / 'export').symlink_to(folder / 'exports' / '7')
+  start(['-I', '-c', OUTSIDE], cwd=tmp_path)
+  expected = np.load(folder / 'expected.npy').astype(int)
+  assert expected.std() > 20 and np.abs(expected[0] - expected[2]).max() > 20  # something is drawn, and no two alike
+  one, five = (np.asarray(Image.open(tmp_path / f'samples_{number}.png')).astype(int) for number in (1, 5))
+  tiles = five.reshape(2, 8, 3, 8, 3).swapaxes(1, 2).reshape(6, *SHAPE)
+  assert np.abs(one - expected[0]).max() <= 1
+  assert np.abs(tiles[:5] - expected).max() <= 1 and not tiles[5].any()
+  assert len((tmp_path / 'export' / 'sample.py').read_text().splitlines()) <= 20
+
+
+def test_what_an_export_says_of_itself(folder):
+  files = {path.name: path for path in (folder / 'exports' / '7').iterdir()}
+  assert set(files) == {'weights.safetensors', 'config.json', 'sampler.stablehlo', 'sample.py'}
+  assert [path.name for path in (folder / 'exports').iterdir()] == ['7']  # no temporary left
+  record = json.loads(files['config.json'].read_text())
+  with safetensors.safe_open(files['weights.safetensors'], 'np') as weights:
+    metadata = {key: json.loads(value) for key, value in weights.metadata().items()}
+  assert metadata == dict(step=7, config=json.loads(settings().to_json())) and record['config'] == metadata['config']
+  assert record['conditions'] == [[[0, 0, 1], [1, 0, 0]]]
+  assert record['classes'] == list(CLASSES) and record['shape'] == list(SHAPE) and record['step'] == 7
+  artifact = jax.export.deserialize(files['sampler.stablehlo'].read_bytes())
+  assert artifact.platforms == ('cpu', 'cuda', 'tpu') and artifact.nr_devices == 1
+  assert files['sampler.stablehlo'].stat().st_size < 1e6  # the weights are not in it
+
+
+def test_weights_come_back_bit_for_bit(folder):
+  run, params = single(settings())
+  read = export.read_weights(folder / 'exports' / '7' / 'weights.safetensors', params)
+  assert jax.tree.structure(read) == jax.tree.structure(params)
+  for a, b in zip(jax.tree.leaves(read), jax.tree.leaves(params)):
+    assert a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == np.asarray(b).tobytes()
+
+
+def test_wrong_weights_are_named(tmp_path):
+  like = dict(a=dict(kernel=jax.ShapeDtypeStruct((2, 3), np.float32)), b=jax.ShapeDtypeStruct((), np.float32))
+  good = {'a/kernel': np.arange(6, dtype=np.float32).reshape(2, 3), 'b': np.ones((), np.float32)}
+  def write(arrays):
+    (tmp_path / 'w').write_bytes(safetensors.numpy.save(arrays))
+    return tmp_path / 'w'
+  assert export.read_weights(write(good), like)['b'] == 1
+  for arrays, message in (({'b': good['b']}, 'a/kernel is missing'), (good | {'c': good['b']}, 'c is unexpected'),
+                          (good | {'b': np.zeros(2, np.float32)}, r'b is float32 \[2\], expected float32 \[\]'),
+                          (good | {'a/kernel': np.zeros((2, 3), np.float16)}, r'a/kernel is float16.*expected float')):
+    with pytest.raises(InputError, match=message):
+      export.read_weights(write(arrays), like)
+  data = write(good).read_bytes()
+  for damaged in (b'', data[:20], data[:-4], b'PK' + data):
+    (tmp_path / 'w').write_bytes(damaged)
+    with pytest.raises(InputError, match='weights.safetensors of an export') as caught:
+      export.read_weights(tmp_path / 'w', like)
+    assert '\n' not in str(caught.value)
+  with pytest.raises(InputError, match='none.*cannot be read'):
+    export.read_weights(tmp_path / 'none', like)
+
+
+def test_nothing_is_written_over_and_nothing_is_left_half(folder, tmp_path, monkeypatch):
+  c = settings()
+  run, params = single(c)
+  before = (folder / 'exports' / '7' / 'config.json').read_bytes()
+  with pytest.raises(InputError, match='exports/7 is there already'):
+    export.write(run, c, params, 8, folder / 'exports' / '7', {})
+  assert (folder / 'exports' / '7' / 'config.json').read_bytes() == before
+  monkeypatch.setattr(export, 'sampler', lambda run, params: type('Exported', (), dict(serialize=lambda self: b''))())
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(InputError, match='cannot write'):
+    export.write(run, c, params, 8, tmp_path / 'file' / 'export', {})
+  broken = type('Broken', (), dict(encode=lambda self: self))()
+  monkeypatch.setattr(export, 'SAMPLE', broken)  # the last of the files fails
+  with pytest.raises(TypeError):
+    export.write(run, c, params, 8, tmp_path / 'export', {})
+  assert [path.name for path in tmp_path.iterdir()] == ['file']
+  with pytest.raises(InputError, match='classifier draws nothing'):
+    export.write(run._replace(denoise=None), c, params, 8, tmp_path / 'export', {})
+
+
+@pytest.mark.parametrize('changes, classes', [
+  (dict(guidance=1., sampler='ddim', grid='trailing(2)'), ()),
+  (dict(self_condition=True, guide='apg | rescale(.5) | dynamic_threshold', clip=False, variance='learned',
+        sampler="ddpm('learned')", schedule='linear', predict='eps'), CLASSES)])
+def test_other_models_export_too(changes, classes):
+  c = settings(**changes)
+  c.sample.classes, c.net = '', 'unet(channels=8, multipliers=(1,), blocks=1, attention=(), groups=4, zero_init=False)'
+  run, params = single(c, (8, 8, 1), classes)
+  made = jax.export.deserialize(export.sampler(run, params).serialize())
+  cond, seed = sampling.class_conditions(classes, '', 3)[0], 2 ** 32 - 1
+  images = made.call(flat(params), np.arange(3, dtype=np.int32), np.uint32(seed), *[cond] * bool(classes))
+  expected = sampling.make_draw(run, seed, 3)(params, np.arange(3), cond)[0]
+  assert expected.std() > 20 and np.abs(np.asarray(images).astype(int) - expected).max() <= 1
+  assert export.conditions(run, c.sample) == ([np.eye(3).tolist()] if classes else [])

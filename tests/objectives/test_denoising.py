@@ -1,0 +1,216 @@
+"""The training loss against closed forms: known minimisers, known expectations, weights that are equal by algebra."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion.core import gaussian, lookup, schedules
+from diffusion.core.gaussian import expand_to, Noise
+from diffusion.errors import InputError
+from diffusion.objectives import denoising, timesteps, weighting
+
+KEY = jax.random.key(0)
+SCHEDULE = schedules.cosine()
+
+
+def exact_gaussian_net(target, std):
+  """A 'network' that outputs the best possible a * x0 + b * eps for data N(0, std^2), and knows its level by its time."""
+  table = Noise(*(jnp.asarray(a, jnp.float32) for a in SCHEDULE))
+  def net(params, x, time, cond, train, rngs):
+    n = expand_to(Noise(*(a[time.astype(jnp.int32)] for a in table)), x)
+    variance = n.alpha ** 2 * std ** 2 + n.sigma ** 2
+    row = target(n)
+    return (row.a * n.alpha * std ** 2 + row.b * n.sigma) / variance * x
+  return net
+
+
+def call(net, target, x0, key=KEY, sampled=timesteps.uniform(), params=None, **options):
+  options = dict(weight=weighting.one(), error=denoising.mse()) | options
+  return denoising.loss(key, net, params, x0, None, draw=timesteps.draw_levels(sampled, SCHEDULE), predict=target, **options)
+
+
+@pytest.mark.parametrize('target, name', [(gaussian.predict_eps(), 'eps'), (gaussian.predict_x0(), 'x0'), (gaussian.predict_v(), 'v')])
+def test_the_exact_network_reaches_the_bayes_error_of_gaussian_data(target, name):
+  """The least possible error is the conditional variance: for x0 it is std^2 sigma^2 / (alpha^2 std^2 + sigma^2)."""
+  std = .5
+  x0 = std * jax.random.normal(jax.random.key(1), (40_000, 2, 2, 1))
+  least, parts = jax.jit(lambda x0: call(exact_gaussian_net(target, std), target, x0))(x0)
+  a2, s2 = SCHEDULE.alpha ** 2, SCHEDULE.sigma ** 2
+  x0_error = std ** 2 * s2 / (a2 * std ** 2 + s2)
+  bayes = dict(x0=x0_error, eps=x0_error * a2 / s2, v=x0_error / s2)[name]  # errors of the other targets follow from x_t
+  assert float(least) == pytest.approx(bayes.mean(), rel=.02)
+  assert float(parts['mse'].mean()) == pytest.approx(bayes.mean(), rel=.02)
+  worse = float(call(lambda *a: 0. * a[1], target, x0)[0])
+  assert worse > 1.2 * float(least)
+
+
+def test_loss_is_deterministic_in_its_key_and_new_under_another():
+  x0 = jnp.ones((8, 2, 2, 1))
+  net = lambda params, x, time, cond, train, rngs: .3 * x
+  value = lambda key: float(call(net, gaussian.predict_eps(), x0, key)[0])
+  assert value(KEY) == value(KEY) != value(jax.random.key(1))
+
+
+def test_a_loss_in_eps_space_is_the_snr_weighted_loss_of_the_same_denoiser_in_v_space():
+  """One denoiser, x0 = 0.4 x, written as an eps and as a v network: its SNR-weighted losses must be the same number."""
+  def net_for(target):
+    def net(params, x, time, cond, train, rngs):
+      n = expand_to(Noise(*(jnp.asarray(a, jnp.float32)[time.astype(jnp.int32)] for a in SCHEDULE)), x)
+      row, x0 = target(n), .4 * x
+      return row.a * x0 + row.b * (x - n.alpha * x0) / n.sigma
+    return net
+  x0 = jax.random.normal(jax.random.key(1), (64, 2, 2, 1))
+  middle = timesteps.table([0, 1, 1, 1, 0])  # away from the ends, where float32 runs out
+  values = [float(call(net_for(t), t, x0, weight=weighting.snr(), sampled=middle)[0]) for t in (gaussian.predict_eps(), gaussian.predict_v())]
+  assert values[0] == pytest.approx(values[1], rel=1e-4)
+
+
+def test_errors_of_a_known_gap():
+  gap = jnp.array([-3., -.5, 0., .5, 3.])
+  np.testing.assert_allclose(denoising.mse()(gap, 0.), gap ** 2)
+  np.testing.assert_allclose(denoising.mae()(gap, 0.), jnp.abs(gap))
+  for delta in (.1, 1., 10.):  # Huber is the integral of the clipped gap
+    x = np.linspace(0, 3, 300_001)
+    area = np.sum(np.clip((x[1:] + x[:-1]) / 2, -delta, delta)) * (x[1] - x[0])
+    assert float(denoising.huber(delta)(gap, 0.)[-1]) == pytest.approx(area, rel=1e-4)
+
+
+def test_conditions_are_dropped_as_often_as_asked_and_wholly():
+  cond = dict(label=jnp.ones((20_000, 3)), extra=jnp.ones((20_000,)))
+  dropped = denoising.drop_condition(KEY, cond, lambda c: jax.tree.map(jnp.zeros_like, c), .2)
+  assert float(1 - dropped['extra'].mean()) == pytest.approx(.2, abs=.01)
+  np.testing.assert_array_equal(dropped['label'], np.repeat(np.asarray(dropped['extra'])[:, None], 3, 1))
+
+
+def test_loss_works_under_jit_vmap_grad_and_pmap():
+  net = lambda params, x, time, cond, train, rngs: params * x
+  x0 = jax.random.normal(jax.random.key(1), (8, 2, 2, 1))
+  def value(params, key, x0):
+    return denoising.loss(key, net, params, x0, None, draw=timesteps.draw_levels(timesteps.uniform(), SCHEDULE),
+                       predict=gaussian.predict_eps(), weight=weighting.one())[0]
+  expected = value(.5, KEY, x0)
+  assert float(jax.jit(value)(.5, KEY, x0)) == pytest.approx(float(expected), rel=1e-5)
+  keys = jax.random.split(KEY, 3)
+  each = [float(value(.5, k, x0)) for k in keys]
+  np.testing.assert_allclose(jax.vmap(value, (None, 0, None))(.5, keys, x0), each, rtol=1e-5)
+  np.testing.assert_allclose(jax.pmap(value, in_axes=(None, 0, None))(.5, keys[:1], x0), each[:1], rtol=1e-5)
+  slope = jax.grad(value)(.5, KEY, x0)
+  assert float(slope) == pytest.approx(float(value(.51, KEY, x0) - value(.49, KEY, x0)) / .02, rel=1e-3)
+
+
+# ---- learned variance
+STD = .5
+
+
+def true_step_variance(table):
+  """Var[x_s | x_t] of data N(0, STD^2), from the covariance of the two; of row 0, Var[x0 | x_t]."""
+  s = Noise(0., *(np.append(first, a[:-1]) for first, a in zip((1., 0., np.inf), table[1:])))
+  marginal = lambda n: n.alpha ** 2 * STD ** 2 + n.sigma ** 2
+  a = table.alpha / s.alpha                                                   # x_t = a x_s + noise
+  return marginal(s) - (a * marginal(s)) ** 2 / marginal(table)
+
+
+def learned_case(schedule, examples=200, dims=500):
+  """(noise, x0, gap) of the exact denoiser, `examples` of each row."""
+  n = expand_to(Noise(*(jnp.repeat(jnp.asarray(a, jnp.float32), examples) for a in schedule)), np.zeros((1, 1)))
+  x0 = STD * jax.random.normal(jax.random.key(0), (len(n.alpha), dims))
+  x = n.alpha * x0 + n.sigma * jax.random.normal(jax.random.key(1), x0.shape)
+  guess = n.alpha * STD ** 2 / (n.alpha ** 2 * STD ** 2 + n.sigma ** 2) * x
+  return Noise(*(a[:, 0] for a in n)), x0, guess - x0
+
+
+def test_the_learned_variance_is_best_at_the_true_variance_of_the_reverse_step():
+  """Gaussian data: the variance of q(x_s | x_t) is known, and lies between the two bounds; row 0 is its likelihood's."""
+  table = schedules.cosine(12)
+  noise, x0, gap = learned_case(table)
+  bound = denoising.learned_variance(strength=1., levels=None, schedule=table)
+  def step(v, _):
+    slope = jax.grad(lambda v: jnp.sum(bound(noise, x0, gap, jnp.repeat(v, 200)[:, None])))(v) / 200 / 12
+    return v - .3 * jnp.clip(slope, -.3, .3), None
+  v = jax.jit(lambda: jax.lax.scan(step, jnp.full(12, .5), None, 300))()[0]
+  small = np.append(table.sigma[0] ** 2 * -np.expm1(table.logsnr[1] - table.logsnr[0]),
+                    table.sigma[:-1] ** 2 * -np.expm1(np.diff(table.logsnr)))
+  large = table.sigma ** 2 * np.append(1., -np.expm1(np.diff(table.logsnr)))
+  ours = np.exp(np.asarray(v) * np.log(large) + (1 - np.asarray(v)) * np.log(small))
+  np.testing.assert_allclose(ours[1:], true_step_variance(table)[1:], rtol=.02)
+  np.testing.assert_allclose(ours[0], true_step_variance(table)[0], rtol=.02)  # Var[x0 | x_t]: inside the bounds too
+  assert np.all((v[1:] > 0) & (v[1:] < 1))
+
+
+@pytest.mark.parametrize('schedule', [schedules.cosine(12), schedules.flow(12), schedules.edm(12)], ids=['vp', 'flow', 've'])
+def test_the_bound_of_a_step_is_the_divergence_of_its_two_gaussians(schedule):
+  """Against means and variances written out in float64, in every scaling; at the last row of `flow` there is no signal."""
+  noise, x0, gap = learned_case(schedule, 2, 3)
+  v = jax.random.uniform(jax.random.key(2), x0.shape, minval=-.2, maxval=1.2)
+  got = denoising.learned_variance(strength=1., schedule=schedule)(noise, x0, gap, v)[2:]
+  t, s = (Noise(*(np.repeat(a[part], 2)[:, None] for a in schedule)) for part in (slice(1, None), slice(None, -1)))
+  a = t.alpha / s.alpha
+  forward = t.sigma ** 2 - a ** 2 * s.sigma ** 2                              # of q(x_t | x_s)
+  small = forward * s.sigma ** 2 / t.sigma ** 2
+  log_model = v[2:] * np.log(small * t.sigma ** 2 / s.sigma ** 2) + (1 - v[2:]) * np.log(small)
+  shift = s.alpha * forward / t.sigma ** 2 * np.asarray(gap[2:], np.float64)  # x0's part of the posterior mean
+  kl = .5 * (log_model - np.log(small) + (small + shift ** 2) / np.exp(log_model) - 1)
+  np.testing.assert_allclose(got, 12 / np.log(2) * np.asarray(kl).mean(1), rtol=2e-4)
+
+
+def test_the_bound_trains_the_variance_and_leaves_the_mean_to_the_loss():
+  x0 = jnp.clip(.5 * jax.random.normal(jax.random.key(1), (64, 4, 4, 1)), -1, 1)
+  net = lambda params, x, time, cond, train, rngs: jnp.concatenate([params[0] * x, jnp.tanh(params[1]) + 0 * x], -1)
+  def value(params, strength):
+    variance = denoising.learned_variance(strength, schedule=SCHEDULE) if strength else None
+    return call(net, gaussian.predict_eps(), x0, params=params, variance=variance)[0]
+  params = jnp.array([.7, .2])
+  plain, hybrid, more = (jax.grad(value)(params, strength) for strength in (0, .001, .002))
+  np.testing.assert_allclose([hybrid[0], more[0]], [plain[0], plain[0]], rtol=1e-6)
+  assert plain[1] == 0 != hybrid[1]
+  assert float(more[1]) == pytest.approx(2 * float(hybrid[1]), rel=1e-5)
+
+
+# ---- self-conditioning
+def test_a_self_conditioned_network_sees_its_own_first_estimate_in_half_of_the_batches():
+  """The 'network' says .3 x + .5 times what stands beside x, as an estimate of x0: by hand, for the two kinds of batch."""
+  x0 = jax.random.normal(jax.random.key(1), (4, 3, 2))
+  seen = []
+  def net(params, x, time, cond, train, rngs):
+    seen.append(x.shape)
+    return params * x[..., :2] + .5 * x[..., 2:]
+  options = dict(self_condition=True, draw=lambda key, batch: Noise(*(jnp.full(batch, v) for v in (1., .6, .8, np.log(.36 / .64)))),
+                 predict=gaussian.predict_x0(), weight=weighting.one(), corrupt=lambda key, x0: (jnp.ones_like(x0), jnp.ones_like(x0)))
+  x = .6 * x0 + .8
+  by_hand = {kind: float(jnp.mean((.3 * x + .5 * beside - x0) ** 2)) for kind, beside in (('alone', 0.), ('beside', .3 * x))}
+  slopes = {kind: float(jnp.mean(2 * (.3 * x + .5 * beside - x0) * x)) for kind, beside in (('alone', 0.), ('beside', .3 * x))}
+  found = dict(alone=0, beside=0)
+  step = jax.jit(jax.value_and_grad(lambda params, key: denoising.loss(key, net, params, x0, None, **options)[0]))
+  for i in range(60):
+    value, slope = step(.3, jax.random.key(i))
+    kind = min(by_hand, key=lambda k: abs(by_hand[k] - float(value)))
+    found[kind] += 1
+    assert float(value) == pytest.approx(by_hand[kind], rel=1e-5)
+    assert float(slope) == pytest.approx(slopes[kind], rel=1e-4)  # no gradient through the first estimate
+  assert 18 <= found['beside'] <= 42
+  assert set(seen) == {(4, 3, 4)}
+
+
+# ---- loss-aware times
+def test_a_loss_with_memory_has_the_expectation_of_the_loss_without():
+  x0 = .5 * jax.random.normal(jax.random.key(1), (256, 2, 2, 1))
+  aware, level = timesteps.loss_aware(bins=10), lookup.levels_at(SCHEDULE)
+  net = lambda params, x, time, cond, train, rngs: .2 * x
+  memory = jnp.stack([jnp.linspace(1, 30, 10), jnp.full(10, 100.)])
+  def one(key):
+    with_draw = lambda draw: denoising.loss(key, net, None, x0, None, draw=draw, predict=gaussian.predict_x0(), weight=weighting.snr())
+    middle = lambda u: level(.1 + .8 * u)
+    plain = with_draw(lambda key, batch: middle(jax.random.uniform(key, (batch,))))[0]
+    value, parts = denoising.loss_aware_loss(with_draw, jax.random.fold_in(key, 1), 256, aware, middle, memory)
+    return plain, value, parts['memory'][0]
+  plain, value, after = jax.jit(lambda: jax.lax.map(one, jax.random.split(KEY, 300)))()
+  assert float(value.mean()) == pytest.approx(float(plain.mean()), rel=.03)
+  assert not np.array_equal(after[0], memory[0])
+
+
+def test_bad_input_is_named():
+  for make, message in ((lambda: denoising.huber(0), 'above 0'),
+                        (lambda: denoising.learned_variance(schedule=schedules.flow()), 'number of levels'),
+                        (lambda: denoising.learned_variance(0., schedule=SCHEDULE), 'above 0')):
+    with pytest.raises(InputError, match=message):
+      make()

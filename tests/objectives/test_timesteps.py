@@ -1,0 +1,134 @@
+"""How times are drawn: the distributions that were asked for, and what must not change them."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from diffusion.core import lookup, schedules
+from diffusion.errors import InputError
+from diffusion.objectives import timesteps
+
+KEY = jax.random.key(0)
+
+
+def test_uniform_and_stratified_times_are_uniform_and_the_second_spread_evenly():
+  for draw in (timesteps.uniform(), timesteps.stratified()):
+    u = np.concatenate([draw(jax.random.key(i), 64) for i in range(200)])
+    assert 0 <= u.min() and u.max() < 1
+    assert np.histogram(u, 8, (0, 1))[0] / len(u) == pytest.approx(np.full(8, 1 / 8), abs=.015)
+  u = np.asarray(timesteps.stratified()(KEY, 64))
+  np.testing.assert_array_equal(np.histogram(u, 32, (0, 1))[0], np.full(32, 2))  # two in each 32nd
+
+
+def test_table_times_follow_their_histogram():
+  u = np.asarray(timesteps.table([1, 0, 3])(KEY, 30_000))
+  np.testing.assert_allclose(np.histogram(u, 3, (0, 1))[0] / 30_000, [.25, 0, .75], atol=.01)
+
+
+def test_draws_from_a_table_cover_its_rows_and_curves_stay_finite():
+  rows = np.asarray(timesteps.draw_levels(timesteps.uniform(), schedules.linear(T=50))(KEY, 20_000).time)
+  np.testing.assert_allclose(np.bincount(rows.astype(int), minlength=50), 400, atol=120)
+  for curve in (schedules.flow(), schedules.cosine(None), schedules.linear(None), schedules.sigmoid()):
+    assert np.isfinite(timesteps.draw_levels(timesteps.uniform(), curve)(KEY, 10_000).logsnr).all()
+
+
+
+@pytest.mark.parametrize('mean, std', [(0., 1.), (.5, .6)])
+def test_logit_normal_times(mean, std):
+  u = np.asarray(timesteps.logit_normal(mean, std)(KEY, 20_000), np.float64)
+  assert 0 < u.min() and u.max() < 1
+  assert stats.kstest(np.log(u / (1 - u)), stats.norm(mean, std).cdf).pvalue > .01
+
+
+@pytest.mark.parametrize('schedule', [schedules.edm(), schedules.cosine(None), schedules.flow(), schedules.linear(None)],
+                         ids=['edm', 'cosine', 'flow', 'linear'])
+def test_edm_times_have_a_normal_log_sigma_on_any_curve(schedule):
+  draw = jax.jit(timesteps.draw_levels(timesteps.edm_lognormal(-.4, .9, schedule=schedule), schedule), static_argnums=1)
+  noise = draw(KEY, 20_000)
+  log_sigma = np.log(np.asarray(noise.sigma, np.float64) / np.asarray(noise.alpha, np.float64))
+  assert stats.kstest(log_sigma, stats.norm(-.4, .9).cdf).pvalue > .01
+
+
+def test_edm_times_on_a_table_are_its_nearest_rows():
+  table = schedules.cosine(40)
+  rows = np.asarray(timesteps.draw_levels(timesteps.edm_lognormal(-.4, .9, schedule=table), table)(KEY, 40_000).time).astype(int)
+  middles = np.concatenate([[-np.inf], (table.logsnr[1:] + table.logsnr[:-1]) / -4, [np.inf]])  # in log sigma, rising
+  np.testing.assert_allclose(np.bincount(rows, minlength=40) / 40_000, np.diff(stats.norm(-.4, .9).cdf(middles)), atol=.006)
+
+
+@pytest.mark.parametrize('schedule', [schedules.flow(), schedules.cosine(None), schedules.edm(), schedules.offset_cosine()])
+def test_a_curve_is_inverted_by_its_table(schedule):
+  t = np.linspace(.003, .997, 200)
+  np.testing.assert_allclose(lookup.time_of_logsnr(schedule)(jnp.asarray(schedule(t).logsnr, jnp.float32)), t, atol=2e-6, rtol=2e-5)
+
+
+def test_every_row_finds_itself_also_one_without_signal():
+  for table in (schedules.flow(50), schedules.cosine(1000), schedules.linear(1000)):
+    np.testing.assert_array_equal(lookup.nearest_row(table)(jnp.asarray(table.logsnr, jnp.float32)), np.arange(len(table.logsnr)))
+
+
+# ---- times that follow the loss
+def shape(u):
+  """A loss with a known profile over time."""
+  return .1 + 5 * u ** 4
+
+
+def learn(aware, steps=400, batch=64, seed=0, memory=None):
+  def step(memory, key):
+    u, share = aware.times(key, batch, memory)
+    loss = shape(u) * (1 + .3 * jax.random.normal(jax.random.fold_in(key, 1), u.shape))
+    return aware.remember(memory, u, loss), (jnp.mean(loss), jnp.mean(share * loss), u, share)
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(steps))
+  return jax.jit(lambda memory: jax.lax.scan(step, memory, keys))(jnp.asarray(aware.start()) if memory is None else memory)
+
+
+def test_loss_aware_times_find_the_density_of_least_variance_and_leave_the_expectation():
+  aware = timesteps.loss_aware(bins=20, history=400, floor=.01)
+  memory, (_, weighed, u, share) = learn(aware)
+  x = (np.arange(20_000) + .5) / 20_000
+  root = np.sqrt((shape(x) ** 2 * 1.09).reshape(20, -1).mean(1))
+  np.testing.assert_allclose(np.histogram(u[-200:], 20, (0, 1))[0] / (200 * 64), .99 * root / root.sum() + .01 / 20, rtol=.15, atol=.001)
+  assert float(jnp.mean(weighed[100:])) == pytest.approx(shape(x).mean(), rel=.02)           # not what is drawn, but uniform's
+  assert float(jnp.mean(share[100:])) == pytest.approx(1, abs=.02)                           # E_p[1/p] over [0, 1]
+  fresh = lambda u: shape(u) * (1 + .3 * np.random.default_rng(0).standard_normal(u.shape))
+  uniform = np.random.default_rng(1).random(12_800)
+  last_u, last_share = np.asarray(u[-200:]).ravel(), np.asarray(share[-200:]).ravel()
+  assert np.var(last_share * fresh(last_u)) < .25 * np.var(fresh(uniform))
+
+
+def test_loss_aware_times_are_uniform_until_every_bin_was_seen_and_their_memory_is_bounded():
+  aware = timesteps.loss_aware(bins=10, history=30, least=10)
+  memory, (_, _, u, share) = learn(aware, steps=4, batch=20)
+  np.testing.assert_array_equal(share, 1)
+  for drawn in np.asarray(u):
+    np.testing.assert_array_equal(np.histogram(drawn, 10, (0, 1))[0], np.full(10, 2))  # stratified
+  memory, _ = learn(aware, steps=50, batch=20)
+  assert np.all(np.asarray(memory[1]) >= 10) and float(memory[1].max()) == 30
+  memory = jnp.stack([jnp.ones(10), jnp.full(10, 30.)])
+  for _ in range(40):  # an old mean is forgotten at the rate of its history: (30/32)^40 of it is left
+    memory = aware.remember(memory, jnp.asarray([.05, .05]), jnp.asarray([2., 2.]))
+  assert float(memory[0, 0]) == pytest.approx(4 - 3 * (30 / 32) ** 40, rel=.02)
+  np.testing.assert_array_equal(memory[0, 1:], 1)
+
+
+def test_a_mean_is_that_of_all_losses_until_the_memory_is_full():
+  aware = timesteps.loss_aware(bins=4, history=1000)
+  u, loss = np.random.default_rng(0).random((6, 32)).astype(np.float32), np.random.default_rng(1).random((6, 32)).astype(np.float32)
+  memory = jnp.asarray(aware.start())
+  for i in range(6):
+    memory = aware.remember(memory, jnp.asarray(u[i]), jnp.asarray(loss[i]))
+  for b in range(4):
+    inside = np.floor(u * 4) == b
+    assert float(memory[0, b]) == pytest.approx(np.mean(loss[inside].astype(np.float64) ** 2), rel=1e-5)
+    assert int(memory[1, b]) == inside.sum()
+
+
+def test_bad_input_is_named():
+  for make, message in ((lambda: timesteps.table([-1, 2]), 'none negative'), (lambda: timesteps.table([]), 'list of weights'),
+                        (lambda: timesteps.logit_normal(0, 0), 'above 0'),
+                        (lambda: timesteps.edm_lognormal(std=-1, schedule=schedules.edm()), 'above 0'),
+                        (lambda: timesteps.loss_aware(0), 'bins=0'), (lambda: timesteps.loss_aware(floor=0.), 'floor'),
+                        (lambda: timesteps.loss_aware(history=5), 'least <= history')):
+    with pytest.raises(InputError, match=message):
+      make()

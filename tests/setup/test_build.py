@@ -1,0 +1,168 @@
+"""Specs and checks: what is understood, and what is refused in one clear line before anything is built."""
+import jax
+import numpy as np
+import pytest
+
+from diffusion.core import grids, schedules
+from diffusion.core.gaussian import take
+from diffusion.errors import InputError
+from diffusion.setup import build, specs
+from diffusion.setup.config import default, tiny
+from diffusion.system import sharding
+
+SHAPE, CLASSES = (8, 8, 1), ('a', 'b')
+
+
+@pytest.fixture(scope='module')
+def mesh():
+  return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+def config(**changes):
+  c = tiny(default())
+  with c.unlocked():
+    c.update(changes)
+  return c
+
+
+@pytest.mark.parametrize('spec, expected', [
+  ('cosine', ('cosine', [], {})),
+  (' ddim( eta = 0.5 ) ', ('ddim', [], dict(eta=.5))),
+  ('folder(/my/pictures, size=32)', ('folder', ['/my/pictures'], dict(size=32))),
+  ("folder('/with, comma', background='#ffffff')", ('folder', ['/with, comma'], dict(background='#ffffff'))),
+  ('unet(multipliers=(1, 2, (3)), dtype=bfloat16)', ('unet', [], dict(multipliers=(1, 2, 3), dtype='bfloat16'))),
+  ('table([1, 2, .5])', ('table', [[1, 2, .5]], {})),
+  ('linear(T=None)', ('linear', [], dict(T=None))),
+])
+def test_specs_are_parsed(spec, expected):
+  assert specs.parse(spec) == expected
+
+
+@pytest.mark.parametrize('changes, message', [
+  (dict(sampler='dimm'), "config.sampler='dimm': unknown 'dimm'; did you mean 'ddim'?.*ddim, ddpm"),
+  (dict(schedule='cosinus'), "did you mean 'cosine'"),
+  (dict(sampler='ddim(etta=1)'), r"unknown argument 'etta'; expected ddim\(eta=0.0\)"),
+  (dict(sampler='ddim(eta=1'), 'closing bracket'),
+  (dict(sampler='ddim(eta=0.1, 2)'), 'named argument'),
+  (dict(sampler='ddim(1, 2, 3)'), 'too many positional'),
+  (dict(sampler='ddim(eta=3)'), 'from 0 to 1'),
+  (dict(grid='trailing(ten)'), "'ten'"),
+  (dict(grid='trailing(5000)'), 'at most 1000'),
+  (dict(schedule='from_betas'), "missing a required argument: 'betas'"),
+  (dict(decay='cosin'), "did you mean 'cosine'"),
+  (dict(schedule='flow', predict='eps'), 'says nothing about x0'),
+  (dict(schedule='edm', predict='eps'), 'belong together'),
+  (dict(schedule='cosine', predict='edm'), 'belong together'),
+  (dict(net='unet(channels=16, constrain=1)'), "unknown argument 'constrain'"),
+  (dict(net='unet(channels=16, multipliers=(1, 1, 1, 1, 1))'), '16'),
+  (dict(batch=0), 'config.batch=0'), (dict(beta2=1.5), 'beta2=1.5'), (dict(guidance=float('nan')), 'guidance'),
+  (dict(condition_dropout=0., guidance=2.), 'learned to do without'), (dict(guide='cgf'), "did you mean 'cfg'"),
+  (dict(guide='cfg | rescale(2)'), 'from 0 to 1'), (dict(guide='rescale(.5) | cfg'), 'cfg or apg comes first'), (dict(guide='cfg(3)'), 'the scale is config.guidance'),
+  (dict(guide='rescale(.5)'), 'begin it with cfg'), (dict(negative='a', guidance=1.), 'guidance other than 1'), (dict(schedule='flow(50)', predict='eps', grid='karras(5)'), 'says nothing'),
+  (dict(self_condition=True, sampler='adaptive'), 'last estimate'), (dict(net='classifier(channels=16)', uncertainty=8), 'config.uncertainty=0'),
+  (dict(draw='loss_aware', uncertainty=8), 'use one of them'), (dict(schedule='learned', weight='vlb', noise='offset'), "config.noise='plain'"), (dict(guide='cfg(lo=3, hi=1)'), 'lower one first'), (dict(guide='apg(eta=7)'), 'eta=7'),
+  (dict(guide='dynamic_threshold(99.5)'), 'share above 0'), (dict(negative='c'), "negative='c'.*valid: a, b"), (dict(sampler='unipc(order=7)'), 'from 1 to 3'),
+  (dict(sampler="ddpm(variance='learned')"), 'learned its variance'), (dict(schedule='zero_terminal(linear)', predict='eps'), 'says nothing about x0'),
+  (dict(grid='karras(5, rho=-1)'), 'rho=-1'), (dict(grid='times([0.1, 0.5])'), 'noise to clean'), (dict(grid='sigmas([1, 2])'), 'noise to clean'),
+  (dict(schedule='shift(cosinus, 3)'), "did you mean 'cosine'"), (dict(net='classifier(channels=17)'), 'channels=17'), (dict(weight='min_snr(abc)'), "gamma='abc'"),
+  (dict(net='unet(attention=(4))'), r'such as \(4,\)'), (dict(net='unet(channels=abc)'), 'whole numbers'),
+  (dict(schedule='from_betas(abc)'), 'from_betas'), (dict(draw='table([1, [2]])'), 'table'),
+  (dict(log_every=0), 'config.log_every=0'), (dict(ema=1.5), 'config.ema=1.5'),
+  (dict(learning_rate=float('nan')), 'learning_rate'), (dict(condition_dropout=-.1), 'condition_dropout'),
+])
+def test_what_does_not_fit_is_named_before_anything_is_built(changes, message, mesh):
+  with pytest.raises(InputError, match=message):
+    build.build(config(**changes), SHAPE, CLASSES, mesh)
+
+
+def test_a_batch_must_divide_over_the_devices():
+  class Eight:  # stands in for a mesh of eight devices
+    size = 8
+  sharding.check_batch('config.batch', 64, Eight)
+  with pytest.raises(InputError, match='config.batch=60 does not divide over 8 devices; use a multiple of 8 such as 64'):
+    sharding.check_batch('config.batch', 60, Eight)
+
+
+def test_every_choice_of_every_field_can_be_built_from_its_bare_name_or_says_what_it_needs(mesh):
+  needs = dict(from_betas='betas', table='weights', shift='ratio', times='values', sigmas='values', sub_vp='schedule', zero_terminal='schedule')
+  extra = dict(schedule=schedules.cosine(), levels=grids.trailing(10)(schedules.cosine()), classes=2)
+  for field in ('task', 'net', 'schedule', 'predict', 'draw', 'weight', 'error', 'noise', 'sampler', 'grid'):
+    for name in build.CHOICES[field]:
+      if name in needs:
+        with pytest.raises(InputError, match=needs[name]):
+          build.make(field, name)
+      else:
+        assert build.make(field, name, **extra) is not None
+
+
+def test_the_learning_rate_warms_up_to_its_peak_and_falls_to_zero(mesh):
+  rate = lambda **changes: build.build(config(steps=100, warmup=10, learning_rate=2e-3, **changes), SHAPE, CLASSES, mesh).rate
+  cosine, constant = rate(), rate(decay='constant')
+  assert [float(r(10)) for r in (cosine, constant)] == pytest.approx([2e-3, 2e-3])
+  assert float(cosine(0)) == pytest.approx(2e-4)                       # never a step that does nothing
+  assert float(cosine(5)) == pytest.approx((2e-4 + 2e-3) / 2)
+  assert float(cosine(55)) == pytest.approx(1e-3, rel=1e-5)            # half-way down a half cosine
+  assert float(cosine(100)) == pytest.approx(0, abs=1e-9)
+  assert float(constant(99)) == pytest.approx(2e-3)
+
+
+def test_the_ema_decay_rises_to_its_limit(mesh):
+  ema = build.build(config(ema=.99), SHAPE, CLASSES, mesh).ema
+  assert [float(ema(step)) for step in (0, 90, 10_000)] == pytest.approx([.1, .91, .99])
+
+
+def test_guidance_and_clipping_are_as_configured(mesh):
+  x = np.linspace(-3, 3, 4 * 64, dtype=np.float32).reshape(4, 8, 8, 1)
+  cond = np.eye(2, dtype=np.float32)[[0, 1, 0, 1]]
+  level = take(build.make('schedule', 'cosine'), 700)
+  preds = {}
+  for guidance, clipped in ((1., False), (0., False), (3., False), (3., True)):
+    net = 'unet(channels=16, multipliers=(1,), blocks=1, zero_init=False)'
+    run = build.build(config(guidance=guidance, clip=clipped, net=net), SHAPE, CLASSES, mesh)
+    preds[guidance, clipped] = run.denoise(run.init(jax.random.key(0)), cond)(x, level).x0
+  c, u, g = preds[1., False], preds[0., False], preds[3., False]
+  assert float(abs(c - u).max()) > .01
+  np.testing.assert_allclose(g, u + 3 * (c - u), atol=1e-4)
+  np.testing.assert_allclose(preds[3., True], np.clip(g, -1, 1), atol=1e-5)
+  for guide, negative, expected in (('cfg(lo=99) | rescale(0.)', '', c), ('cfg | dynamic_threshold(1.)', '', np.asarray(g) / np.maximum(1, np.abs(g).max((1, 2, 3), keepdims=True)))):
+    run = build.build(config(guidance=3., clip=False, net=net, guide=guide, negative=negative), SHAPE, CLASSES, mesh)
+    np.testing.assert_allclose(run.denoise(run.init(jax.random.key(0)), cond)(x, level).x0, expected, atol=1e-4)
+  run = build.build(config(guidance=0., clip=False, net=net, negative='b'), SHAPE, CLASSES, mesh)  # nothing but what it leads away from
+  away = run.denoise(run.init(jax.random.key(0)), cond)(x, level).x0
+  np.testing.assert_allclose(away[1], c[1], atol=1e-4)
+  assert float(abs(away[0] - c[0]).max()) > .01
+
+
+def test_guidance_needs_conditions(mesh):
+  with pytest.raises(InputError, match='guidance=2 needs conditions.*guidance=1'):
+    build.build(config(guidance=2.), SHAPE, (), mesh)
+
+
+def test_an_argument_may_be_called_name():
+  with pytest.raises(InputError, match='nowhere'):
+    build.make('data', "tfds(fashion_mnist, data_dir='/nowhere')")
+  with pytest.raises(InputError, match="unknown argument 'name'"):
+    build.make('net', 'unet(name=u)')
+
+
+def test_nested_specs_are_schedules_themselves():
+  table = build.make('schedule', 'zero_terminal(scaled_linear(T=50))')
+  assert len(table.alpha) == 50 and table.alpha[-1] == 0
+  shifted = build.make('schedule', 'shift(cosine(None), ratio=4)')
+  assert shifted(.5).logsnr == pytest.approx(build.make('schedule', 'cosine(None)')(.5).logsnr - 2 * np.log(4))
+
+
+def test_a_self_conditioned_model_is_told_its_last_estimate(mesh):
+  from diffusion import samplers
+  net = 'unet(channels=16, multipliers=(1,), blocks=1, zero_init=False)'
+  run = build.build(config(self_condition=True, net=net, grid='trailing(3)', sampler='ddim', guidance=2.), SHAPE, CLASSES, mesh)
+  cond, keys = np.eye(2, dtype=np.float32), samplers.sample_keys(0, np.arange(2))
+  params, x = run.init(jax.random.key(0)), samplers.prior(keys, run.levels, SHAPE)
+  told = samplers.sample(keys, run.denoise(params, cond), samplers.self_conditioned(run.sampler), run.levels, x)
+  steps, here, estimate = samplers.steps(run.levels), x, np.zeros_like(x)
+  for i in range(3):
+    t, s = take(steps.t, i), take(steps.s, i)
+    pred = run.denoise(params, cond)(here, t, estimate)
+    here, estimate = s.alpha * pred.x0 + s.sigma * pred.eps, pred.x0
+  np.testing.assert_allclose(told, here, atol=1e-4)
+  assert float(abs(told - samplers.sample(keys, run.denoise(params, cond), run.sampler, run.levels, x)).max()) > 1e-3

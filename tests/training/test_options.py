@@ -1,0 +1,159 @@
+"""The options of training together, from a config through checkpoints: learned variance, self-conditioning, learned uncertainty, times that
+follow the loss."""
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diffusion.core.gaussian import take
+from diffusion.errors import InputError
+from diffusion.generation import guide_models
+from diffusion.setup import build
+from diffusion.setup.config import default, tiny
+from diffusion.system import sharding
+from diffusion.system.checkpoint import open_checkpoints
+from diffusion.training import loop
+from diffusion.training.state import init_state, train_step, TrainState
+
+SHAPE, CLASSES = (8, 8, 1), ('dark', 'light')
+
+
+def config(**changes):
+  c = tiny(default())
+  c.update(dict(net='unet(channels=16, multipliers=(1,), blocks=1, attention=(), zero_init=False)', decay='constant', batch=8, warmup=1,
+                save_every=100, log_every=100, heldout_every=100) | changes)
+  return c
+
+
+def experiment(**changes):
+  return build.build(config(**changes), SHAPE, CLASSES, sharding.make_mesh(devices=jax.devices()[:1]))
+
+
+def batches(number):
+  rng = np.random.default_rng(0)
+  for _ in range(number):
+    labels = rng.integers(0, 2, 8)
+    images = (rng.random((8, *SHAPE)) * 80 + 150 * labels[:, None, None, None]).astype(np.uint8)
+    yield dict(images=images, cond=np.eye(2, dtype=np.float32)[labels])
+
+
+EVERYTHING = dict(variance='learned', self_condition=True, noise='paired', schedule='cosine(20)', weight='vlb',
+                  draw='loss_aware(bins=4, least=2)', grid='trailing(4)')
+
+
+@pytest.fixture(scope='module')
+def run():
+  return experiment(**EVERYTHING)
+
+
+def test_a_run_with_everything_resumes_bit_for_bit_with_what_its_times_remember(tmp_path, run):
+  step, key = loop.make_train_step(run), jax.random.key(0)
+  checkpoints = open_checkpoints(tmp_path)
+  state = loop.make_state(run, key)
+  for done, batch in enumerate(batches(6), 1):
+    state, metrics = step(state, sharding.put_batch(batch, run.mesh), key)
+    if done == 3:
+      checkpoints.save(3, state, {})
+      checkpoints.wait()  # the state is donated
+  assert np.isfinite(metrics['loss'])
+  again = checkpoints.restore(loop.abstract_state(run)).state
+  checkpoints.close()
+  for batch in list(batches(6))[3:]:
+    again, _ = step(again, sharding.put_batch(batch, run.mesh), key)
+  jax.tree.map(np.testing.assert_array_equal, state, again)
+  mean_square, count = state.memory[0]
+  assert int(count.sum()) == 6 * 8 and np.all(np.asarray(mean_square) > 0)
+  jax.tree.map(np.testing.assert_array_equal, loop.make_state(run, key).memory[0], np.zeros((2, 4)))  # what is donated is a copy
+
+
+def test_a_run_with_everything_samples_with_the_variance_it_learned(run):
+  params = run.init(jax.random.key(0))
+  assert params['in']['kernel'].shape[2] == 2  # x and its own estimate
+  x = jax.random.normal(jax.random.key(1), (2, *SHAPE))
+  cond = np.eye(2, dtype=np.float32)
+  level = take(run.levels, 0)
+  pred = jax.jit(lambda params: run.denoise(params, cond)(x, level))(params)
+  assert pred.x0.shape == pred.variance.shape == x.shape
+  np.testing.assert_allclose(level.alpha * pred.x0 + level.sigma * pred.eps, x, atol=1e-4)
+
+
+class Before(NamedTuple):
+  """What a state held before it had a memory."""
+  step: Any
+  params: Any
+  ema: Any
+  opt_state: Any
+
+
+def test_a_checkpoint_from_before_the_memory_is_restored(tmp_path):
+  state = init_state({'w': jax.random.normal(jax.random.key(0), (3,))}, optax.adam(1e-3))
+  checkpoints = open_checkpoints(tmp_path)
+  checkpoints.save(7, Before(*state[:4])._replace(step=jnp.int32(7)), {})
+  checkpoints.close()
+  restored = open_checkpoints(tmp_path).restore(jax.eval_shape(lambda: state)).state
+  assert isinstance(restored, TrainState) and restored.memory == () and int(restored.step) == 7
+  np.testing.assert_array_equal(restored.params['w'], state.params['w'])
+
+
+def test_the_step_hands_the_memory_to_the_loss_and_keeps_what_comes_back():
+  def loss(key, params, x0, cond, train, memory=None):
+    parts = dict(mse=jnp.zeros(2), logsnr=jnp.zeros(2))
+    return jnp.sum(params ** 2), parts if memory is None else parts | dict(memory=memory + 1)
+  options = dict(encode=lambda key, batch: (batch, None), loss=loss, optimizer=optax.sgd(.1), ema=lambda step: .9)
+  for memory in ((), (jnp.zeros(3),)):
+    state = init_state(jnp.ones(2), optax.sgd(.1), memory)
+    for _ in range(2):
+      state, _ = train_step(state, np.zeros(2, np.float32), jax.random.key(0), **options)
+    assert len(state.memory) == len(memory) and all(np.array_equal(a, np.full(3, 2.)) for a in state.memory)
+
+
+@pytest.mark.parametrize('changes, message', [
+  (dict(variance='learned', schedule='flow', predict='v'), "config.variance='learned': .*number of levels"),
+  (dict(variance='learnt'), "did you mean 'learned'"), (dict(noise='ofset'), "did you mean 'offset'"),
+  (dict(noise='perturbed(-1)'), 'above 0'), (dict(draw='loss_aware(bins=0)'), 'bins=0'), (dict(weight='sigmoid(bias=x)'), "bias='x'"),
+  (dict(uncertainty=-1), 'config.uncertainty=-1'),
+])
+def test_what_does_not_fit_is_named(changes, message):
+  with pytest.raises(InputError, match=message):
+    experiment(**changes)
+
+
+def test_a_learned_schedule_moves_stays_monotone_and_is_what_samples_are_drawn_on(tmp_path):
+  c = config(schedule='learned(pieces=6)', predict='eps', weight='vlb', grid='trailing(5)', guidance=1., learning_rate=3e-2)
+  run = build.build(c, SHAPE, CLASSES, sharding.make_mesh(devices=jax.devices()[:1]))
+  step, key = loop.make_train_step(run), jax.random.key(0)
+  state = loop.make_state(run, key)
+  before, losses = jax.device_get(state.params['curve']), []
+  for batch in batches(12):
+    state, metrics = step(state, sharding.put_batch(batch, run.mesh), key)
+    losses.append(float(metrics['loss']))
+  after = jax.device_get(state.params['curve'])
+  assert np.isfinite(losses).all() and np.mean(losses[-3:]) < np.mean(losses[:3])
+  assert all(np.abs(after[name] - before[name]).max() > .01 for name in ('ends', 'inner'))
+  helped, params = guide_models.helped(run, c, state.params, '')
+  assert np.all(np.diff(helped.levels.logsnr) > 0)
+  assert helped.levels.logsnr[0] == pytest.approx(-float(np.logaddexp(0, after['ends'][1])), rel=1e-6)  # where the learned curve ends
+  assert helped.levels.logsnr[0] != run.levels.logsnr[0] == pytest.approx(-5)
+
+
+def test_a_learned_schedule_goes_with_the_bound_alone():
+  for changes, fix in ((dict(weight='one'), "weight='vlb'"), (dict(uncertainty=8), 'uncertainty=0'), (dict(draw='uniform'), "draw='stratified'")):
+    with pytest.raises(InputError, match=f'variational bound; set config.{fix}'):
+      experiment(**(dict(schedule='learned', predict='eps', weight='vlb', guidance=1.) | changes))
+
+
+def test_a_learned_uncertainty_moves_where_a_table_has_rows_without_signal_and_every_run_starts_anew():
+  run = experiment(uncertainty=8, schedule='flow(20)', predict='v', weight='one')
+  step, key = loop.make_train_step(run), jax.random.key(0)
+  starts = []
+  for _ in range(2):  # the state of the first is donated
+    state = loop.make_state(run, key)
+    starts.append(np.asarray(state.params['uncertainty']))
+    for batch in batches(3):
+      state, metrics = step(state, sharding.put_batch(batch, run.mesh), key)
+    assert np.isfinite(metrics['loss'])
+    assert np.any(np.asarray(state.params['uncertainty']) != starts[0])
+  np.testing.assert_array_equal(*starts)
