@@ -31,17 +31,17 @@ def get_config(name=''):
   c.task = 'image(flip=True)'
   c.net = NET.format(dtype='float32')
   c.schedule = 'linear(T=1000)'
-  c.predict, c.weight = 'eps', 'one'
-  c.guidance = 1.  # conditional, without exaggeration
-  c.draw = 'uniform'
+  c.predict, c.loss_weight = 'eps', 'one'
+  c.guide = ''  # conditional, without guidance
+  c.timesteps = 'uniform'
   c.condition_dropout = .1
   c.batch, c.steps = 128, 800_000
-  c.learning_rate, c.warmup, c.decay = 2e-4, 5000, 'constant'
-  c.beta2 = .999
-  c.ema = .9999
+  c.learning_rate, c.lr_schedule = 2e-4, 'constant(warmup=5000)'
+  c.optimizer = 'adamw'
+  c.ema_decay = .9999
   c.sampler = "ddpm(variance='large')"
   c.grid = 'trailing(1000)'
-  c.log_every, c.heldout_every, c.heldout_number = 100, 10_000, 1024
+  c.log_every, c.val_every, c.val_samples = 100, 10_000, 1024
   c.save_every, c.sample_every = 5000, 50_000
-  c.sample.number = c.sample.batch = 100
+  c.sample.num_samples = c.sample.batch = 100
   return variant(c, name, pod=pod)

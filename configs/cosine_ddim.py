@@ -16,5 +16,5 @@ def get_config(name=''):
   c.grid = 'trailing(50)'
   # x0 with this weight gave flat colours within 600 steps; a trial with v (on a coarser network) was still grainy after 800. eps is untried here.
   c.predict = 'x0'
-  c.weight = 'min_snr(5)'
+  c.loss_weight = 'min_snr(5)'
   return variant(c, name)

@@ -15,5 +15,5 @@ def get_config(name=''):
   c.net = 'unet(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(4,), patch=2)'  # patches of 2x2 pixels: four times cheaper
   c.task = 'image(flip=True)'
   c.steps = 1500
-  c.sample.number = c.sample.batch = 60
+  c.sample.num_samples = c.sample.batch = 60
   return variant(c, name)

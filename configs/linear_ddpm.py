@@ -12,9 +12,9 @@ from diffusion.setup.config import default, variant
 def get_config(name=''):
   c = default()
   c.schedule = 'linear(T=1000)'
-  c.predict, c.weight = 'eps', 'one'
-  c.guidance = 1.  # conditional, without exaggeration
-  c.draw = 'uniform'
+  c.predict, c.loss_weight = 'eps', 'one'
+  c.guide = ''  # conditional, without guidance
+  c.timesteps = 'uniform'
   c.sampler = "ddpm(variance='large')"
   c.grid = 'trailing(1000)'
   c.sample_every = c.steps  # pictures at the end only: a thousand evaluations each

@@ -14,15 +14,14 @@ from diffusion.setup.config import default, variant
 def get_config(name=''):
   c = default()
   c.schedule = "offset_cosine(min_signal=0.02, max_signal=0.95, told='variance')"
-  c.predict, c.weight = 'eps', 'one'
-  c.guidance = 1.  # conditional, without exaggeration
-  c.draw = 'uniform'
-  c.error = 'mae'
+  c.predict, c.loss_weight = 'eps', 'one'
+  c.guide = ''  # conditional, without guidance
+  c.timesteps = 'uniform'
+  c.loss_type = 'mae'
   c.learning_rate = 1e-3
-  c.decay = 'constant'
-  c.weight_decay = 1e-4
-  c.beta2 = .999
-  c.ema = .999
+  c.lr_schedule = 'constant(warmup=100)'
+  c.optimizer = 'adamw(weight_decay=1e-4)'
+  c.ema_decay = .999
   c.sampler = 'ddim'
   c.grid = 'trailing(30)'
   return variant(c, name)

@@ -10,7 +10,7 @@ has not been run here; `:tiny` is tested.
 
 With the course's own files: --config.data='npy(sprites.npy, sprites_labels.npy)'. The three variants differ in sampling only, so one training
 serves them all: --mode=sample --workdir=runs/sprites_course --config.sampler="ddpm('none')" shows the collapse, and
---config.sample.mix='0.5 * hero + 0.5 * food' mixes two contexts.
+--config.sample.class_mix='0.5 * hero + 0.5 * food' mixes two contexts.
 """
 from diffusion.setup.config import default, variant
 
@@ -29,9 +29,9 @@ def collapse(c):
 def get_config(name=''):
   c = default()
   c.schedule = 'linear(T=500, start=5e-5, end=0.01)'  # betas are scaled by 1000/T: 1e-4 to 0.02, as in the course
-  c.predict, c.weight = 'eps', 'one'
-  c.guidance = 1.  # conditional, without exaggeration
-  c.draw = 'uniform'
+  c.predict, c.loss_weight = 'eps', 'one'
+  c.guide = ''  # conditional, without guidance
+  c.timesteps = 'uniform'
   c.condition_dropout = .1
   c.learning_rate = 1e-3
   c.sampler = 'ddpm'

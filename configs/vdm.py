@@ -11,6 +11,6 @@ from diffusion.setup.config import default, variant
 def get_config(name=''):
   c = default()
   c.schedule = 'learned(pieces=64)'
-  c.predict, c.weight, c.draw = 'eps', 'vlb', 'stratified'
-  c.guidance = 1.  # conditional, without exaggeration
+  c.predict, c.loss_weight, c.timesteps = 'eps', 'vlb', 'stratified'
+  c.guide = ''  # conditional, without guidance
   return variant(c, name)

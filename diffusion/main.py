@@ -4,10 +4,10 @@ r"""Train a diffusion model, sample from it, look at it.
   python -m diffusion.main --config=configs/cosine_ddim.py                       again: goes on where it stopped
   python -m diffusion.main --config=configs/cosine_ddim.py:tiny                  the same in seconds
   python -m diffusion.main --config=configs/cosine_ddim.py --config.data='folder(/my/pictures, size=32)' --workdir=runs/mine
-  python -m diffusion.main --mode=sample --workdir=runs/cosine_ddim --config.guidance=2 --config.sample.show=all
+  python -m diffusion.main --mode=sample --workdir=runs/cosine_ddim --config.guide='cfg(2)' --config.sample.show=all
   python -m diffusion.main --mode=evaluate --workdir=runs/cosine_ddim            held-out loss, distances to the data, copies, likelihood
   python -m diffusion.main --mode=export --workdir=runs/cosine_ddim              weights, and a sampler that runs without this package
-  python -m diffusion.main --mode=edit --workdir=runs/cosine_ddim --config.edit.task=repaint --config.edit.picture=my.png --config.edit.mask=mask.png
+  python -m diffusion.main --mode=edit --workdir=runs/cosine_ddim --config.edit.task=repaint --config.edit.image=my.png --config.edit.mask=mask.png
 
 Every setting is --config.NAME=VALUE; diffusion/setup/config.py lists them with their defaults. With --workdir alone, the config
 and the weights come from its checkpoint.
@@ -23,6 +23,7 @@ from ml_collections import config_flags
 
 from diffusion.errors import InputError
 from diffusion.setup.config import default, filled
+from diffusion.setup.migrate import answer
 from diffusion.system import multihost, platform
 
 MODES = ('train', 'sample', 'evaluate', 'edit', 'export')
@@ -72,8 +73,15 @@ def define_flags(argv):
     try:
       config_flags.DEFINE_config_dict('config', filled(meta['config']), 'Settings of the checkpoint.')
     except (AttributeError, KeyError) as error:
-      inner = error.args[0].args[0] if isinstance(error.args[0], KeyError) else error.args[0]
-      raise InputError(f'unknown setting {" ".join(str(inner).split())} (diffusion/setup/config.py lists them all)') from error
+      raise unknown_setting(error.args[0].args[0] if isinstance(error.args[0], KeyError) else error.args[0]) from error
+
+
+def unknown_setting(message):
+  """The InputError for a key that does not exist, or no longer does."""
+  text = ' '.join(str(message).split())
+  old = answer(text)
+  return InputError(f'{old}; docs/names.md lists all old and new names' if old else
+                    f'unknown setting {text} (diffusion/setup/config.py lists all settings)')
 
 
 def default_workdir(argv):
@@ -129,10 +137,9 @@ def parse_flags(argv):
     flags.FLAGS.config  # a recipe that failed says so now
     return rest
   except (AttributeError, KeyError) as error:
-    if not (error.args and isinstance(error.args[0], KeyError)):
-      raise InputError(f'{recipe}: {error}') from error
-    inner = error.args[0].args[0]  # 'stepz' and perhaps a suggestion
-    raise InputError(f'unknown setting {" ".join(inner.split())} (diffusion/setup/config.py lists them all)') from error
+    if error.args and isinstance(error.args[0], KeyError):
+      raise unknown_setting(error.args[0].args[0]) from error  # 'stepz' and perhaps a suggestion
+    raise InputError(f'{recipe}: {error}') from error
   except (flags.Error, ValueError, TypeError, OSError, ImportError, SyntaxError) as error:
     lines = [line for line in str(error).splitlines() if line.strip()]
     raise InputError(lines[-1].removeprefix('diffusion.errors.InputError: ')) from error

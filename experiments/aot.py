@@ -2,7 +2,7 @@ r"""Compiles the real train step and sampler for TPUs that are not here, and say
 
   pip install 'diffusion-jax[tpu]'                                                              libtpu, on any Linux x86-64 machine
   python -m experiments.aot --config=configs/cifar10.py:pod --topology=v5e:16x16
-  python -m experiments.aot --config=configs/imagenet64.py --topology=v5e:8x8 --config.accumulate=4
+  python -m experiments.aot --config=configs/imagenet64.py --topology=v5e:8x8 --config.grad_accumulation=4
   python -m experiments.aot --config=configs/cosine_ddim.py --topology=v5e:2x2 --chips=1 --shape=16,16,3 --classes=6 --programs=train
   python -m experiments.aot --table                    the rows of aot_table.py into experiments/reports/aot; a killed run goes on
 
@@ -96,7 +96,7 @@ def programs(run, config):
   placed = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(run.mesh))
   cond = placed((number, len(run.classes)), np.float32) if run.classes else None
   return dict(
-    train=(loop.make_train_step(run), (state, *loop.abstract_batch(run)), config.batch, config.accumulate),
+    train=(loop.make_train_step(run), (state, *loop.abstract_batch(run)), config.batch, config.grad_accumulation),
     sample=(sampling.make_sample(run, 0), (state.ema, placed((number,), np.int32), cond, None), number, len(run.levels.logsnr) - 1))
 
 
@@ -118,12 +118,12 @@ def measure(config, topology, chips=0, shape=(), classes=-1, wanted=('train', 's
   config.net = accelerated(config.net)
   shape, classes = example(config.data, shape, classes)
   mesh = sharding.make_mesh(config.fsdp, devices(topology, chips))
-  sharding.check_batch('config.batch', config.batch, mesh, config.accumulate)
+  sharding.check_batch('config.batch', config.batch, mesh, config.grad_accumulation)
   run = build.build(config, shape, tuple(map(str, range(classes))), mesh)
   state = loop.abstract_state(run)
   sizes = {math.prod(a.shape) for a in jax.tree.leaves(state.params)}
   held = sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(state))
-  record = dict(topology=topology, kind=mesh.devices.flat[0].device_kind, chips=mesh.size, fsdp=config.fsdp, accumulate=config.accumulate,
+  record = dict(topology=topology, kind=mesh.devices.flat[0].device_kind, chips=mesh.size, fsdp=config.fsdp, accumulate=config.grad_accumulation,
                 net=config.net, shape=shape, classes=classes, state_bytes=held,
                 parameters=sum(a.size for a in jax.tree.leaves(state.params)),
                 versions=dict(jax=jax.__version__, libtpu=_version()), programs={})

@@ -53,27 +53,19 @@ class Model(NamedTuple):
 def model(workdir):
   """The newest weights of a work directory, and its data."""
   import jax
-  from etils import epath
-  from diffusion import commands, main
-  from diffusion.setup import build
-  from diffusion.setup.config import filled
   from diffusion.core.gaussian import clip
   from diffusion.errors import InputError
-  from diffusion.generation.guide_models import helped
+  from diffusion.setup import build
   from diffusion.training.loop import host_batch
-  meta = main.stored(workdir)
-  if meta is None:
-    raise InputError(f'--workdir={workdir} holds no checkpoint; train first, with python -m diffusion.main --config=configs/cosine_ddim.py')
-  config = filled(meta['config'])
-  data = build.load_data(config)
-  run, checkpoints, _ = commands.open_run(config, epath.Path(workdir), data)
+  from diffusion.training.open_model import load
+  run, params, _ = load(workdir, guide='')
+  data = build.load_data(run.config)
   if run.denoise is None or run.self_condition:
     raise InputError(f'--workdir={workdir}: a classifier or a self-conditioned model cannot be compressed with; use another model')
-  run, params = helped(run, config, commands.restore(run, checkpoints).ema, '')
   digest = hashlib.sha256()
   for leaf in jax.tree.leaves(jax.device_get(params)):
     digest.update(leaf.tobytes())
-  kept = clip if config.clip else lambda denoise: denoise
+  kept = clip if run.config.clip_x0 else lambda denoise: denoise
   estimate = jax.jit(lambda x, noise, cond: kept(run.plain(params, cond))(x, noise))
   def encode(dataset):
     return jax.device_get(run.task.encode(None, host_batch(dataset, range(len(dataset.images)))))

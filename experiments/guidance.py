@@ -6,16 +6,15 @@ Scales by intervals of log-SNR on one trained model; outside of its interval a s
 found that guidance harms at high noise and is idle at low). Look at recall and precision beside the distance: guidance buys the one with
 the other. At scale 1 the interval changes nothing, so that this scale stands there once.
 """
-from experiments.sweep.search import grid_search
-
 MODE = 'evaluate'
 METRIC = 'fd_infinity'
 SCALES = [1.5, 2., 3., 5.]
-INTERVALS = ['cfg', 'cfg(lo=-4)', 'cfg(hi=4)', 'cfg(lo=-4, hi=4)']
-FIXED = {'config.evaluate.what': 'samples'}
+INTERVALS = ['', ', lo=-4', ', hi=4', ', lo=-4, hi=4']
+FIXED = {'config.evaluate.parts': 'samples'}
 
 
 def sweep():
-  yield {'config.guidance': 1., 'config.guide': 'cfg'} | FIXED
-  for point in grid_search(guidance=SCALES, guide=INTERVALS):
-    yield point | FIXED
+  yield {'config.guide': 'cfg(1)'} | FIXED
+  for scale in SCALES:
+    for interval in INTERVALS:
+      yield {'config.guide': f'cfg({scale:g}{interval})'} | FIXED

@@ -19,11 +19,11 @@ STEPS = 1800
 WEIGHTS = ['one', 'snr', 'min_snr(5)', 'p2', 'sigmoid(0)']
 DRAWS = ['uniform', 'stratified', 'logit_normal', 'loss_aware']
 PRUNE = 'fd_infinity'
-FIXED = {'config.guidance': 1., 'config.steps': STEPS, 'config.evaluate.what': 'samples'}
+FIXED = {'config.guide': '', 'config.steps': STEPS, 'config.evaluate.parts': 'samples'}
 
 
 def sweep():
-  for point in grid_search(weight=WEIGHTS, draw=DRAWS):
+  for point in grid_search(loss_weight=WEIGHTS, timesteps=DRAWS):
     yield point | FIXED
 
 
@@ -32,5 +32,5 @@ def space(trial):
   kind = trial.suggest_categorical('weight', ['min_snr', 'p2', 'sigmoid'])
   low, high = dict(min_snr=(1., 20.), p2=(.2, 2.), sigmoid=(-4., 4.))[kind]
   number = trial.suggest_float(kind, low, high, log=low > 0)
-  return FIXED | {'config.weight': f'{kind}({number:.3g})', 'config.draw': trial.suggest_categorical('draw', DRAWS),
+  return FIXED | {'config.loss_weight': f'{kind}({number:.3g})', 'config.timesteps': trial.suggest_categorical('draw', DRAWS),
                   'config.evaluate.every': STEPS // 6}

@@ -15,7 +15,7 @@ METRIC = 'fd_infinity'
 SAMPLERS = ['ddpm', 'ddim', 'dpmpp_2m', 'unipc(2)', 'best']
 GRIDS = ['trailing({})', 'karras({}, sigma_max=40)']
 STEPS = [5, 10, 20, 50]
-FIXED = {'config.guidance': 1., 'config.evaluate.what': 'samples'}
+FIXED = {'config.guide': '', 'config.evaluate.parts': 'samples'}
 
 
 def sweep():

@@ -21,7 +21,7 @@ METRIC = 'fd_infinity'
 STEPS = 1800
 SCHEDULES = ['linear', 'cosine', 'offset_cosine', 'sigmoid', 'flow']
 TARGETS = ['eps', 'x0', 'v']
-FIXED = {'config.weight': 'min_snr(5)', 'config.guidance': 1., 'config.steps': STEPS, 'config.evaluate.what': 'samples'}
+FIXED = {'config.loss_weight': 'min_snr(5)', 'config.guide': '', 'config.steps': STEPS, 'config.evaluate.parts': 'samples'}
 
 
 def sweep():

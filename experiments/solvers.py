@@ -122,21 +122,14 @@ def model(workdir, number, seed):
   """The newest checkpoint of a work directory; solved by 400 steps of UniPC-3 in log-SNR."""
   import jax
   import numpy as np
-  from etils import epath
-  from diffusion import commands, main, samplers
+  from diffusion import samplers
   from diffusion.core import grids
-  from diffusion.generation import sampling
-  from diffusion.setup.config import filled
-  from diffusion.generation.guide_models import helped
   from diffusion.errors import InputError
-  meta = main.stored(workdir)
-  if meta is None:
-    raise InputError(f'--workdir={workdir} holds no checkpoint; train first, with python -m diffusion.main --config=configs/cosine_ddim.py')
-  config = filled(meta['config'])
-  run, checkpoints, _ = commands.open_run(config, epath.Path(workdir))
+  from diffusion.generation import sampling
+  from diffusion.training.open_model import load
+  run, params, _ = load(workdir)
   if run.denoise is None or run.self_condition:
     raise InputError(f'--workdir={workdir}: a classifier draws nothing, and a self-conditioned model is no ODE; use another model')
-  run, params = helped(run, config, commands.restore(run, checkpoints).ema, '')
   cond, labels = sampling.class_conditions(run.classes, '', number)
   denoise = jax.jit(lambda x, noise: run.denoise(params, cond)(x, noise))
   keys = samplers.sample_keys(seed, np.arange(number))
@@ -144,7 +137,7 @@ def model(workdir, number, seed):
   levels = grids.exponential(400)(run.schedule)
   print('solving the model by 400 steps of UniPC-3 ..', flush=True)
   truth = np.asarray(stepwise(keys, denoise, samplers.unipc(3), levels, float(levels.sigma[0]) * z))
-  return Problem('model', run.schedule, denoise, z, keys, truth), run.task.decode, labels, config
+  return Problem('model', run.schedule, denoise, z, keys, truth), run.task.decode, labels, run.config
 
 
 # ---- what is written
@@ -247,7 +240,7 @@ def main():
     if trained:
       problem, decode, labels, config = trained
       rows += errors(problem, deterministic, grids, budgets)
-      title = f'{labels[0] if labels else "one noise"}, grid {names[0]}, guidance {config.guidance:g}'
+      title = f'{labels[0] if labels else "one noise"}, grid {names[0]}' + (f', {config.guide}' if config.guide else '')
       page = contact(problem, wanted, grids[names[0]], budgets, decode, title)
       sheets.save_png(page, out / 'contact.png')
       report('wrote', out / 'contact.png')

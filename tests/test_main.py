@@ -65,9 +65,9 @@ def test_the_same_command_again_keeps_everything_and_only_samples(trained, comma
 
 def test_sampling_needs_only_the_work_directory_and_offers_every_picture(trained, command):
   workdir = trained
-  done = command('--mode=sample', f'--workdir={workdir}', '--config.sample.number=5', '--config.sample.classes=food,hero',
-                 '--config.guidance=2', "--config.sampler=ddim(eta=0.5)", '--config.grid=leading(3)', '--config.sample.seed=3',
-                 '--config.sample.weights=raw', '--config.sample.show=film,gif,noising,interpolation')
+  done = command('--mode=sample', f'--workdir={workdir}', '--config.sample.num_samples=5', '--config.sample.classes=food,hero',
+                 '--config.guide=cfg(2)', "--config.sampler=ddim(eta=0.5)", '--config.grid=leading(3)', '--config.sample.seed=3',
+                 '--config.sample.params=raw', '--config.sample.show=film,gif,noising,interpolation')
   assert done.returncode == 0, done.stderr
   folder = max((workdir / 'samples').iterdir())
   assert {'grid.png', 'film.png', 'denoising.gif', 'noising.png', 'interpolation.png', 'samples.npz', 'record.json'} == \
@@ -75,14 +75,14 @@ def test_sampling_needs_only_the_work_directory_and_offers_every_picture(trained
   with np.load(folder / 'samples.npz') as arrays:
     assert [arrays['classes'][i] for i in arrays['labels'].argmax(1)] == ['food', 'hero'] * 2 + ['food']
   record = json.loads((folder / 'record.json').read_text())
-  assert (record['config']['guidance'], record['config']['sampler'], record['step']) == (2, 'ddim(eta=0.5)', 8)
+  assert (record['config']['guide'], record['config']['sampler'], record['step']) == ('cfg(2)', 'ddim(eta=0.5)', 8)
   with Image.open(folder / 'denoising.gif') as gif:
     assert gif.n_frames == 4  # the noise and three steps
 
 
 def test_a_mix_of_two_contexts_is_drawn_with_its_strip(trained, command):
   workdir = trained
-  done = command('--mode=sample', f'--workdir={workdir}', '--config.sample.mix=0.7 * hero + 0.3 * food', '--config.sample.number=4',
+  done = command('--mode=sample', f'--workdir={workdir}', '--config.sample.class_mix=0.7 * hero + 0.3 * food', '--config.sample.num_samples=4',
                  '--config.sample.show=')
   assert done.returncode == 0, done.stderr
   folder = max((workdir / 'samples').iterdir())
@@ -93,7 +93,7 @@ def test_a_mix_of_two_contexts_is_drawn_with_its_strip(trained, command):
 
 def test_evaluation_prints_the_heldout_loss_by_log_snr_and_keeps_it(trained, command):
   workdir = trained
-  done = command('--mode=evaluate', f'--workdir={workdir}', '--config.evaluate.what=loss', '--config.data=sprites(size=16, n=256, heldout=64)')
+  done = command('--mode=evaluate', f'--workdir={workdir}', '--config.evaluate.parts=loss', '--config.data=sprites(size=16, n=256, heldout=64)')
   assert done.returncode == 0 and 'log-SNR' in done.stdout, done.stderr
   [folder] = (workdir / 'evaluations').iterdir()
   result = json.loads((folder / 'heldout.json').read_text())
@@ -104,7 +104,7 @@ def test_evaluation_prints_the_heldout_loss_by_log_snr_and_keeps_it(trained, com
 
 
 def test_kill_minus_nine_loses_at_most_the_steps_since_the_last_checkpoint_and_changes_no_bit(command, tmp_path):
-  options = (COSINE, SMALL, '--config.steps=24', '--config.sample_every=100', '--config.sample.number=1', '--config.sample.show=')
+  options = (COSINE, SMALL, '--config.steps=24', '--config.sample_every=100', '--config.sample.num_samples=1', '--config.sample.show=')
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   assert command(*options, f'--workdir={whole}').returncode == 0
   process = command(*options, f'--workdir={killed}', start=True)
@@ -121,7 +121,7 @@ def test_kill_minus_nine_loses_at_most_the_steps_since_the_last_checkpoint_and_c
 
 def test_a_termination_request_saves_and_says_how_to_go_on(command, tmp_path):
   process = command(COSINE, SMALL, '--config.steps=100000', '--config.save_every=100000', '--config.sample_every=100000',
-                    '--config.heldout_every=100000', f'--workdir={tmp_path / "run"}', start=True)
+                    '--config.val_every=100000', f'--workdir={tmp_path / "run"}', start=True)
   while not (tmp_path / 'run' / 'metrics.jsonl').exists() or not read_metrics(tmp_path / 'run' / 'metrics.jsonl'):
     assert process.poll() is None
     time.sleep(.1)
@@ -151,8 +151,8 @@ def test_mistakes_are_one_line_before_any_work(command, trained, tmp_path):
   assert not (tmp_path / 'new').exists() or not list((tmp_path / 'new').rglob('*.png'))
   sample = lambda *arguments: command('--mode=sample', f'--workdir={workdir}', *arguments)
   refused(sample('--config.sample.classes=heroo'), 'heroo', "'hero'")
-  refused(sample('--config.sample.mix=x * hero'), 'x')
-  refused(sample('--config.sample.weights=best'), 'best', 'ema')
+  refused(sample('--config.sample.class_mix=x * hero'), 'x')
+  refused(sample('--config.sample.params=best'), 'best', 'ema')
   refused(command(COSINE, f'--workdir={workdir}', '--config.schedule=linear'), 'another model', "'linear' here, 'cosine' in the checkpoint")
 
 

@@ -19,7 +19,7 @@ WIDEST = 12 ** -.5     # sigma_rel of gamma = 0, the plain mean of all steps
 
 # ---- averages that training keeps
 def decay(value):
-  """step -> min(value, (1 + step) / (10 + step)), the average of config.ema. value: in (0, 1)."""
+  """step -> min(value, (1 + step) / (10 + step)), the average of config.ema_decay. value: in (0, 1)."""
   if not 0 < value < 1:
     raise InputError(f'decay({value!r}): expected a number between 0 and 1, such as 0.9999')
   return lambda step: jnp.minimum(value, (1. + step) / (10. + step))

@@ -126,7 +126,7 @@ def _streamed(read, start, stop, workers):
       del batches
       gc.collect()   # pipes and semaphores of the workers are part of reference cycles
   if isinstance(failed, RuntimeError) and 'Worker process' in str(failed):
-    raise InputError(f'a process that reads pictures has died ({failed.args[0]}); where memory is short, lower config.workers')
+    raise InputError(f'a process that reads pictures has died ({failed.args[0]}); where memory is short, lower config.data_workers')
   if failed:
     raise failed
 

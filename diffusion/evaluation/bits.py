@@ -25,8 +25,8 @@ BATCH = 32
 
 
 def _each(run, config, params, pictures, measure, what):
-  """measure(keys, denoise, x0) of config.evaluate.likelihood_number of the pictures of a Dataset: a tree of arrays [.., number]."""
-  number, seed = min(config.evaluate.likelihood_number, len(pictures.images)), config.evaluate.seed
+  """measure(keys, denoise, x0) of config.evaluate.likelihood_samples of the pictures of a Dataset: a tree of arrays [.., number]."""
+  number, seed = min(config.evaluate.likelihood_samples, len(pictures.images)), config.evaluate.seed
   order, batch = np.random.default_rng(0).permutation(len(pictures.images))[:number], -(-BATCH // run.mesh.size) * run.mesh.size
 
   @partial(jax.jit, out_shardings=sharding.replicated(run.mesh))

@@ -10,11 +10,11 @@ from diffusion.evaluation import bits, sample_metrics, validation
 from diffusion.evaluation.metrics import frechet, gaussian_stats, make_features, measure, record
 from diffusion.evaluation.metrics.trained_features import digest
 from diffusion.generation import sample_report
-from diffusion.generation.guide_models import helped
 from diffusion.setup.specs import unknown
 from diffusion.setup.validate import learns_schedule, spec_name
 from diffusion.system import sharding
 from diffusion.system.files import write_atomic
+from diffusion.training.open_model import with_guide_model
 
 WHAT = ('loss', 'samples', 'bound', 'ode')
 
@@ -23,8 +23,8 @@ def check(config):
   """Raises InputError where config.evaluate does not hold together: before anything is computed."""
   options = config.evaluate
   make_features(config)
-  parts(options.what)
-  for field, least in (('number', measure.ENOUGH), ('likelihood_number', 1), ('curve_number', measure.ENOUGH), ('every', 0), ('seed', 0)):
+  parts(options.parts)
+  for field, least in (('num_samples', measure.ENOUGH), ('likelihood_samples', 1), ('curve_samples', measure.ENOUGH), ('every', 0), ('seed', 0)):
     if options[field] < least:
       raise InputError(f'config.evaluate.{field}={options[field]}: expected at least {least}')
   if options.split not in ('train', 'heldout'):
@@ -36,9 +36,9 @@ def parts(text):
   names = [part.strip() for part in text.split(',') if part.strip()]
   for part in names:
     if part not in WHAT:
-      raise InputError(f'config.evaluate.what: {unknown(part, WHAT)}')
+      raise InputError(f'config.evaluate.parts: {unknown(part, WHAT)}')
   if not names:
-    raise InputError(f'config.evaluate.what is empty: name some of {", ".join(WHAT)}')
+    raise InputError(f'config.evaluate.parts is empty: name some of {", ".join(WHAT)}')
   return names
 
 
@@ -48,7 +48,7 @@ def prepare(run, config, data):
   Returns:
     (what, notes): the parts, and a line for each that was left out.
   """
-  options, what, notes = config.evaluate, parts(config.evaluate.what), []
+  options, what, notes = config.evaluate, parts(config.evaluate.parts), []
   def without(some, why):
     nonlocal what
     gone = [part for part in what if part in some]
@@ -61,11 +61,11 @@ def prepare(run, config, data):
   if not len(data.heldout.images):
     without(('loss', 'bound', 'ode'), 'this data set has no held-out pictures')
   if not what:
-    raise InputError(f'config.evaluate.what={options.what!r}: nothing is left to measure ({"; ".join(notes)})')
+    raise InputError(f'config.evaluate.parts={options.parts!r}: nothing is left to measure ({"; ".join(notes)})')
   if options.split == 'heldout' and len(data.heldout.images) < measure.ENOUGH:
     raise InputError(f"config.evaluate.split='heldout' needs at least {measure.ENOUGH} held-out pictures, there are {len(data.heldout.images)}; use 'train'")
-  if config.sample.mix:
-    raise InputError(f'config.sample.mix={config.sample.mix!r} is not in the data, so that it cannot be compared with it; leave it empty')
+  if config.sample.class_mix:
+    raise InputError(f'config.sample.class_mix={config.sample.class_mix!r} is not in the data, so that it cannot be compared with it; leave it empty')
   if options.every and learns_schedule(config):
     raise InputError("config.evaluate.every: with config.schedule='learned' the samples on the way are drawn on the initial schedule; set it to 0")
   if options.statistics:
@@ -77,11 +77,10 @@ def prepare(run, config, data):
 
 def subject(run, config, params, step, workdir, versions):
   """What is measured, for the record."""
-  told = ('sampler', 'grid', 'guidance', 'guide', 'negative', 'clip')
+  told = ('sampler', 'grid', 'guide', 'clip_x0')
   evaluations = len(run.sampler.plan(run.levels).h) if run.denoise and spec_name(config, 'sampler') != 'adaptive' else None
-  helpers = config.sample.bad or config.sample.classifier  # which take calls of other networks
-  calls = None if helpers or evaluations is None else evaluations * (1 if config.guidance == 1 or not run.classes else 2)
-  return dict(checkpoint=str(workdir), step=step, weights=config.sample.weights, weights_hash=digest(*jax.tree.leaves(sharding.fetch(params))),
+  calls = None if run.guide.model or evaluations is None else evaluations * (2 if run.guide.doubles and run.classes else 1)
+  return dict(checkpoint=str(workdir), step=step, weights=config.sample.params, weights_hash=digest(*jax.tree.leaves(sharding.fetch(params))),
               **{key: config[key] for key in told}, evaluations=evaluations, network_calls=calls, seed=config.evaluate.seed,
               config=json.loads(config.to_json()), versions=versions)
 
@@ -118,7 +117,7 @@ def evaluate(run, config, params, step, data, workdir, versions, say):
     InputError: before anything is drawn, what does not fit the model or the data.
   """
   what, notes = prepare(run, config, data)
-  plain, (run, both) = params, helped(run, config, params, config.sample.classes) if run.denoise else (run, params)
+  plain, (run, both) = params, with_guide_model(run, params, config.sample.classes) if run.denoise else (run, params)
   folder = type(workdir)(config.evaluate.folder) if config.evaluate.folder else sample_report.new_folder(workdir / 'evaluations', step)
   metrics, how, details, real = {}, {}, {}, {}
   if 'loss' in what:
@@ -131,8 +130,8 @@ def evaluate(run, config, params, step, data, workdir, versions, say):
     say('features', config.evaluate.features)
     fixed = sample_metrics.make_protocol(run, config, data)
     how['samples'] = sample_metrics.protocol(config, fixed)
-    notes += [note for note in [frechet.warning(config.evaluate.number, fixed.extractor.size)] if note]
-    say('samples', f'{config.evaluate.number}, {config.sampler}, {config.grid}')
+    notes += [note for note in [frechet.warning(config.evaluate.num_samples, fixed.extractor.size)] if note]
+    say('samples', f'{config.evaluate.num_samples}, {config.sampler}, {config.grid}')
     found, real, details['samples'] = sample_metrics.of_samples(run, config, both, data, fixed, folder)
     metrics |= found
   if {'bound', 'ode'} & set(what):
@@ -148,7 +147,7 @@ def evaluate(run, config, params, step, data, workdir, versions, say):
 
 def likelihood(run, config, params, data, what, folder, metrics, how, details, notes, say):
   """Adds bits_bound and bits_ode to metrics, how, details and notes; writes bits.png."""
-  say('likelihood', f'{" and ".join(part for part in what if part in ("bound", "ode"))} of {config.evaluate.likelihood_number} held-out pictures')
+  say('likelihood', f'{" and ".join(part for part in what if part in ("bound", "ode"))} of {config.evaluate.likelihood_samples} held-out pictures')
   cut = bits.chain_start(run, config, params, data.train)
   same = dict(data_hash=digest(data.heldout.images), levels=256, conditional=bool(run.classes))
   if 'bound' in what:

@@ -77,7 +77,7 @@ def conditions(run, config, data, number):
 def make_curve(run, config, data):
   """params -> {'fd_infinity', 'fd_infinity_error'} of a few samples: a point of the curve that follows a training."""
   options, fixed = config.evaluate, make_protocol(run, config, data)
-  number = options.curve_number
+  number = options.curve_samples
   cond, _ = conditions(run, config, data, number)
   stream = sampling.make_stream(run, options.seed, min(config.sample.batch, number))
 
@@ -109,15 +109,15 @@ def with_progress(batches, number, every=60.):
 
 
 def of_samples(run, config, params, data, fixed, folder):
-  """Draws config.evaluate.number samples and writes samples.png, samples.npz and memorisation.png: of_pictures of them."""
+  """Draws config.evaluate.num_samples samples and writes samples.png, samples.npz and memorisation.png: of_pictures of them."""
   options = config.evaluate
-  cond, wanted = conditions(run, config, data, options.number)
-  stream = sampling.make_stream(run, options.seed, min(config.sample.batch, options.number))
-  seen, images = extract_all(fixed.see, with_progress(stream(params, np.arange(options.number), cond), options.number), sharding.local_mesh(run.mesh))
+  cond, wanted = conditions(run, config, data, options.num_samples)
+  stream = sampling.make_stream(run, options.seed, min(config.sample.batch, options.num_samples))
+  seen, images = extract_all(fixed.see, with_progress(stream(params, np.arange(options.num_samples), cond), options.num_samples), sharding.local_mesh(run.mesh))
   cond, wanted = (None if a is None else a[:len(images)] for a in (cond, wanted))
   names = None if wanted is None or wanted.ndim == 2 else [run.classes[i] for i in wanted]
   shown = slice(0, SHOWN)
-  title = f'{config.sampler}, {config.grid}, guidance {config.guidance:g}'
+  title = f'{config.sampler}, {config.grid}' + (f', {config.guide}' if config.guide else '')
   pages.save_png(sample_report.page(images[shown], names and names[shown], title), folder / 'samples.png')
   sample_report.save_arrays(folder, images, cond, run.classes)
   return of_pictures(run, config, data, fixed, seen, images, wanted, folder)

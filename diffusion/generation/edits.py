@@ -20,12 +20,12 @@ from diffusion.data.dataset import from_unit, to_unit
 from diffusion.data.decode_images import decoder
 from diffusion.errors import InputError
 from diffusion.generation import pages as sheets, sampling
-from diffusion.generation.guide_models import helped
 from diffusion.generation.sample_report import new_folder
 from diffusion.samplers import constraints
 from diffusion.setup import build, specs
 from diffusion.system import sharding
 from diffusion.system.files import write_atomic
+from diffusion.training.open_model import with_guide_model
 
 COLUMNS = 8  # of the before/after page
 TINT = np.array([255, 0, 160])  # of what is to be painted
@@ -154,7 +154,7 @@ def _measured(job, given, operator, y):
 
 # What each reads besides the picture. Outpaint is repaint of what a picture that is small or moved leaves bare.
 TASKS = dict(inpaint=(inpaint, 'mask'), repaint=(repaint, 'mask'), outpaint=(repaint, ''), img2img=(img2img, ''), invert=(invert, ''),
-             interpolate=(interpolate, 'second'), colourise=(colourise, ''), upscale=(upscale, ''))
+             interpolate=(interpolate, 'target'), colourise=(colourise, ''), upscale=(upscale, ''))
 
 
 # ---- what the user gives
@@ -162,14 +162,14 @@ def check(options):
   """Raises InputError for what is wrong with config.edit whatever the model."""
   if options.task not in TASKS:
     raise InputError(f'config.edit.task: {specs.unknown(options.task, TASKS)}')
-  for field in ('picture', 'mask', 'second'):
-    needed = field in ('picture', TASKS[options.task][1])
+  for field in ('image', 'mask', 'target'):
+    needed = field in ('image', TASKS[options.task][1])
     if needed and not options[field]:
       raise InputError(f'config.edit.task={options.task!r} needs a file: give --config.edit.{field}=FILE')
     if options[field] and not needed:
       raise InputError(f'config.edit.{field}={options[field]!r}: the task {options.task!r} does not use it; leave it out')
   fewest = 2 if options.task == 'interpolate' else 1
-  for field, low, high in (('number', fewest, 10_000), ('factor', 2, 64), ('jump', 1, 10_000), ('repeats', 1, 10_000),
+  for field, low, high in (('num_samples', fewest, 10_000), ('factor', 2, 64), ('jump', 1, 10_000), ('repeats', 1, 10_000),
                            ('seed', 0, 2 ** 31 - 1), ('strength', 0, 1)):
     if not low <= options[field] <= high:
       raise InputError(f'config.edit.{field}={options[field]}: expected a number from {low} to {high}')
@@ -195,13 +195,13 @@ def read(run, config):
     raise InputError(f'config.edit.task={options.task!r}: this model draws pictures of {channels} channels; colours need 3 (RGB)')
   if TASKS[options.task][0] in (inpaint, repaint):
     constraints.inpaint(run.sampler, 0., True).plan(run.levels)
-  cond, labels = _conditions(run, config, 'classes', options.number if options.task != 'invert' else options.classes.count(',') + 1)
-  source, _ = _conditions(run, config, 'source', 1)
-  labels = labels or [f'variant {i}' for i in range(options.number)]
+  cond, labels = _conditions(run, config, 'classes', options.num_samples if options.task != 'invert' else options.classes.count(',') + 1)
+  source, _ = _conditions(run, config, 'source_class', 1)
+  labels = labels or [f'variant {i}' for i in range(options.num_samples)]
   if options.task == 'outpaint':
     return Given(*_canvas(options, size, channels), cond, source, labels)
-  picture = _picture(options, 'picture', size, channels)
-  second = _picture(options, 'second', size, channels) if options.second else None
+  picture = _picture(options, 'image', size, channels)
+  second = _picture(options, 'target', size, channels) if options.target else None
   mask = _mask(options, size) if options.mask else None
   return Given(picture, second, mask, cond, source, labels)
 
@@ -247,7 +247,7 @@ def _picture(options, field, size, channels):
 
 def _mask(options, size):
   """bool [*size, 1]: True, painted, where the file is lighter than the middle or transparent."""
-  native, picture = _decode(options, 'mask', channels=1), _decode(options, 'picture', channels=1)
+  native, picture = _decode(options, 'mask', channels=1), _decode(options, 'image', channels=1)
   if native.shape != picture.shape:
     raise InputError(f'config.edit.mask={options.mask!r} is {_by(native.shape)} (height x width), the picture is {_by(picture.shape)}; '
                      'make them equal')
@@ -265,9 +265,9 @@ def _mask(options, size):
 
 def _canvas(options, size, channels):
   """(picture, None, mask) of an outpaint: the picture in the middle of a white canvas, moved by the shift."""
-  native = _decode(options, 'picture', channels=3)
+  native = _decode(options, 'image', channels=3)
   fits = all(a <= b for a, b in zip(native.shape, size))
-  picture = _picture(options, 'picture', native.shape[:2] if fits else size, channels)
+  picture = _picture(options, 'image', native.shape[:2] if fits else size, channels)
   (H, W), (h, w) = size, picture.shape[:2]
   wide, bare = np.full((3 * H, 3 * W, channels), 255, np.uint8), np.ones((3 * H, 3 * W, 1), bool)  # room on all sides
   down, right = np.clip(options.shift, -np.array(size), size)
@@ -275,7 +275,7 @@ def _canvas(options, size, channels):
   wide[top:top + h, left:left + w], bare[top:top + h, left:left + w] = picture, False
   canvas, bare = wide[H:2 * H, W:2 * W], bare[H:2 * H, W:2 * W]
   if not bare.any():
-    raise InputError(f'config.edit.picture={options.picture!r} fills all {_by(size)} pixels: there is nothing to paint; give a smaller '
+    raise InputError(f'config.edit.image={options.image!r} fills all {_by(size)} pixels: there is nothing to paint; give a smaller '
                      "picture, or move it with --config.edit.shift='(4, 0)' (down, right)")
   if bare.all():
     raise InputError(f'config.edit.shift={tuple(options.shift)}: nothing of the picture is left on {_by(size)} pixels; move it by less')
@@ -294,10 +294,10 @@ def write(run, config, given, parent, params, step, versions):
   Returns:
     The folder.
   """
-  guided, both = helped(run, config, params, config.edit.classes or 'none')
+  guided, both = with_guide_model(run, params, config.edit.classes or 'none')
   def unguided(params, cond):
     told = run.plain(params, cond)
-    return clip(told) if config.clip else told
+    return clip(told) if config.clip_x0 else told
   plain = Job(guided._replace(denoise=unguided, self_condition=False), config, params)
   done = TASKS[config.edit.task][0](Job(guided, config, both, plain), given)
   folder = new_folder(parent, step)

@@ -21,10 +21,10 @@ from safetensors import SafetensorError
 
 from diffusion.errors import InputError
 from diffusion.generation import sample_report, sampling
-from diffusion.generation.guide_models import helped
 from diffusion.setup import build
 from diffusion.system import sharding
 from diffusion.system.checksums import flat
+from diffusion.training.open_model import with_guide_model
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
@@ -53,7 +53,7 @@ Image.fromarray(np.vstack([np.hstack(row) for row in rows]).squeeze()).save('sam
 
 
 def write(run, config, params, step, folder, versions):
-  """Exports weights, and the sampler that config.sampler, config.grid, config.guidance .. describe.
+  """Exports weights, and the sampler that config.sampler, config.grid, config.guide .. describe.
 
   Layers take the form that suits this machine (see nets/layers.py), which is right on every other, if not the fastest.
 
@@ -78,7 +78,7 @@ def write(run, config, params, step, folder, versions):
     raise InputError(f'{folder} is there already; move it away to export again')
   # On a mesh of one device: a batch of unknown size cannot be divided over several.
   run = build.build(config, run.shape, run.classes, sharding.make_mesh(devices=jax.local_devices()[:1]))
-  run, params = helped(run, config, params, config.sample.classes)
+  run, params = with_guide_model(run, params, config.sample.classes)
   weights = {path: np.asarray(leaf, order='C') for path, leaf in flat(jax.device_get(params)).items()}
   record = dict(step=step, config=json.loads(config.to_json()))
   facts = dict(shape=list(run.shape), classes=list(run.classes), versions=versions,
@@ -114,7 +114,7 @@ def sampler(run, params):
 def conditions(run, options):
   """The conditions that pictures take in turn, as config.sample says: [rows [R][K]], or [] without classes."""
   options = options.copy_and_resolve_references()
-  options.number = len([name for name in options.classes.split(',') if name.strip()] or run.classes)
+  options.num_samples = len([name for name in options.classes.split(',') if name.strip()] or run.classes)
   rows = sample_report.conditions(run, options)[0]
   return [] if rows is None else [rows.tolist()]
 

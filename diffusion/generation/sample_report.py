@@ -8,7 +8,7 @@ from diffusion.core import grids
 from diffusion.errors import InputError
 from diffusion.generation import pages, sampling
 from diffusion.setup.build import load_data
-from diffusion.setup.choices import parse_averages
+from diffusion.setup.choices import parse_emas
 from diffusion.setup.specs import parse, resolve, unknown
 from diffusion.system import multihost
 from diffusion.system.files import write_atomic
@@ -21,9 +21,9 @@ GIF_FRAMES = 100
 
 def check(run, options):
   """Raises InputError where config.sample does not fit the model: before training, and before anything is drawn."""
-  if options.number < 1 or options.batch < 1:
-    raise InputError(f'config.sample: number={options.number} and batch={options.batch} must be at least 1')
-  check_weights(run, options.weights)
+  if options.num_samples < 1 or options.batch < 1:
+    raise InputError(f'config.sample: num_samples={options.num_samples} and batch={options.batch} must be at least 1')
+  check_weights(run, options.params)
   wanted_shows(options.show)
   conditions(run, options)
   if 'comparison' in wanted_shows(options.show):
@@ -32,14 +32,14 @@ def check(run, options):
 
 
 def check_weights(run, wanted):
-  """Raises InputError where config.sample.weights names weights that the model does not have."""
-  field, names = 'config.sample.weights', [name for name, _ in run.averages]
+  """Raises InputError where config.sample.params names weights that the model does not have."""
+  field, names = 'config.sample.params', [name for name, _ in run.averages]
   if wanted in ('ema', 'raw'):
     return
   if parse(wanted)[0] == 'posthoc':
     resolve({field: dict(posthoc=ema.power)}, field, wanted)
-  elif parse(wanted)[0] not in ('decay', 'power') or parse_averages(wanted)[0][0] not in names:
-    more = f', {", ".join(names)}, posthoc(WIDTH)' if names else ' (config.averages keeps more, from the first step on)'
+  elif parse(wanted)[0] not in ('decay', 'power') or parse_emas(wanted)[0][0] not in names:
+    more = f', {", ".join(names)}, posthoc(WIDTH)' if names else ' (config.extra_emas keeps more, from the first step on)'
     raise InputError(f'{field}={wanted!r}: expected ema, raw{more}')
 
 
@@ -64,10 +64,10 @@ def new_folder(parent, step):
 
 def conditions(run, options):
   """(float32 [number, K] or None, captions or None, the parsed mix or None)."""
-  if not options.mix:
-    return *sampling.class_conditions(run.classes, options.classes, options.number), None
-  mix = sampling.parse_mix(run.classes, options.mix)
-  return np.tile(sampling.mix_condition(run.classes, mix), (options.number, 1)), None, mix
+  if not options.class_mix:
+    return *sampling.class_conditions(run.classes, options.classes, options.num_samples), None
+  mix = sampling.parse_mix(run.classes, options.class_mix)
+  return np.tile(sampling.mix_condition(run.classes, mix), (options.num_samples, 1)), None, mix
 
 
 def make_draw(run, options):
@@ -76,7 +76,7 @@ def make_draw(run, options):
   draw(params, ids, cond) -> (pictures, frames or None). The pictures during training come from the same program, which the
   compile cache therefore has when training is done.
   """
-  batch = min(options.batch, options.number)
+  batch = min(options.batch, options.num_samples)
   shows = wanted_shows(options.show)
   traced = spread(batch, TRACED if 'gif' in shows else FILMED) if shows & {'film', 'gif'} else None
   return sampling.make_draw(run, options.seed, batch, trace=traced), batch, traced
@@ -102,18 +102,16 @@ def write(run, config, parent, params, step, versions, data=None):
   if 'noising' in shows and data is None:
     data = load_data(config)  # the only picture that needs the data set
   draw, batch, traced = make_draw(run, options)
-  images, frames = draw(params, np.arange(options.number), cond)
+  images, frames = draw(params, np.arange(options.num_samples), cond)
 
   folder = new_folder(parent, step)
-  guide = '' if config.guide == 'cfg' else f' by {config.guide}'
-  guide += ''.join(f', {word} {value}' for word, value in (('not', config.negative), ('away from', options.bad)) if value)
-  title = f'step {step}, {config.sampler}, {config.grid}, guidance {config.guidance:g}{guide}' + (f', {options.mix}' if mix else '')
+  title = f'step {step}, {config.sampler}, {config.grid}' + (f', {config.guide}' if config.guide else '') + (f', {options.class_mix}' if mix else '')
   pages.save_png(page(images, labels, title), folder / 'grid.png')
   save_arrays(folder, images, cond, run.classes)
   record = dict(step=step, config=json.loads(config.to_json()), classes=list(run.classes), versions=versions)
   write_atomic(folder / 'record.json', json.dumps(record, indent=2).encode())
 
-  names = labels or [f'picture {i}' for i in range(options.number)]
+  names = labels or [f'picture {i}' for i in range(options.num_samples)]
   strips = {}
   if 'film' in shows:
     pick = spread(len(traced), FILMED)
@@ -124,11 +122,11 @@ def write(run, config, parent, params, step, versions, data=None):
     shown = data.train.images[:6]
     strips['noising'] = sampling.noising(shown, [f'picture {i}' for i in range(len(shown))], run.schedule, options.seed)
   if 'interpolation' in shows:
-    pick = spread(options.number, 6)
+    pick = spread(options.num_samples, 6)
     strips['interpolation'] = sampling.interpolation(run, params, options.seed, batch, None if cond is None else cond[pick],
                                                      [names[i] for i in pick])
   if 'comparison' in shows:
-    pick = spread(options.number, FILMED)
+    pick = spread(options.num_samples, FILMED)
     strips['comparison'] = sampling.comparison(run, params, options.seed, None if cond is None else cond[pick], [names[i] for i in pick])
   if mix and len(mix) == 2:
     strips['mix'] = sampling.mixing(run, params, options.seed, batch, mix)

@@ -107,7 +107,7 @@ def _class_index(classes, name):
 def parse_mix(classes, text):
   """'0.7 * hero + 0.3 * food' -> [(0.7, 'hero'), (0.3, 'food')]; a missing weight is 1 over the number of parts."""
   if not classes:
-    raise InputError(f'config.sample.mix={text!r}: this model was trained without classes; leave it empty')
+    raise InputError(f'config.sample.class_mix={text!r}: this model was trained without classes; leave it empty')
   parts = [part.strip() for part in text.split('+')]
   mix = []
   for part in parts:
@@ -117,7 +117,7 @@ def parse_mix(classes, text):
     except ValueError:
       value = float('nan')
     if not np.isfinite(value):
-      raise InputError(f'config.sample.mix={text!r}: {weight.strip()!r} is no weight; write 0.5 * name + 0.5 * name')
+      raise InputError(f'config.sample.class_mix={text!r}: {weight.strip()!r} is no weight; write 0.5 * name + 0.5 * name')
     _class_index(classes, name.strip())
     mix.append((value, name.strip()))
   return mix

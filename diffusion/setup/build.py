@@ -1,4 +1,4 @@
-"""From a config to objects: with choices.py and validate.py the only reader of the config."""
+"""From a config to objects: only setup/ interprets a config."""
 import inspect
 from functools import partial
 from typing import Any, Callable, NamedTuple
@@ -8,54 +8,57 @@ import numpy as np
 import optax
 
 from diffusion import nets, samplers
-from diffusion.core import guidance, lookup
-from diffusion.core.gaussian import clip, denoiser, Noise, with_estimate
+from diffusion.core import gaussian, guidance, lookup
+from diffusion.core.gaussian import Noise, with_estimate
 from diffusion.errors import InputError
-from diffusion.nets.unet import UNet
 from diffusion.objectives import denoising, noisy_classifier, timesteps, vdm, weighting
-from diffusion.setup import specs
-from diffusion.setup.choices import CHOICES, make, parse_averages
-from diffusion.setup.validate import check, grid, guidance_stack, is_classifier, learns_schedule, spec_name
+from diffusion.setup import guide, specs
+from diffusion.setup.choices import CHOICES, make
+from diffusion.setup.validate import check, is_classifier, learns_schedule, make_grid, spec_name
 from diffusion.system import sharding
 from diffusion.tasks import Task
 
 
 class Plan(NamedTuple):
-  """The numbers of a training run; those that end in _every are in steps."""
+  """The numbers of a training run, as in the config; those that end in _every are in steps."""
   seed: int
   batch: int
   steps: int
   log_every: int
-  heldout_every: int
-  heldout_number: int
+  val_every: int
+  val_samples: int
   sample_every: int
   save_every: int
   snapshot_every: int
-  accumulate: int
-  workers: int
+  grad_accumulation: int
+  data_workers: int
 
 
 class Experiment(NamedTuple):
-  """Everything that a config describes, as objects."""
+  """Everything that a config describes, as objects. Of a classifier, plain, guided and denoise are None; of any other
+  model, log_prob."""
+  config: Any            # the config: others show and record its strings, and read the options of their own section
   mesh: jax.sharding.Mesh
   shape: tuple           # of one x0: (H, W, C)
   classes: tuple         # names of the condition's entries; () = unconditional
   task: Task
+  plan: Plan
   init: Callable         # key -> params
-  loss: Callable         # (key, params, x0, cond, train, *memory, part=None) -> (scalar, {'mse', 'logsnr', 'each', 'memory' where one was given})
+  loss: Callable         # (key, params, x0, cond, train, *memory, part=None) -> (scalar, {'mse', 'logsnr', 'each', 'memory' if one was given})
+  memory: tuple          # of loss-aware times before the first step, or ()
   optimizer: optax.GradientTransformation
   rate: Callable         # step -> learning rate
-  ema: Callable          # step -> decay of the averaged weights
-  averages: tuple        # of config.averages: (name, step -> decay)
-  plain: Callable        # (params, cond) -> Denoise without guidance; of a classifier, (params, label) -> its log-probability
-  guided: Callable       # (pair of predictions, log_prob=None) -> Denoise, guided and clipped as configured
-  denoise: Callable      # (params, cond) -> Denoise: both together; None of a classifier
+  ema: Callable          # step -> decay of the averaged parameters
+  averages: tuple        # of config.extra_emas: (name, step -> decay)
   schedule: Any
-  sampler: samplers.Sampler
   levels: Noise          # the sampling grid
-  plan: Plan
-  self_condition: bool = False
-  memory: tuple = ()     # what the draw of times remembers before the first step (see times.loss_aware); () nothing
+  sampler: samplers.Sampler
+  guide: guide.Guide
+  self_condition: bool
+  plain: Callable        # (params, cond, previous=None) -> Denoise without guidance
+  guided: Callable       # the Experiment of a second model or None -> (params, cond) -> Denoise, guided and clipped
+  denoise: Callable      # the same without a second model: guided(None)
+  log_prob: Callable     # (params, label) -> (x, noise) -> log p(label | x_t) [B]
 
 
 def load_data(config):
@@ -63,45 +66,55 @@ def load_data(config):
   return make('data', config.data)
 
 
-def _optimizer(config):
-  warmup = dict(init_value=config.learning_rate / max(config.warmup, 1), peak_value=config.learning_rate, warmup_steps=config.warmup)
-  if config.decay == 'cosine':
-    warmup['decay_steps'] = max(config.steps, config.warmup + 1)
-  rate = CHOICES['decay'][config.decay](**warmup)
-  clipping = optax.clip_by_global_norm(config.clip_norm or np.inf)  # always there, so that the state keeps its shape
+def _optimizer(config, parts):
+  """(optax transformation, step -> rate)."""
+  rate = parts.lr_schedule(config.learning_rate, config.steps)
+  clipping = optax.clip_by_global_norm(config.grad_clip or np.inf)  # always there, so that the state keeps its shape
   decayed = lambda params: {key: key not in ('uncertainty', 'curve') for key in params}  # the network alone
-  mask = decayed if config.uncertainty or learns_schedule(config) else None
-  return optax.chain(clipping, optax.adamw(rate, b2=config.beta2, weight_decay=config.weight_decay, mask=mask)), rate
+  mask = decayed if config.logvar_channels or learns_schedule(config) else None
+  return optax.chain(clipping, parts.optimizer(rate, mask)), rate
 
 
 def _network(config, shape, example, mesh):
-  """(init, net) as in nets.make, with the channels that self-conditioning and a learned variance take, and the parameters that the loss
-  keeps beside the network's, which it ignores."""
+  """(init, net) as in nets.make, with extra channels for self-conditioning and learned variance, plus the loss's own parameters, which the
+  network ignores."""
   twice = spec_name(config, 'variance') == 'learned'
   sizes = dict(out_channels=shape[-1] * (1 + twice)) if twice or config.self_condition else {}
   if sizes and 'out_channels' not in inspect.signature(CHOICES['net'][spec_name(config, 'net')]).parameters:
     raise InputError(f'config.net={config.net!r} cannot learn its variance or see its own estimate: it has no out_channels; use unet')
-  init, net = nets.make(make('net', config.net, constrain=sharding.constrain(mesh), classes=example.shape[-1] if example is not None else 0, **sizes))
+  classes = example.shape[-1] if example is not None else 0
+  init, net = nets.make(make('net', config.net, constrain=sharding.constrain(mesh), classes=classes, **sizes))
   net = sharding.gather_params(net, mesh)
   init = partial(init, shape=(1, *shape[:-1], shape[-1] * (1 + config.self_condition)), cond=example)
-  extra = dict(uncertainty=weighting.uncertainty(config.uncertainty)[0]) if config.uncertainty else {}
+  _check_network(config, init)
+  extra = dict(uncertainty=weighting.uncertainty(config.logvar_channels)[0]) if config.logvar_channels else {}
   if learns_schedule(config):
     _, args, kwargs = specs.parse(config.schedule)
     extra['curve'] = vdm.init_curve(*args, **kwargs)
   return (lambda key: init(key) | extra) if extra else init, net
 
 
-def _loss(config, net, schedule, target, null):
+def _check_network(config, init):
+  """Raises InputError for sizes and options of the network that do not fit."""
+  try:
+    jax.eval_shape(init, jax.random.key(0))
+  except InputError:
+    raise
+  except (TypeError, ValueError) as error:
+    name = spec_name(config, 'net')
+    raise InputError(f'config.net={config.net!r}: {error}; expected {specs.usage(name, CHOICES["net"][name])}'.replace('\n', ' ')) from error
+
+
+def _loss(config, parts, net):
   """(loss, memory) of an Experiment."""
-  part = lambda field: make(field, config[field], schedule=schedule)
-  options = dict(predict=target, weight=part('weight'), error=part('error'), variance=part('variance'),
-                 uncertainty=weighting.uncertainty(config.uncertainty)[1] if config.uncertainty else None,
-                 self_condition=config.self_condition, null=null)
-  drawn, aware, level = part('draw'), spec_name(config, 'draw') == 'loss_aware', lookup.levels_at(schedule)
-  draw, noise = timesteps.draw_levels(timesteps.stratified() if aware else drawn, schedule), part('noise')
+  options = dict(predict=parts.target, weight=parts.loss_weight, error=parts.loss_type, variance=parts.variance,
+                 uncertainty=weighting.uncertainty(config.logvar_channels)[1] if config.logvar_channels else None,
+                 self_condition=config.self_condition, null=parts.task.null)
+  aware = spec_name(config, 'timesteps') == 'loss_aware'
+  draw = timesteps.draw_levels(timesteps.stratified() if aware else parts.timesteps, parts.schedule)
 
   def mode(train):  # held-out pictures are measured with plain noise and every condition
-    return options | dict(dropout=config.condition_dropout if train else 0., train=train, corrupt=noise if train else denoising.gaussian_noise())
+    return options | dict(dropout=config.condition_dropout if train else 0., train=train, corrupt=parts.noise_type if train else denoising.gaussian_noise())
 
   if learns_schedule(config):
     def bound(key, params, x0, cond, train, part=None):
@@ -113,79 +126,64 @@ def _loss(config, net, schedule, target, null):
     call = partial(denoising.loss, key, net, params, x0, cond, part=part, **mode(train))
     if memory is None:
       return call(draw=draw)
-    return denoising.loss_aware_loss(call, jax.random.fold_in(key, 5), len(x0), drawn, level, memory)  # the loss splits its key in 5
-  return loss, (drawn.start(),) if aware else ()
+    levels = lookup.levels_at(parts.schedule)
+    return denoising.loss_aware_loss(call, jax.random.fold_in(key, 5), len(x0), parts.timesteps, levels, memory)  # the loss splits its key in 5
+  return loss, (parts.timesteps.start(),) if aware else ()
 
 
-def _classifier_loss(config, net, schedule, target):
-  draw = timesteps.draw_levels(make('draw', config.draw, schedule=schedule), schedule)
+def _classifier_loss(parts, net):
+  draw = timesteps.draw_levels(parts.timesteps, parts.schedule)
   def loss(key, params, x0, cond, train, part=None):
-    return noisy_classifier.loss(key, net, params, x0, cond, draw=draw, predict=target, train=train, part=part)
+    return noisy_classifier.loss(key, net, params, x0, cond, draw=draw, predict=parts.target, train=train, part=part)
   return loss
 
 
-def _denoisers(config, net, target, classes, null):
-  """(plain, guided, denoise) of an Experiment."""
-  transforms = guidance_stack(config)
-  if config.guidance != 1 and not classes and not config.sample.bad:
-    raise InputError(f'config.guidance={config.guidance:g} needs conditions, and these pictures have no classes: set config.guidance=1')
-  if config.negative and config.negative not in classes:
-    raise InputError(f'config.negative={config.negative!r}: {specs.unknown(config.negative, classes)}')
+def _denoisers(config, parts, net, classes):
+  """(plain, guided) of an Experiment."""
+  null, negative = parts.task.null, parts.guide.start.negative if parts.guide.start else ''
+  if parts.guide.doubles and not classes:
+    raise InputError(f"config.guide={config.guide!r} needs conditions, and these images have no classes: set config.guide=''")
+  if negative and negative not in classes:
+    raise InputError(f'config.guide={config.guide!r}: negative={negative!r}: {specs.unknown(negative, classes)}')
 
   def away(cond):  # the condition that guidance leads away from
-    return null(cond) if not config.negative else jax.numpy.zeros_like(cond).at[..., classes.index(config.negative)].set(1.)
+    return null(cond) if not negative else jax.numpy.zeros_like(cond).at[..., classes.index(negative)].set(1.)
 
   def plain(params, cond, previous=None):
-    return denoiser(with_estimate(net, previous) if config.self_condition else net, params, cond, target)
-
-  def guided(pair, log_prob=None):
-    told = guidance.shared_predictions(pair, lambda cond, null: transforms(cond, null, log_prob))
-    return clip(told) if config.clip else told
+    return gaussian.denoiser(with_estimate(net, previous) if config.self_condition else net, params, cond, parts.target)
 
   def pair(params, cond, previous):
-    if cond is None or config.guidance == 1:
-      return lambda x, noise: (plain(params, cond, previous)(x, noise),) * 2  # one call, whatever the stack makes of it
     if config.self_condition:  # its estimates would have to be doubled too
       return guidance.separate_pair(plain(params, cond, previous), plain(params, away(cond), previous))
-    return guidance.batched_pair(net, params, cond, away(cond), target)
-
-  def denoise(params, cond):
-    return lambda x, noise, previous=None: guided(pair(params, cond, previous))(x, noise)
-  return plain, guided, denoise
+    return guidance.batched_pair(net, params, cond, away(cond), parts.target)
+  return plain, partial(guide.denoiser, parts.guide, plain, pair, null, config.clip_x0, config.condition_dropout > 0)
 
 
-def build(config, shape, classes, mesh):
-  """The experiment that a config describes, for pictures of `shape` [H, W, C] and these classes, on a mesh.
+def build(config, shape, classes, mesh, parts=None):
+  """The experiment that a config describes, for images of `shape` [H, W, C] and these classes, on a mesh.
 
+  Args:
+    parts: what validate.check has made of the config, if it was called before.
   Raises:
     InputError: anything that does not fit, before the first expensive step.
   """
-  check(config)
-  task = make('task', config.task)
-  schedule, target = make('schedule', config.schedule), make('predict', config.predict)
+  parts, classes = parts or check(config), tuple(classes)
   init, net = _network(config, shape, np.zeros((1, len(classes)), np.float32) if classes else None, mesh)
-  try:
-    jax.eval_shape(init, jax.random.key(0))  # sizes and options that do not fit are named here
-  except InputError:
-    raise
-  except (TypeError, ValueError) as error:
-    raise InputError(f'config.net={config.net!r}: {error}; expected {specs.usage("unet", UNet)}'.replace('\n', ' ')) from error
-  optimizer, rate = _optimizer(config)
-  ema = lambda step: jax.numpy.minimum(config.ema, (1. + step) / (10. + step))
-  others = parse_averages(config.averages)
+  optimizer, rate = _optimizer(config, parts)
+  plain = guided = log_prob = None
   if is_classifier(config):
-    loss, memory, plain, guided, denoise = (
-      _classifier_loss(config, net, schedule, target), (), lambda params, label: noisy_classifier.log_prob(net, params, label, target), None, None)
+    loss, memory, log_prob = _classifier_loss(parts, net), (), lambda params, label: noisy_classifier.log_prob(net, params, label, parts.target)
   else:
-    loss, memory = _loss(config, net, schedule, target, task.null)
-    plain, guided, denoise = _denoisers(config, net, target, tuple(classes), task.null)
-  plan = Plan(*(config[name] for name in Plan._fields))
-  run = Experiment(mesh, tuple(shape), tuple(classes), task, init, loss, optimizer, rate, ema, others, plain, guided, denoise, schedule, None, None, plan,
-                   config.self_condition, memory)
-  return on_schedule(run, config, schedule)
+    (loss, memory), (plain, guided) = _loss(config, parts, net), _denoisers(config, parts, net, classes)
+  return Experiment(
+    config=config, mesh=mesh, shape=tuple(shape), classes=classes, task=parts.task, plan=Plan(*(config[name] for name in Plan._fields)),
+    init=init, loss=loss, memory=memory, optimizer=optimizer, rate=rate,
+    ema=lambda step: jax.numpy.minimum(config.ema_decay, (1. + step) / (10. + step)), averages=parts.emas,
+    schedule=parts.schedule, levels=parts.levels, sampler=parts.sampler, guide=parts.guide, self_condition=config.self_condition,
+    plain=plain, guided=guided, denoise=guided and guided(None), log_prob=log_prob)
 
 
-def on_schedule(run, config, schedule):
-  """The experiment with the sampler and the grid of a schedule."""
-  levels = grid(config, schedule)
-  return run._replace(schedule=schedule, levels=levels, sampler=make('sampler', config.sampler, schedule=schedule, levels=levels))
+def on_schedule(run, schedule):
+  """The experiment with the sampler and the grid on another schedule, such as one that was learned."""
+  levels = make_grid(run.config, schedule)
+  return run._replace(schedule=schedule, levels=levels, sampler=make('sampler', run.config.sampler, schedule=schedule, levels=levels))

@@ -1,15 +1,13 @@
 """The parts that a config names: to add a schedule, a sampler, a source, write the function and name it here."""
-import optax
-
 from diffusion import samplers
-from diffusion.core import ema, gaussian, grids, guidance, schedule_transforms, schedules
-from diffusion.core.gaussian import clip, dynamic_threshold
+from diffusion.core import ema, gaussian, grids, schedule_transforms, schedules
 from diffusion.data import sources
 from diffusion.nets.classifier import Classifier
 from diffusion.nets.unet import UNet
 from diffusion.objectives import denoising, timesteps, vdm, weighting
 from diffusion.errors import InputError
 from diffusion.setup import specs
+from diffusion.setup.optimizer import LR_SCHEDULES, OPTIMIZERS
 from diffusion.tasks.image import image
 
 
@@ -26,13 +24,13 @@ CHOICES = dict(
                   schedule_transforms.shift, schedule_transforms.zero_terminal, schedule_transforms.sub_vp, vdm.learned),
   predict=dict(eps=gaussian.predict_eps, x0=gaussian.predict_x0, v=gaussian.predict_v, flow=gaussian.predict_flow, score=gaussian.predict_score,
                edm=gaussian.predict_edm),
-  draw=_named(timesteps.uniform, timesteps.stratified, timesteps.table, timesteps.logit_normal, timesteps.edm_lognormal, timesteps.loss_aware),
-  weight=_named(weighting.one, weighting.snr, weighting.min_snr, weighting.p2, weighting.edm, weighting.vlb, weighting.sigmoid),
-  noise=dict(plain=denoising.gaussian_noise, offset=denoising.offset_noise, perturbed=denoising.perturbed_noise, paired=denoising.paired_noise),
+  timesteps=_named(timesteps.uniform, timesteps.stratified, timesteps.table, timesteps.logit_normal, timesteps.edm_lognormal, timesteps.loss_aware),
+  loss_weight=_named(weighting.one, weighting.snr, weighting.min_snr, weighting.p2, weighting.edm, weighting.vlb, weighting.sigmoid),
+  noise_type=dict(gaussian=denoising.gaussian_noise, offset=denoising.offset_noise, perturbed=denoising.perturbed_noise, paired=denoising.paired_noise),
   variance=dict(fixed=denoising.fixed_variance, learned=denoising.learned_variance),
-  error=_named(denoising.mse, denoising.mae, denoising.huber),
-  guide=_named(guidance.cfg, guidance.apg, guidance.rescale, guidance.interval, guidance.classifier, dynamic_threshold, clip),
-  decay=dict(cosine=optax.warmup_cosine_decay_schedule, constant=optax.warmup_constant_schedule),
+  loss_type=_named(denoising.mse, denoising.mae, denoising.huber),
+  optimizer=OPTIMIZERS,
+  lr_schedule=LR_SCHEDULES,
   sampler=_named(samplers.ddim, samplers.ddpm, samplers.euler, samplers.euler_ancestral, samplers.heun, samplers.churn, samplers.dpm_solver_2,
                  samplers.dpmpp_1s, samplers.dpmpp_2s, samplers.dpmpp_2m, samplers.dpmpp_3m, samplers.dpmpp_3m_shipped, samplers.dpmpp_sde_2m,
                  samplers.unipc, samplers.flow_pc, samplers.deis, samplers.lms, samplers.plms, samplers.flow_euler, samplers.flow_heun,
@@ -51,8 +49,8 @@ def make(field, spec, **extra):
   return specs.resolve(CHOICES, field, spec, **extra)
 
 
-def parse_averages(text):
-  """The averages that config.averages asks for.
+def parse_emas(text):
+  """The averages that config.extra_emas asks for.
 
   Args:
     text: such as 'decay(.9999) | power(.05) | power(.1)'; '' none.
@@ -64,10 +62,10 @@ def parse_averages(text):
   """
   found = {}
   for part in text.split('|') if text.strip() else ():
-    rule = specs.resolve(dict(averages=dict(decay=ema.decay, power=ema.power)), 'averages', part.strip())
+    rule = specs.resolve(dict(extra_emas=dict(decay=ema.decay, power=ema.power)), 'extra_emas', part.strip())
     kind, args, kwargs = specs.parse(part)
     name = f'{kind}({float([*args, *kwargs.values()][0])})'
     if name in found:
-      raise InputError(f'config.averages={text!r}: {name} is there twice; give each average once')
+      raise InputError(f'config.extra_emas={text!r}: {name} is there twice; give each average once')
     found[name] = rule
   return tuple(found.items())

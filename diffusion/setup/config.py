@@ -1,123 +1,138 @@
 """Every setting of a run, with its default. Recipes in configs/ change a few of them.
 
-Parts are one-string specs, 'name' or 'name(argument, key=value)', such as 'trailing(20)' or "folder('/my/pictures', size=32)";
-build.py turns them into objects and lists the valid ones when it meets another.
+Parts are one-string specs, 'name' or 'name(argument, key=value)', such as 'trailing(20)' or "folder('/my/images', size=32)";
+setup/build.py turns them into objects, and an unknown name is answered with the valid ones.
 """
 import ml_collections
 
 from diffusion.errors import InputError
+from diffusion.setup.migrate import migrated
 
 
 def default():
   """The settings of the main job: class-conditional game sprites, cosine schedule, DDIM."""
   c = ml_collections.ConfigDict()
   c.seed = 0
+  _model(c)
+  _training(c)
+  c.sample, c.edit, c.evaluate = _sample(c), _edit(), _evaluate()
+  return c.lock()
 
+
+def _model(c):
   # Data and network.
   c.data = 'sprites(size=16)'
   c.task = 'image(flip=False)'
   c.net = 'unet(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(4,))'
 
-  # The process and the loss.
-  c.schedule = 'cosine'       # linear, cosine, flow, edm, .. (core/schedules.py); nested: 'shift(cosine(None), 2)', 'zero_terminal(linear)'; learned
-  c.predict = 'x0'           # what the network outputs: eps, x0, v, flow, score, edm
-  c.draw = 'stratified'       # how times are drawn: uniform, stratified, table(weights), logit_normal, edm_lognormal, loss_aware(bins)
-  c.weight = 'min_snr(5)'     # one, snr, min_snr(gamma), p2(gamma, k), edm(sd), vlb, sigmoid(bias)
-  c.error = 'mse'             # mse, mae, huber(delta)
-  c.noise = 'plain'           # plain, offset(strength), perturbed(gamma), paired (optimal transport within the batch)
-  c.variance = 'fixed'        # fixed, or learned(strength) with a second half of output channels; needs a schedule of T levels
-  c.uncertainty = 0           # size of a learned log error, by which each level is divided (EDM2: 128); 0: off
-  c.self_condition = False    # the network also sees its own earlier estimate of x0
-  c.condition_dropout = .1    # share of the training pictures whose condition is hidden, for guidance
+  # The diffusion process and the loss.
+  c.schedule = 'cosine'          # linear, cosine, flow, edm, .. (core/schedules.py); nested: 'shift(cosine(None), 2)', 'zero_terminal(linear)'; learned
+  c.predict = 'x0'               # output of the network: eps, x0, v, flow, score, edm
+  c.timesteps = 'stratified'     # distribution of training times: uniform, stratified, table(weights), logit_normal, edm_lognormal, loss_aware(bins)
+  c.loss_weight = 'min_snr(5)'   # one, snr, min_snr(gamma), p2(gamma, k), edm(sd), vlb, sigmoid(bias)
+  c.loss_type = 'mse'            # mse, mae, huber(delta)
+  c.noise_type = 'gaussian'      # gaussian, offset(strength), perturbed(gamma), paired (optimal transport within the batch)
+  c.variance = 'fixed'           # fixed, or learned(strength) by extra output channels; needs a schedule of T levels
+  c.logvar_channels = 0          # size of a learned log variance of the loss, by which each noise level is normalised (EDM2: 128); 0: off
+  c.self_condition = False       # the network also takes its own previous estimate of x0
+  c.condition_dropout = .1       # share of training examples without their condition, for classifier-free guidance
 
+
+def _training(c):
   # Optimisation; everything is a function of the step.
   c.batch = 32
   c.steps = 1800
-  c.learning_rate = 2e-3
-  c.warmup = 100              # steps of linear rise
-  c.decay = 'cosine'          # then: cosine (to 0 at the last step) or constant
-  c.weight_decay = 0.
-  c.clip_norm = 1.            # of the gradient; 0: off
-  c.beta2 = .99
-  c.ema = .998                # decay of the averaged weights; rises to it as (1 + step) / (10 + step)
-  c.averages = ''             # more averaged copies of the weights, such as 'decay(.9999) | power(.05) | power(.1)' (training/ema.py)
-  c.snapshot_every = 0        # steps between snapshots of them, from which any width of power average is reconstructed later; 0: none
+  c.optimizer = 'adamw(b2=0.99)'         # adamw(b1, b2, eps, weight_decay), adam, radam, sgd(momentum), lion, muon
+  c.learning_rate = 2e-3                 # its peak
+  c.lr_schedule = 'cosine(warmup=100)'   # cosine or linear (to 0 at the last step), or constant, after a linear warm-up
+  c.grad_clip = 1.                       # largest global norm of the gradient; 0: off
+  c.ema_decay = .998                     # of the averaged parameters; rises to it as (1 + step) / (10 + step)
+  c.extra_emas = ''                      # more averages of the parameters, such as 'decay(.9999) | power(.05) | power(.1)' (core/ema.py)
+  c.snapshot_every = 0                   # steps between snapshots of them, for power averages of any width later; 0: none
 
-  # Devices, and data that is read while training; none of these changes the numbers beyond rounding.
-  c.fsdp = 1                  # devices that share one copy of the parameters, the optimizer's state and the averages
-  c.accumulate = 1            # parts into which a batch is divided, one after the other: less memory, the same update
-  c.workers = 0               # processes that read and decode pictures of stream=True data; 0: a thread
-  c.save_failure = 'stop'     # where a checkpoint cannot be written: stop, or 'go on' from the older ones and say so
-
-  # Sampling.
-  c.sampler = 'best'          # of the steps of a `trailing` grid, the one of least error; ddim(eta), ddpm(variance), heun, unipc(order), .. (samplers/)
-  c.grid = 'trailing(50)'     # which noise levels are visited: trailing, karras, angle, times([..]), .. (core/grids.py)
-  c.guidance = 2.             # 1: conditional, 0: unconditional, above 1: exaggerated
-  c.guide = 'cfg'             # from left to right, such as 'cfg(lo=-3, hi=4) | rescale(.7) | dynamic_threshold'; apg(eta, norm), classifier
-  c.negative = ''             # a class to lead away from, in place of no class
-  c.clip = True               # keep x0 in [-1, 1] on the way
-  c.sample = ml_collections.ConfigDict()
-  c.sample.number = 48
-  c.sample.classes = ''       # '' all in turn; 'hero, food'; 'none' for unconditional
-  c.sample.mix = ''           # one condition for all, a weighted sum such as '0.5 * hero + 0.5 * food'
-  c.sample.seed = 0           # picture k is the same whatever the number and the batch
-  c.sample.batch = 48
-  c.sample.weights = 'ema'    # ema, raw, one of config.averages, or 'posthoc(.07)': the power average of that width, from snapshots
-  c.sample.bad = ''           # autoguidance: leads away from this work directory's weights, 'runs/x' or 'runs/x@600' of an earlier step
-  c.sample.classifier = ''    # work directory of configs/noisy_classifier.py, for config.guide='classifier'
-  c.sample.show = 'film'      # besides the grid, of: film, gif, noising, interpolation, comparison; or all
-
-  # Editing your own pictures, with --mode=edit.
-  c.edit = ml_collections.ConfigDict()
-  c.edit.task = 'inpaint'     # inpaint, repaint, outpaint, img2img, invert, interpolate, colourise, upscale
-  c.edit.picture = ''         # the file, any format, of the model's size
-  c.edit.mask = ''            # inpaint, repaint: a file of the same size, white where the picture is painted anew
-  c.edit.second = ''          # interpolate: the other picture
-  c.edit.resize = False       # scale and crop pictures of another size
-  c.edit.number = 4           # variants; of an interpolation, pictures on the way
-  c.edit.classes = ''         # what is painted: '' no class; 'hero, food' in turn; of an interpolation, of the first and the second
-  c.edit.source = ''          # invert: the class of the picture as it is; '' no class
-  c.edit.strength = .6        # img2img: 0 the picture as it is, 1 nothing of it
-  c.edit.factor = 2           # upscale: by how much the model's pictures are larger
-  c.edit.shift = (0, 0)       # outpaint: pixels by which the picture is moved down and to the right
-  c.edit.jump = 5             # repaint, outpaint: steps in a way down and up again
-  c.edit.repeats = 5          # repaint, outpaint: times that each is gone; 1 is inpaint
-  c.edit.seed = 1             # not that of sampling: its noises would paint a picture of yours that they have made just as it was
-
-  # Evaluation, with --mode=evaluate.
-  c.evaluate = ml_collections.ConfigDict()
-  c.evaluate.what = 'loss, samples, bound, ode'  # of: loss (held-out), samples (distances to the data), bound and ode (bits per dimension)
-  c.evaluate.number = 500         # samples drawn as config.sampler, config.grid and config.guidance say, of classes as in the data (or config.sample.classes)
-  c.evaluate.features = 'own'     # own (a classifier trained on this data, kept for the next time), inception(path), dinov2(path), clip(path)
-  c.evaluate.split = 'train'      # the reference: train or heldout
-  c.evaluate.statistics = ''      # .npz with mu and sigma, as FID tools write it, to compare the features of samples with in fd and fd_infinity
-  c.evaluate.likelihood_number = 64  # held-out pictures whose likelihood is computed
-  c.evaluate.seed = 1             # of the samples and of all that is drawn to measure them
-  c.evaluate.folder = ''          # where it is written; '' a new, numbered folder under evaluations/
-  c.evaluate.at_end = False       # whether training ends with it
-  c.evaluate.every = 0            # steps between the points of a small curve of fd_infinity during training; 0: none
-  c.evaluate.curve_number = 128   # samples of a point of that curve
+  # Devices and input; none of these changes the numbers beyond rounding.
+  c.fsdp = 1                   # devices that share one copy of the parameters, the optimizer state and the averages
+  c.grad_accumulation = 1      # parts into which a batch is split, one after the other: less memory, the same update
+  c.data_workers = 0           # processes that read and decode images of stream=True data; 0: a thread
+  c.on_save_error = 'stop'     # when a checkpoint cannot be written: 'stop', or 'continue' with the older ones and a warning
 
   # What is written and when, in steps.
   c.log_every = 50
-  c.heldout_every = 300
+  c.val_every = 300
+  c.val_samples = 512          # held-out images in the validation loss during training
   c.sample_every = 600
   c.save_every = 300
-  c.heldout_number = 512      # held-out pictures in the loss that is followed during training
-  c.keep = 2                  # newest checkpoints that stay
-  c.keep_every = 0            # steps that divide by it stay as well; 0: none do
-  return c
+  c.keep_last = 2              # newest checkpoints that are kept
+  c.keep_every = 0             # checkpoints at multiples of it are kept as well; 0: none
+
+
+def _sample(c):
+  c.sampler = 'best'           # on `trailing` grids the one of least error; ddim(eta), ddpm(variance), heun, unipc(order), .. (samplers/)
+  c.grid = 'trailing(50)'      # noise levels that are visited: trailing, karras, angle, times([..]), .. (core/grids.py)
+  c.guide = 'cfg(2)'           # left to right, such as 'cfg(2, lo=-3, hi=4) | rescale(.7)'; cfg(2, negative=weapon), apg(2),
+                               # autoguidance(runs/x@600, 2), classifier(runs/noisy_classifier, 2); '' none
+  c.clip_x0 = True             # keep x0 in [-1, 1] while sampling
+  s = ml_collections.ConfigDict()
+  s.num_samples = 48
+  s.classes = ''               # '' all in turn; 'hero, food'; 'none' for unconditional
+  s.class_mix = ''             # one condition for all samples, a weighted sum such as '0.5 * hero + 0.5 * food'
+  s.seed = 0                   # sample k is the same for any number of samples and any batch
+  s.batch = 48
+  s.params = 'ema'             # ema, raw, one of config.extra_emas, or 'posthoc(.07)': the power average of that width, from snapshots
+  s.show = 'film'              # besides the page, any of: film, gif, noising, interpolation, comparison; or all
+  return s
+
+
+def _edit():
+  """Editing your own images, with --mode=edit."""
+  e = ml_collections.ConfigDict()
+  e.task = 'inpaint'           # inpaint, repaint, outpaint, img2img, invert, interpolate, colourise, upscale
+  e.image = ''                 # the file, any format, of the model's size
+  e.mask = ''                  # inpaint, repaint: a file of the same size, white where the image is repainted
+  e.target = ''                # interpolate: the other image
+  e.resize = False             # scale and crop images of another size
+  e.num_samples = 4            # variants; for interpolate, images along the way
+  e.classes = ''               # of the result: '' unconditional; 'hero, food' in turn; for interpolate, of the first and the second image
+  e.source_class = ''          # invert: class of the input image; '' unconditional
+  e.strength = .6              # img2img: 0 keeps the image, 1 keeps nothing of it
+  e.factor = 2                 # upscale: how many times larger the model's images are
+  e.shift = (0, 0)             # outpaint: pixels by which the image is moved down and to the right
+  e.jump = 5                   # repaint, outpaint: steps down before going up again
+  e.repeats = 5                # repaint, outpaint: times each of these is repeated; 1 is inpaint
+  e.seed = 1                   # different from sample.seed, whose noise would reproduce an image that the model drew itself
+  return e
+
+
+def _evaluate():
+  """Evaluation, with --mode=evaluate."""
+  e = ml_collections.ConfigDict()
+  e.parts = 'loss, samples, bound, ode'  # loss (held-out), samples (distances to the data), bound and ode (bits per dimension)
+  e.num_samples = 500          # drawn with config.sampler, config.grid and config.guide, classes as in the data (or config.sample.classes)
+  e.features = 'own'           # own (a classifier trained on this data, cached), inception(path), dinov2(path), clip(path)
+  e.split = 'train'            # the reference: train or heldout
+  e.statistics = ''            # .npz with mu and sigma, as FID tools write it, as reference of fd and fd_infinity
+  e.likelihood_samples = 64    # held-out images whose likelihood is computed
+  e.seed = 1                   # of the samples and of everything drawn to measure them
+  e.folder = ''                # output folder; '' a new, numbered folder under evaluations/
+  e.at_end = False             # whether training ends with an evaluation
+  e.every = 0                  # steps between points of a small fd_infinity curve during training; 0: none
+  e.curve_samples = 128        # samples per point of that curve
+  return e
 
 
 def filled(config):
-  """A stored config with the settings that have come since, at their defaults; its sampler stays what it was."""
+  """A stored config with the keys of this version; settings that came later are at their defaults.
+
+  Raises:
+    AttributeError, KeyError: a key that no version has.
+  """
   complete = default()
-  complete.update(config)
+  complete.update(migrated(config if isinstance(config, dict) else config.to_dict()))
   return complete
 
 
 def variant(config, name, **variants):
-  """The recipe as asked for after the colon: '' as it is, 'tiny' for seconds, or one of its own variants (functions of the config).
+  """The variant of a recipe after the colon: '' as it is, 'tiny' for seconds, or one of its own (functions of the config).
 
   Raises:
     InputError: a variant that the recipe does not have.
@@ -133,13 +148,13 @@ def tiny(c):
   if c.data.startswith('sprites'):
     c.data = 'sprites(size=16, n=256)'
   c.net = c.net.split('(')[0] + '(channels=16, multipliers=(1, 2), blocks=1, attention=())'
-  c.batch, c.steps, c.warmup = 16, 8, 2
-  c.fsdp = c.accumulate = 1
-  c.workers = 0
+  c.batch, c.steps, c.lr_schedule = 16, 8, c.lr_schedule.split('(')[0] + '(warmup=2)'
+  c.fsdp = c.grad_accumulation = 1
+  c.data_workers = 0
   c.grid = c.grid.split('(')[0] + '(4)'
-  c.log_every = c.heldout_every = c.sample_every = c.save_every = 4
-  c.heldout_number = 16
-  c.sample.number, c.sample.batch = 12, 12
-  c.evaluate.number = c.evaluate.curve_number = 16
-  c.evaluate.features, c.evaluate.likelihood_number = 'own(20)', 4
+  c.log_every = c.val_every = c.sample_every = c.save_every = 4
+  c.val_samples = 16
+  c.sample.num_samples, c.sample.batch = 12, 12
+  c.evaluate.num_samples = c.evaluate.curve_samples = 16
+  c.evaluate.features, c.evaluate.likelihood_samples = 'own(20)', 4
   return c

@@ -1,33 +1,57 @@
-"""Whether a config fits together: everything that can be told without the data, before anything is built."""
+"""Whether a config fits together: everything that can be told without the data. The parts that it names are built once, here."""
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from diffusion.core import gaussian
-from diffusion.core.gaussian import take
+from diffusion.core.gaussian import Noise, take
 from diffusion.errors import InputError
-from diffusion.setup import specs
-from diffusion.setup.choices import CHOICES, make, parse_averages
+from diffusion.samplers import Sampler
+from diffusion.setup import guide, specs
+from diffusion.setup.choices import make, parse_emas
+from diffusion.tasks import Task
 
-COUNTS = ('fsdp', 'accumulate', 'batch', 'steps', 'log_every', 'heldout_every', 'heldout_number', 'sample_every', 'save_every', 'keep')  # at least 1
-RANGES = dict(condition_dropout=(0, 1), ema=(0, 1), learning_rate=(0, np.inf), weight_decay=(0, np.inf), clip_norm=(0, np.inf), warmup=(0, np.inf),
-              uncertainty=(0, np.inf), keep_every=(0, np.inf), snapshot_every=(0, np.inf), workers=(0, 256), seed=(0, 2 ** 31), beta2=(0, .99999999), guidance=(-np.inf, np.inf))
+COUNTS = ('fsdp', 'grad_accumulation', 'batch', 'steps', 'log_every', 'val_every', 'val_samples', 'sample_every', 'save_every', 'keep_last')
+RANGES = dict(condition_dropout=(0, 1), ema_decay=(0, 1), learning_rate=(0, np.inf), grad_clip=(0, np.inf), logvar_channels=(0, np.inf),
+              keep_every=(0, np.inf), snapshot_every=(0, np.inf), data_workers=(0, 256), seed=(0, 2 ** 31))
+
+
+class Parts(NamedTuple):
+  """What a config names, as objects that need no data."""
+  task: Task
+  schedule: Any
+  levels: Noise      # the sampling grid
+  sampler: Sampler
+  target: Any        # noise -> Target
+  timesteps: Any
+  loss_weight: Any
+  loss_type: Any
+  noise_type: Any
+  variance: Any
+  guide: guide.Guide
+  optimizer: Any     # (rate, mask) -> optax transformation
+  lr_schedule: Any   # (peak, steps) -> step -> rate
+  emas: tuple        # (name, step -> decay) of config.extra_emas
 
 
 def check(config):
-  """Raises InputError for whatever does not fit, as far as it can be told without the data: call it before reading them."""
-  _numbers(config)
+  """The Parts of a config; raises InputError for whatever does not fit: call it before the data are read."""
+  _check_numbers(config)
   schedule = make('schedule', config.schedule)
-  levels = grid(config, schedule)
-  _process(config, schedule, levels)
-  for field in ('task', 'draw', 'weight', 'error', 'noise', 'variance', 'sampler'):
-    make(field, config[field], schedule=schedule, levels=levels)
+  levels = make_grid(config, schedule)
+  _check_process(config, schedule, levels)
+  build = lambda field: make(field, config[field], schedule=schedule, levels=levels)
+  parts = Parts(build('task'), schedule, levels, build('sampler'), make('predict', config.predict), build('timesteps'),
+                build('loss_weight'), build('loss_type'), build('noise_type'), build('variance'), guide.parse(config.guide),
+                build('optimizer'), build('lr_schedule'), parse_emas(config.extra_emas))
   make('net', config.net, classes=2)
-  _training(config)
-  guidance_stack(config)(None, None)
-  _sampling(config)
+  _check_training(config, parts)
+  _check_sampling(config, parts)
+  return parts
 
 
-def grid(config, schedule):
-  """The levels that config.grid visits."""
+def make_grid(config, schedule):
+  """The noise levels that config.grid visits."""
   try:
     return make('grid', config.grid)(schedule)
   except InputError as error:
@@ -49,39 +73,24 @@ def learns_schedule(config):
   return spec_name(config, 'schedule') == 'learned'
 
 
-def guides(config):
-  """The names in the stack of config.guide."""
-  return [specs.parse(part)[0] for part in config.guide.split('|')]
-
-
-def guidance_stack(config):
-  """(cond, null, log_prob=None) -> Denoise: the transforms of config.guide, from left to right."""
-  def stacked(cond, null, log_prob=None):
-    told = cond
-    for part in config.guide.split('|'):
-      told = make('guide', part, guided=told, denoise=told, cond=cond, plain=cond, null=null, scale=config.guidance, log_prob=log_prob)
-    return told
-  return stacked
-
-
-def _numbers(config):
+def _check_numbers(config):
   for field in COUNTS:
     if config[field] < 1:
       raise InputError(f'config.{field}={config[field]}: expected at least 1')
   for field, (low, high) in RANGES.items():
     if not low <= config[field] <= high or not np.isfinite(config[field]):
       raise InputError(f'config.{field}={config[field]}: expected a number from {low} to {high}')
-  if config.decay not in CHOICES['decay']:
-    raise InputError(f'config.decay={config.decay!r}: {specs.unknown(config.decay, CHOICES["decay"])}')
+  if config.on_save_error not in ('stop', 'continue'):
+    raise InputError(f"config.on_save_error={config.on_save_error!r}: expected 'stop' or 'continue'")
 
 
-def _process(config, schedule, levels):
-  """The parameterisation must be solvable where sampling starts and on every row of a table, and scale its input where the data is not."""
-  row = make('predict', config.predict)
+def _check_process(config, schedule, levels):
+  """The target must be solvable where sampling starts and on every row of a table, and scale its input where the data is not."""
+  target = make('predict', config.predict)
   visited = [take(levels, 0)] + ([] if callable(schedule) else [take(schedule, -1)])
   with np.errstate(divide='ignore'):
-    lost = [gaussian.determinant(row(level), level) == 0 for level in visited]
-  if any(lost):
+    unsolvable = [gaussian.determinant(target(level), level) == 0 for level in visited]
+  if any(unsolvable):
     raise InputError(f"config.predict={config.predict!r} says nothing about x0 where config.schedule={config.schedule!r} has no signal "
                      "left; use 'v', 'x0' or 'flow'")
   exploding = bool(np.all(levels.alpha == 1))
@@ -90,51 +99,38 @@ def _process(config, schedule, levels):
                      "schedule 'edm' (alpha = 1, its input needs scaling) belong together")
 
 
-def _expect(config, why, **plain):
-  """Raises InputError where a field is not at the only value that goes with something else."""
-  odd = [field for field, value in plain.items() if (spec_name(config, field) if isinstance(value, str) else config[field]) != value]
+def _expect(config, reason, **values):
+  """Raises InputError where a field is not at the only value that goes with another setting."""
+  odd = [field for field, value in values.items() if (spec_name(config, field) if isinstance(value, str) else config[field]) != value]
   if odd:
-    raise InputError(f'{why}; set ' + ', '.join(f'config.{field}={plain[field]!r}' for field in odd))
+    raise InputError(f'{reason}; set ' + ', '.join(f'config.{field}={values[field]!r}' for field in odd))
 
 
-def _training(config):
-  if config.save_failure not in ('stop', 'go on'):
-    raise InputError(f"config.save_failure={config.save_failure!r}: expected 'stop' or 'go on'")
-  kept = [name for name, _ in parse_averages(config.averages)]
-  if config.snapshot_every and not any(name.startswith('power') for name in kept):
-    raise InputError(f'config.snapshot_every={config.snapshot_every} keeps power averages for later, and config.averages={config.averages!r} has none; '
-                     "set config.averages='power(.05) | power(.1)'")
-  if config.accumulate > 1 and (learns_schedule(config) or spec_name(config, 'draw') == 'loss_aware'):
-    raise InputError(f"config.accumulate={config.accumulate} does not work with config.schedule='learned' or config.draw='loss_aware', "
-                     'which look at the whole batch at once; set it to 1')
+def _check_training(config, parts):
+  loss_aware = spec_name(config, 'timesteps') == 'loss_aware'
+  if config.snapshot_every and not any(name.startswith('power') for name, _ in parts.emas):
+    raise InputError(f'config.snapshot_every={config.snapshot_every} keeps power averages for later, and '
+                     f"config.extra_emas={config.extra_emas!r} has none; set config.extra_emas='power(.05) | power(.1)'")
+  if config.grad_accumulation > 1 and (learns_schedule(config) or loss_aware):
+    raise InputError(f"config.grad_accumulation={config.grad_accumulation} does not work with config.schedule='learned' or "
+                     "config.timesteps='loss_aware', which need the whole batch at once; set it to 1")
   if is_classifier(config):
-    _expect(config, f'config.net={config.net!r}: a classifier has no use for what is set', uncertainty=0, self_condition=False, variance='fixed',
-            noise='plain', error='mse')
-    if learns_schedule(config) or spec_name(config, 'draw') == 'loss_aware':
-      raise InputError("a classifier takes neither config.schedule='learned' nor config.draw='loss_aware'")
+    _expect(config, f'config.net={config.net!r}: a classifier does not use some of the settings', logvar_channels=0, self_condition=False,
+            variance='fixed', noise_type='gaussian', loss_type='mse')
+    if learns_schedule(config) or loss_aware:
+      raise InputError("a classifier takes neither config.schedule='learned' nor config.timesteps='loss_aware'")
   if learns_schedule(config):
-    _expect(config, "config.schedule='learned' is trained by the variational bound", weight='vlb', draw='stratified', variance='fixed', error='mse',
-            noise='plain', uncertainty=0)
-  if config.uncertainty and spec_name(config, 'draw') == 'loss_aware':
-    raise InputError("config.draw='loss_aware' follows the loss, which config.uncertainty makes the same at every level; use one of them")
+    _expect(config, "config.schedule='learned' is trained by the variational bound", loss_weight='vlb', timesteps='stratified',
+            variance='fixed', loss_type='mse', noise_type='gaussian', logvar_channels=0)
+  if config.logvar_channels and loss_aware:
+    raise InputError("config.timesteps='loss_aware' follows the loss, which config.logvar_channels makes equal at every level; use one of them")
 
 
-def _sampling(config):
+def _check_sampling(config, parts):
   if spec_name(config, 'variance') == 'fixed' and spec_name(config, 'sampler') == 'ddpm' and 'learned' in config.sampler:
     raise InputError(f"config.sampler={config.sampler!r} needs a model that has learned its variance: train with config.variance='learned'")
   if config.self_condition and spec_name(config, 'sampler') == 'adaptive':
-    raise InputError("config.sampler='adaptive' has no last estimate to tell a self-conditioned network; use best or heun")
-  makers = [i for i, guide in enumerate(guides(config)) if guide in ('cfg', 'apg')]
-  if makers not in ([], [0]):
-    raise InputError(f'config.guide={config.guide!r}: cfg or apg comes first, and once; what stands before it would be lost')
-  for guide, args, kwargs in map(specs.parse, config.guide.split('|')):
-    if guide in ('cfg', 'apg') and (args or 'scale' in kwargs):
-      raise InputError(f'config.guide={config.guide!r}: the scale is config.guidance; name the other arguments, as in {guide}(lo=-3, hi=4)')
-  if (config.guidance != 1 or config.sample.bad) and not makers and 'classifier' not in guides(config):
-    raise InputError(f'config.guide={config.guide!r} has no use for config.guidance={config.guidance:g}: begin it with cfg or apg')
-  if config.negative and (config.guidance == 1 or not makers or config.sample.bad or config.sample.classifier):
-    raise InputError(f'config.negative={config.negative!r} is what cfg or apg leads away from: at a config.guidance other than 1, and without '
-                     'config.sample.bad or config.sample.classifier')
-  if config.guidance != 1 and not config.condition_dropout and not config.sample.bad and not is_classifier(config):
-    raise InputError(f'config.guidance={config.guidance:g} needs a model that has learned to do without its condition: '
-                     'set config.condition_dropout above 0, or config.guidance=1')
+    raise InputError("config.sampler='adaptive' keeps no last estimate for a self-conditioned network; use best or heun")
+  if parts.guide.doubles and not parts.guide.start.negative and not config.condition_dropout and not is_classifier(config):
+    raise InputError(f'config.guide={config.guide!r} needs a model that has learned to do without its condition: '
+                     "set config.condition_dropout above 0, or config.guide='' for no guidance")

@@ -81,15 +81,15 @@ def open_checkpoints(directory, keep=2, keep_every=None, on_failure='stop') -> C
     directory: local or gs://.
     keep: how many of the newest steps stay; an older one goes only when a newer one is complete.
     keep_every: steps that divide by it stay as well.
-    on_failure: where a step cannot be written: 'stop' raises InputError; 'go on' logs one line, and the next
+    on_failure: where a step cannot be written: 'stop' raises InputError; 'continue' logs one line, and the next
       save tries again.
   Raises:
     InputError: keep < 1, or another on_failure.
   """
   if keep < 1:
     raise InputError(f'keep must be at least 1 checkpoint, got {keep}')
-  if on_failure not in ('stop', 'go on'):
-    raise InputError(f"a save that fails can 'stop' or 'go on', got {on_failure!r}")
+  if on_failure not in ('stop', 'continue'):
+    raise InputError(f"a save that fails can 'stop' or 'continue', got {on_failure!r}")
   # Orbax wants absolute paths; resolve() would mangle gs://bucket.
   root = epath.Path(directory if '://' in str(directory) else os.path.abspath(directory))
   damaged = {}  # step -> what is wrong with it

@@ -202,7 +202,7 @@ def _doubled(start, end):
 
 
 def _told(way, now):
-  words = (f'config.accumulate={way[0]}', 'remat=True in config.net', f'config.fsdp={way[2]}')
+  words = (f'config.grad_accumulation={way[0]}', 'remat=True in config.net', f'config.fsdp={way[2]}')
   return ' with '.join(word for word, new, old in zip(words, way, now) if new != old)
 
 

@@ -88,7 +88,7 @@ def open_board(directory, step):
 
 
 def warn_only(write):
-  """The same function, of which an InputError is one line of warning and not the end: for config.save_failure='go on'."""
+  """The same function, of which an InputError is one line of warning and not the end: for config.on_save_error='continue'."""
   def tried(*args):
     try:
       return write(*args)

@@ -107,5 +107,5 @@ def check_batch(name, size, mesh, accumulate=1):
   unit = mesh.size * accumulate
   if size < 1 or size % unit:
     near = max(unit, round(size / unit) * unit)
-    parts = f' in config.accumulate={accumulate} parts' if accumulate > 1 else ''
+    parts = f' in config.grad_accumulation={accumulate} parts' if accumulate > 1 else ''
     raise InputError(f'{name}={size} does not divide over {mesh.size} devices{parts}; use a multiple of {unit} such as {near}')

@@ -51,7 +51,7 @@ def abstract_batch(run):
 def make_train_step(run):
   """The compiled step: (state, batch, key) -> (state, metrics). The state is donated."""
   step = partial(train_step, encode=run.task.encode, loss=run.loss, optimizer=run.optimizer, ema=run.ema,
-                 averages=tuple(decay for _, decay in run.averages), accumulate=run.plan.accumulate)
+                 averages=tuple(decay for _, decay in run.averages), accumulate=run.plan.grad_accumulation)
   places = jax.tree.map(lambda a: a.sharding, abstract_state(run))
   return jax.jit(step, donate_argnums=0, out_shardings=(places, sharding.replicated(run.mesh)))
 
@@ -81,7 +81,7 @@ def summarise(window, end):
   for i, metrics in enumerate(window):
     if not (np.isfinite(metrics['loss']) and np.isfinite(metrics['grad_norm'])):
       raise InputError(f'the loss is {metrics["loss"]} and the gradient norm {metrics["grad_norm"]} at step {end - len(window) + i}; '
-                       'training stopped, and the last good checkpoint is kept: lower config.learning_rate or set config.clip_norm')
+                       'training stopped, and the last good checkpoint is kept: lower config.learning_rate or set config.grad_clip')
   error, count = (sum(metrics[name] for metrics in window) for name in ('error', 'count'))
   bins = {name: e / c for name, e, c in zip(bin_names(), error, count) if c}
   return {name: float(np.mean([metrics[name] for metrics in window])) for name in ('loss', 'grad_norm')} | bins
@@ -181,14 +181,14 @@ def fit(run, source, state, checkpoints, log, meta, look, curve=None, snapshots=
   plan, key, step_fn, start = run.plan, jax.random.key(run.plan.seed), step_fn or make_train_step(run), int(state.step)
   measures = [curve] if curve else []
   if len(source.heldout.images):
-    measures.insert(0, (plan.heldout_every, make_heldout_loss(run, source.heldout, plan.heldout_number)))
+    measures.insert(0, (plan.val_every, make_heldout_loss(run, source.heldout, plan.val_samples)))
   told = (plan.log_every, plan.save_every, *(every for every, _ in measures), *([plan.snapshot_every] if snapshots else []))
   window, bar, clock = [], progress(plan.steps, start, plan.batch) if multihost.is_main() else no_progress(), time.monotonic()
   # One step in flight on CPU, where simulated devices share the threads; one more in the queue elsewhere.
   ahead = 1 if jax.default_backend() == 'cpu' else 2
   vote, slow = votes(run.mesh, ahead - 1), False
   batches = feed(source.train, plan.batch, plan.seed, start, plan.steps, sharding.local_rows(run.mesh, plan.batch),
-                 partial(sharding.put_rows, mesh=run.mesh, size=plan.batch), plan.workers)
+                 partial(sharding.put_rows, mesh=run.mesh, size=plan.batch), plan.data_workers)
   with (stop_requests() as asked, contextlib.closing(bar), _finishing(checkpoints, *([snapshots] if snapshots else [])), contextlib.closing(batches),
         trace(*profile) as profiled):
     for done in range(start + 1, plan.steps + 1):
@@ -214,7 +214,7 @@ def fit(run, source, state, checkpoints, log, meta, look, curve=None, snapshots=
         log.scalars(done, values)
         if values['data_wait'] > .1 and done > start + plan.log_every and not slow:
           slow = True  # said once
-          logging.warning('%.0f %% of the time goes by waiting for data: raise config.workers, or put the data nearer', 100 * values['data_wait'])
+          logging.warning('%.0f %% of the time goes by waiting for data: raise config.data_workers, or put the data nearer', 100 * values['data_wait'])
       bar.update(done, values.get('loss'))
       if snapshots and due(plan.snapshot_every):
         snapshots.save(done, state.averages, meta)

@@ -10,7 +10,7 @@ import numpy as np
 from diffusion.core.ema import weights_of
 from diffusion.errors import InputError
 from diffusion.setup import specs
-from diffusion.setup.choices import parse_averages
+from diffusion.setup.choices import parse_emas
 from diffusion.system.checkpoint import open_checkpoints
 
 GOOD, POOR = .01, .1  # residuals of the profile; the weights come ten times nearer (measured: .0085 gives 6e-4)
@@ -43,7 +43,7 @@ def posthoc(workdir, abstract, averages_text, sigma_rel, step=None):
   Args:
     workdir: of the training; the snapshots are in its folder snapshots/.
     abstract: tree of ShapeDtypeStruct of the parameters, with shardings if wanted.
-    averages_text: config.averages of the training.
+    averages_text: config.extra_emas of the training.
     sigma_rel: wanted width, in (0, 0.2887).
     step: of the training at which the average ends; None: the last snapshot's.
   Returns:
@@ -51,11 +51,11 @@ def posthoc(workdir, abstract, averages_text, sigma_rel, step=None):
   Raises:
     InputError: no power average in the training, no snapshots, a step after the last, a width out of reach.
   """
-  kinds = [specs.parse(name) for name, _ in parse_averages(averages_text)]
+  kinds = [specs.parse(name) for name, _ in parse_emas(averages_text)]
   powers = {i: args[0] for i, (kind, args, _) in enumerate(kinds) if kind == 'power'}
   if not powers:
-    raise InputError(f'config.averages={averages_text!r} has no power average to start from; train with '
-                     "config.averages='power(0.05) | power(0.1)' and config.snapshot_every above 0")
+    raise InputError(f'config.extra_emas={averages_text!r} has no power average to start from; train with '
+                     "config.extra_emas='power(0.05) | power(0.1)' and config.snapshot_every above 0")
   checkpoints = open_checkpoints(epath.Path(workdir) / 'snapshots')
   steps = [at for at in checkpoints.steps() if at > 0]
   if not steps:

@@ -35,7 +35,7 @@ def forecast(run, config):
   state, mesh = abstract_state(run), run.mesh
   device, options = mesh.local_devices[0], parse(config.net)[2]
   step, there = make_train_step(run), flops.memory_there(device)
-  advise = lambda needed, there: flops.advice(needed, there, run.plan.batch, mesh.size, config.fsdp, config.accumulate,
+  advise = lambda needed, there: flops.advice(needed, there, run.plan.batch, mesh.size, config.fsdp, config.grad_accumulation,
                                               bool(options.get('remat')), bytes_of(state))
   try:
     needed = flops.memory_needed(step.lower(state, *abstract_batch(run)).compile())
@@ -46,7 +46,7 @@ def forecast(run, config):
   each, number = flops_per_image(run), sum(a.size for a in jax.tree.leaves(state.params))
   shape = f'{mesh.shape["data"]} x {mesh.shape["fsdp"]}' if mesh.shape['fsdp'] > 1 else str(mesh.size)
   hosts = f' of {jax.process_count()} processes' if jax.process_count() > 1 else ''
-  parts = f' in {config.accumulate} parts' if config.accumulate > 1 else ''
+  parts = f' in {config.grad_accumulation} parts' if config.grad_accumulation > 1 else ''
   lines = dict(
     devices=f'{shape} {device.device_kind}{" (data x fsdp)" if mesh.shape["fsdp"] > 1 else ""}{hosts}, '
             f'{run.plan.batch // mesh.size} pictures of each batch on each{parts}',

@@ -14,7 +14,7 @@ class TrainState(NamedTuple):
   ema: Any         # averaged parameters
   opt_state: Any
   memory: Any = ()  # what the draw of times remembers of the losses: () or one array in a tuple
-  averages: Any = ()  # more averaged copies, one for each of config.averages
+  averages: Any = ()  # more averaged copies, one for each of config.extra_emas
 
 
 def init_state(params, optimizer, memory=(), averages=0):

@@ -52,7 +52,7 @@ LIMIT = 120  # seconds without a sign of life
 def experiment(steps):
   """A matrix that learns to tell pictures from noise: a real Experiment but for its network and loss."""
   config = tiny(default())
-  config.update(dict(net='unet(channels=8, multipliers=(1,), blocks=1, attention=())', guidance=1., decay='constant',
+  config.update(dict(net='unet(channels=8, multipliers=(1,), blocks=1, attention=())', guide='', lr_schedule='constant(warmup=2)',
                      batch=4, steps=steps, save_every=SAVE_EVERY, log_every=1, sample_every=steps))
 
   def init(key):

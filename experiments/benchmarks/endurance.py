@@ -49,8 +49,8 @@ def settings(steps, every):
   config = tiny(default())
   config.update(dict(
     data='digits', net='unet(channels=8, multipliers=(1,), blocks=1, attention=())', batch=16, steps=steps,
-    log_every=max(1, every // 10), save_every=every, heldout_every=every, sample_every=every, decay='constant'))
-  config.evaluate.every, config.evaluate.curve_number = every, 16
+    log_every=max(1, every // 10), save_every=every, val_every=every, sample_every=every, lr_schedule='constant(warmup=2)'))
+  config.evaluate.every, config.evaluate.curve_samples = every, 16
   return config
 
 

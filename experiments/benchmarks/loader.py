@@ -5,7 +5,7 @@ r"""Images per second that reach the devices: from memory, and read from the dis
   python -m experiments.benchmarks.loader --tfds=fashion_mnist --data_dir=DIR  also a data set that TFDS has prepared
 
 It writes its own pictures, PNG and JPEG, into a temporary folder. Nobody takes the batches to work on them, so this is
-what the loader can do at most: where config.workers processes have cores of their own, a network that is slower than
+what the loader can do at most: where config.data_workers processes have cores of their own, a network that is slower than
 this never waits. The system keeps the files in its cache, so the disk itself is not measured. The result is a
 Markdown table on stdout.
 """

@@ -30,7 +30,7 @@ def main():
   from diffusion.evaluation.metrics import frechet, gaussian_stats, measure
   from diffusion.evaluation.metrics.features import extract_all
   config, number = default(), options.number
-  config.guidance, config.sampler = 1., 'ddim'
+  config.guide, config.sampler = '', 'ddim'
   data = build.load_data(config)
   run = build.build(config, data.train.images.shape[1:], data.train.classes, sharding.make_mesh())
   params = jax.device_put(run.init(jax.random.key(0)), sharding.replicated(run.mesh))

@@ -27,7 +27,7 @@ def _checked(axes):
 def grid_search(**axes):
   """Yields every combination of the values of some axes, the last axis fastest.
 
-    grid_search(schedule=['linear', 'cosine'], predict=[{'config.predict': 'eps', 'config.weight': 'one'}, 'v'])
+    grid_search(schedule=['linear', 'cosine'], predict=[{'config.predict': 'eps', 'config.loss_weight': 'one'}, 'v'])
 
   Args:
     axes: lists of values. A value that is a dict holds overrides, so that settings which belong together move together and settings

@@ -25,6 +25,7 @@ from diffusion.errors import InputError
 from diffusion.evaluation.metrics import record
 from diffusion.setup import specs
 from diffusion.setup.config import default, filled
+from diffusion.setup.migrate import answer
 from diffusion.system.files import write_atomic
 
 MODES = ('train', 'evaluate')
@@ -149,7 +150,8 @@ def put(config, key, value):
   """
   names = flat(config)
   if key not in names:
-    raise InputError(f'setting {key!r}: {specs.unknown(key, list(names))[:300]}; diffusion/setup/config.py lists them all')
+    old = answer(key)
+    raise InputError(f'setting {key!r}: {old or specs.unknown(key, list(names))[:300]}; diffusion/setup/config.py lists all settings')
   *sections, last = key.split('.')[1:]
   for section in sections:
     config = config[section]

@@ -218,7 +218,7 @@ def test_worker_processes_read_the_same_and_leave_nothing(folder):
   for _ in range(20):
     source.next()
   both[0].kill()
-  with pytest.raises(InputError, match='process that reads pictures has died.*config.workers'):
+  with pytest.raises(InputError, match='process that reads pictures has died.*config.data_workers'):
     for _ in range(20):
       source.next()
   source.close()

@@ -16,7 +16,7 @@ SAMPLES = {'fd_infinity', 'fd', 'kid', 'precision', 'recall', 'density', 'covera
 
 def test_an_evaluation_measures_what_is_asked_for_and_keeps_how_it_was_done(trained, command, tmp_path):
   options = ('--mode=evaluate', f'--workdir={trained}', DATA, f'--config.evaluate.folder={tmp_path / "e"}',
-             '--config.evaluate.what=loss, samples, bound', '--config.evaluate.features=own(5)')  # the other likelihood is in test_evaluate.py
+             '--config.evaluate.parts=loss, samples, bound', '--config.evaluate.features=own(5)')  # the other likelihood is in test_evaluate.py
   done = command(*options)
   assert done.returncode == 0, done.stderr
   made = record.read(tmp_path / 'e' / 'evaluation.json')
@@ -40,12 +40,12 @@ def test_an_evaluation_measures_what_is_asked_for_and_keeps_how_it_was_done(trai
   before = (tmp_path / 'e' / 'evaluation.json').read_bytes()
   again = command(*options)
   assert again.returncode == 0 and 'is there already' in again.stdout
-  refused(command(*options, '--config.evaluate.number=17'), 'other settings', 'evaluate.folder')
+  refused(command(*options, '--config.evaluate.num_samples=17'), 'other settings', 'evaluate.folder')
   assert (tmp_path / 'e' / 'evaluation.json').read_bytes() == before
 
 
 def test_a_run_can_follow_its_distance_and_end_with_an_evaluation(command, tmp_path):
-  done = command(COSINE, DATA, f'--workdir={tmp_path}', '--config.evaluate.every=4', '--config.evaluate.at_end=True', '--config.evaluate.what=samples',
+  done = command(COSINE, DATA, f'--workdir={tmp_path}', '--config.evaluate.every=4', '--config.evaluate.at_end=True', '--config.evaluate.parts=samples',
                  '--config.evaluate.features=own(5)')
   assert done.returncode == 0, done.stderr
   lines = read_metrics(tmp_path / 'metrics.jsonl')
@@ -56,7 +56,7 @@ def test_a_run_can_follow_its_distance_and_end_with_an_evaluation(command, tmp_p
 
 def test_mistakes_in_evaluation_are_one_line(trained, command):
   evaluate = lambda *words: command('--mode=evaluate', f'--workdir={trained}', *words)
-  refused(evaluate('--config.evaluate.what=likeness'), 'likeness', 'samples')
+  refused(evaluate('--config.evaluate.parts=likeness'), 'likeness', 'samples')
   refused(evaluate('--config.evaluate.features=inception(/absent.safetensors)'), '/absent.safetensors', '6726825d')
   refused(evaluate('--config.evaluate.features=owl'), "did you mean 'own'")
-  refused(evaluate('--config.evaluate.number=2'), 'at least 16')
+  refused(evaluate('--config.evaluate.num_samples=2'), 'at least 16')

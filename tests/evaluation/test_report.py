@@ -116,8 +116,8 @@ def test_a_curve_is_flat_when_its_last_points_are_no_better_than_the_error():
 
 def test_guided_sampling_counts_its_network_calls_twice():
   run, config = experiment(sampler='ddim', grid='trailing(4)')
-  for guidance, calls in ((1., 1), (2., 2)):
-    config.guidance = guidance
+  for guide, calls in (('', 1), ('cfg(2)', 2)):
+    config.guide = guide
     told = report.subject(run, config, {}, 8, 'w', {})
     assert told['evaluations'] == 4 and told['network_calls'] == 4 * calls
   assert told['config']['sampler'] == 'ddim' and told['step'] == 8
@@ -142,7 +142,7 @@ def likelihood(measure, schedule, number=40, cut=True):
   run = SimpleNamespace(mesh=sharding.make_mesh(devices=jax.devices()[:1]), schedule=schedule, classes=(), self_condition=False, task=image(), shape=(8, 8, 1),
                         plain=lambda params, cond: gaussian_denoiser(0., STD / 127.5))
   config = default()
-  config.evaluate.likelihood_number = number
+  config.evaluate.likelihood_samples = number
   pixels = Dataset(PIXELS, np.zeros(40, np.int32))
   return measure(run, config, {}, Source(pixels, pixels), *([bits.chain_start(run, config, {}, pixels)] if cut else []))
 

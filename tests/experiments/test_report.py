@@ -117,7 +117,7 @@ def test_a_column_holds_only_what_was_measured_alike(tmp_path):
 def test_a_model_that_was_trained_on_is_another_setting(tmp_path):
   for name, step in (('a', 5), ('b', 6)):
     folder = epath.Path(tmp_path) / 'trials' / name
-    trials.describe(trials.Trial(name, 'runs/x', {'config.guidance': 1.}, {'config.guidance': 1.}, [], folder, step, 'a1b2c3d4e5'))
+    trials.describe(trials.Trial(name, 'runs/x', {'config.guide': ''}, {'config.guide': ''}, [], folder, step, 'a1b2c3d4e5'))
     (folder / 'evaluation').mkdir()
     (folder / 'evaluation' / 'evaluation.json').write_text(json.dumps(json.loads(record(1.)) | dict(subject=dict(step=step))))
   assert [row['model'] for row in made(tmp_path)[1]] == ['step 5, a1b2c3d4', 'step 6, a1b2c3d4']

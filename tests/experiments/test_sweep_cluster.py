@@ -78,7 +78,7 @@ def test_a_host_of_tpus_for_each_trial(tmp_path):
 
 def test_a_model_of_this_machine_is_not_for_a_pod(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(trials, '_trained', lambda workdir: (trials._recipe('configs/cosine_ddim.py'), 5, 'a1'))
-  words = ['experiments/guidance.py', f'--workdir={tmp_path}', '--engine=jobset(image=i, bucket=gs://b/c)', '--only=guidance=1.0']
+  words = ['experiments/guidance.py', f'--workdir={tmp_path}', '--engine=jobset(image=i, bucket=gs://b/c)', '--only=guide=cfg(1)']
   assert run.main([*words, '--model=runs/cosine_ddim']) == 2
   assert '--model=runs/cosine_ddim is a folder of this machine' in capsys.readouterr().err and not (tmp_path / 'trials').exists()
   assert run.main([*words, '--model=gs://b/m']) == 0

@@ -34,11 +34,11 @@ def sweep_of(tmp_path, points, **constants):
 
 # ---- what to try
 def test_a_grid_is_every_combination_once():
-  axes = dict(schedule=['linear', 'cosine'], predict=[{'config.predict': 'eps', 'config.weight': 'one'}, 'v'], batch=[1, 2, 3])
+  axes = dict(schedule=['linear', 'cosine'], predict=[{'config.predict': 'eps', 'config.loss_weight': 'one'}, 'v'], batch=[1, 2, 3])
   points = list(search.grid_search(**axes))
   wanted = {(s, p, b) for s in ('linear', 'cosine') for p in ('eps', 'v') for b in (1, 2, 3)}
   assert {(p['config.schedule'], p['config.predict'], p['config.batch']) for p in points} == wanted and len(points) == 12
-  assert all(('config.weight' in p) == (p['config.predict'] == 'eps') for p in points)
+  assert all(('config.loss_weight' in p) == (p['config.predict'] == 'eps') for p in points)
   assert [p['config.batch'] for p in points] == [1, 2, 3] * 4
 
 
@@ -64,7 +64,7 @@ def test_axes_without_values(call):
 # ---- trials
 def test_a_trials_command_line_gives_the_config_that_was_checked(tmp_path, monkeypatch):
   """absl and ml_collections read the words as diffusion.main would."""
-  points = [{'config.schedule': "offset_cosine(min_signal=0.02, told='variance')", 'config.guidance': 1, 'config.clip': 'false', 'config.steps': 7,
+  points = [{'config.schedule': "offset_cosine(min_signal=0.02, told='variance')", 'config.learning_rate': 1, 'config.clip_x0': 'false', 'config.steps': 7,
              'config.edit.shift': (1, 2), 'config.sample.classes': 'hero, food'}]
   [trial] = trials.every(trials.load(sweep_of(tmp_path, points)), tmp_path, {'config.batch': '8', 'config.sample.seed': '3'})
   monkeypatch.setattr(sys, 'argv', ['main', *trial.command[3:]])  # where config_flags looks for overrides
@@ -77,7 +77,7 @@ def test_a_trials_command_line_gives_the_config_that_was_checked(tmp_path, monke
   assert told['config.evaluate.at_end'] is True and told['config.evaluate.folder'] == str(trial.folder / 'evaluation')
   assert {key: value for key, value in told.items() if key not in ('config.evaluate.at_end', 'config.evaluate.folder')} == {
     key: value for key, value in trial.config.items() if key not in ('config.evaluate.at_end', 'config.evaluate.folder')}
-  assert told['config.batch'] == 8 and told['config.clip'] is False and told['config.edit.shift'] == [1, 2]
+  assert told['config.batch'] == 8 and told['config.clip_x0'] is False and told['config.edit.shift'] == [1, 2]
 
 
 def test_names_tell_what_varies_and_follow_the_settings_alone(tmp_path):
@@ -147,7 +147,7 @@ BAD = {
   'several hosts': ([{}], ['--engine=jobset(image=a, bucket=gs://b/c, topology=4x4)'], ["topology='4x4'", 'one host']),
   'jobs': ([{}], ['--jobs=0'], ['--jobs=0']),
   'idle': ([{}], ['--idle=-1'], ['--idle=-1']),
-  'evaluation': ([{'config.evaluate.what': 'fd'}], [], ['config.evaluate.what', "'fd'"]),
+  'evaluation': ([{'config.evaluate.parts': 'fd'}], [], ['config.evaluate.parts', "'fd'"]),
   'no model': ([{}], ['--model=runs/none'], ['--model=runs/none']),
   'bucket': ([{}], ['--workdir=gs://a/b'], ['gs://a/b', 'jobset']),
   'search without a space': ([{}], ['--search=optuna'], ['space(trial)']),
@@ -197,7 +197,7 @@ def test_a_model_keeps_what_its_weights_mean(monkeypatch, tmp_path):
 
 def test_a_model_is_its_weights(tmp_path):
   """Trained anew to the same step it is another one; copied to another place it is the same."""
-  sweep, config = sweep_of(tmp_path, [{'config.guidance': 2.}], MODE='evaluate'), json.loads(trials._recipe(RECIPE).to_json())
+  sweep, config = sweep_of(tmp_path, [{'config.guide': 'cfg(2)'}], MODE='evaluate'), json.loads(trials._recipe(RECIPE).to_json())
   def name(model, weight=None, step=3):
     if weight is not None:
       with contextlib.closing(checkpoint.open_checkpoints(tmp_path / model / 'checkpoints')) as opened:

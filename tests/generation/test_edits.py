@@ -11,6 +11,7 @@ from diffusion import commands, main
 from diffusion.errors import InputError
 from diffusion.generation import edits, sampling
 from diffusion.setup.config import filled
+from diffusion.training import open_model
 from tests.test_main import refused
 
 
@@ -39,7 +40,7 @@ def pixels(path):
 
 def config_of(workdir, **options):
   config = filled(ConfigDict(main.stored(workdir)['config']))
-  config.edit.number = 3
+  config.edit.num_samples = 3
   config.edit.update(options)
   return config
 
@@ -56,13 +57,13 @@ def edited(workdir, sampler=None, **options):
 
 def other_model(trained, **changes):
   """The Experiment of a model of other channels or classes; nothing is computed with it here."""
-  run, _, _ = commands.open_run(config_of(trained), epath.Path(trained))
+  run, _, _ = open_model.open_run(config_of(trained), epath.Path(trained))
   return run._replace(**changes)
 
 
 def test_the_command_paints_what_is_white_in_the_mask_and_nothing_else(trained, files, command):
-  done = command('--mode=edit', f'--workdir={trained}', '--config.edit.task=repaint', f'--config.edit.picture={files["picture"]}',
-                 f'--config.edit.mask={files["half"]}', '--config.edit.classes=hero, food', '--config.edit.number=3', '--config.edit.jump=2',
+  done = command('--mode=edit', f'--workdir={trained}', '--config.edit.task=repaint', f'--config.edit.image={files["picture"]}',
+                 f'--config.edit.mask={files["half"]}', '--config.edit.classes=hero, food', '--config.edit.num_samples=3', '--config.edit.jump=2',
                  '--config.edit.repeats=2', '--config.sampler=dpmpp_2m')
   assert done.returncode == 0, done.stderr
   [folder] = (trained / 'edits').iterdir()
@@ -79,45 +80,45 @@ def test_the_command_paints_what_is_white_in_the_mask_and_nothing_else(trained, 
 
 
 def test_a_moved_picture_keeps_its_pixels_and_the_bare_strip_is_painted(trained, files, command):
-  done = command('--mode=edit', f'--workdir={trained}', '--config.edit.task=outpaint', f'--config.edit.picture={files["picture"]}',
-                 '--config.edit.shift=(3, -5)', '--config.edit.number=1', '--config.edit.repeats=1')
+  done = command('--mode=edit', f'--workdir={trained}', '--config.edit.task=outpaint', f'--config.edit.image={files["picture"]}',
+                 '--config.edit.shift=(3, -5)', '--config.edit.num_samples=1', '--config.edit.repeats=1')
   assert done.returncode == 0, done.stderr
   folder = max((trained / 'edits').iterdir())
   np.testing.assert_array_equal(pixels(folder / 'edit_00.png')[3:, :11], pixels(files['picture'])[:13, 5:])
-  given = edits.read(other_model(trained), config_of(trained, task='outpaint', picture=files['small']))  # all around a small picture
+  given = edits.read(other_model(trained), config_of(trained, task='outpaint', image=files['small']))  # all around a small picture
   np.testing.assert_array_equal(given.picture[4:12, 4:12], pixels(files['small']))
   assert not given.mask[4:12, 4:12].any() and given.mask.sum() == 16 * 16 - 64
 
 
 def test_image_to_image_is_the_picture_at_strength_0_and_a_fresh_sample_at_1(trained, files):
-  _, arrays = edited(trained, task='img2img', picture=files['picture'], strength=0.)
+  _, arrays = edited(trained, task='img2img', image=files['picture'], strength=0.)
   np.testing.assert_array_equal(arrays['images'], np.stack([pixels(files['picture'])] * 3))
-  _, arrays = edited(trained, task='img2img', picture=files['picture'], strength=1., classes='hero', seed=5)
+  _, arrays = edited(trained, task='img2img', image=files['picture'], strength=1., classes='hero', seed=5)
   config = config_of(trained)
-  run, checkpoints, _ = commands.open_run(config, epath.Path(trained))
-  params = commands.restore(run, checkpoints).ema
+  run, checkpoints, _ = open_model.open_run(config, epath.Path(trained))
+  params = open_model.restore(run, checkpoints).ema
   cond, _ = sampling.class_conditions(run.classes, 'hero', 3)
   np.testing.assert_array_equal(arrays['images'], sampling.make_draw(run, 5, 3)(params, np.arange(3), cond)[0])
 
 
 def test_inversion_says_how_near_it_comes_back_and_an_interpolation_ends_there(trained, files):
-  folder, arrays = edited(trained, task='invert', picture=files['picture'], source='hero', classes='food,spell')
+  folder, arrays = edited(trained, task='invert', image=files['picture'], source_class='hero', classes='food,spell')
   assert arrays['images'].shape == (3, 16, 16, 3) and arrays['noise'].shape == (1, 16, 16, 3)
   assert not np.array_equal(arrays['images'][1], arrays['images'][2])
   rms = json.loads((folder / 'record.json').read_text())['reconstruction_rms']
   assert rms == pytest.approx(np.sqrt(np.mean((arrays['images'][0].astype(float) - pixels(files['picture'])) ** 2)))
-  _, path = edited(trained, task='interpolate', picture=files['other'], second=files['picture'], classes='hero', number=3)
+  _, path = edited(trained, task='interpolate', image=files['other'], target=files['picture'], classes='hero', num_samples=3)
   np.testing.assert_allclose(path['images'][-1].astype(int), arrays['images'][0].astype(int), atol=1)
   assert path['images'].shape == (3, 16, 16, 3) and not np.allclose(path['images'][0], path['images'][-1], atol=9)
 
 
 def test_colours_keep_the_grey_picture_and_enlarged_ones_the_small(trained, files):
-  _, arrays = edited(trained, task='colourise', picture=files['grey'], sampler='heun')
+  _, arrays = edited(trained, task='colourise', image=files['grey'], sampler='heun')
   grey, x = pixels(files['grey']).astype(float), arrays['images']
   inside = np.all((x > 0) & (x < 255), -1)  # a colour out of range is cut off in the file
   np.testing.assert_allclose((x @ [.299, .587, .114])[inside], np.broadcast_to(grey, inside.shape)[inside], atol=1)
   assert inside.mean() > .2 and np.ptp(x, -1).max() > 5
-  _, arrays = edited(trained, task='upscale', picture=files['small'])
+  _, arrays = edited(trained, task='upscale', image=files['small'])
   x = arrays['images'].reshape(3, 8, 2, 8, 2, 3)
   inside = np.all((x > 0) & (x < 255), (2, 4))
   small = np.broadcast_to(pixels(files['small']), inside.shape)
@@ -126,24 +127,24 @@ def test_colours_keep_the_grey_picture_and_enlarged_ones_the_small(trained, file
 
 
 def test_another_size_is_scaled_and_cropped_with_its_mask_where_that_is_asked_for(trained, files):
-  _, arrays = edited(trained, task='inpaint', picture=files['wide'], mask=files['wide_mask'], resize=True, number=1)
+  _, arrays = edited(trained, task='inpaint', image=files['wide'], mask=files['wide_mask'], resize=True, num_samples=1)
   assert arrays['picture'].shape == (16, 16, 3) and 0 < arrays['mask'].sum() < 40
   known = ~arrays['mask'][..., 0]
   np.testing.assert_array_equal(arrays['images'][0][known], arrays['picture'][known])
 
 
 MISTAKES = [
-  (dict(task='inpant'), "did you mean 'inpaint'"), (dict(), 'edit.picture=FILE'), (dict(picture='picture'), 'edit.mask=FILE'),
-  (dict(picture='nowhere', mask='half'), 'no such file'), (dict(picture='text', mask='half'), 'cannot be read as a picture'),
-  (dict(picture='wide', mask='wide_mask'), '20x30 .* 16x16.*resize=True'), (dict(picture='picture', mask='wide_mask'), '20x30.* 16x16'),
-  (dict(picture='picture', mask='black'), 'nothing to paint'), (dict(picture='picture', mask='white'), 'nothing of the picture would stay'),
-  (dict(picture='picture', mask='half', classes='heroo'), "did you mean 'hero'"), (dict(picture='picture', mask='half', number=0), 'number=0'),
-  (dict(task='img2img', picture='picture', strength=1.5), 'strength=1.5'), (dict(task='img2img', picture='picture', mask='half'), 'does not use'),
-  (dict(task='interpolate', picture='picture'), 'edit.second=FILE'), (dict(task='repaint', picture='picture', mask='half', jump=0), 'jump=0'),
-  (dict(task='outpaint', picture='picture'), 'nothing to paint'), (dict(task='outpaint', picture='picture', shift=(20, 0)), 'nothing .* is left'),
-  (dict(task='outpaint', picture='wide'), '20x30'), (dict(task='upscale', picture='small', factor=3), 'factor=3'),
-  (dict(task='upscale', picture='picture'), '16x16 .* 8x8'),
-  (dict(picture='picture', mask='half', sampler='adaptive'), 'every level'),
+  (dict(task='inpant'), "did you mean 'inpaint'"), (dict(), 'edit.image=FILE'), (dict(image='picture'), 'edit.mask=FILE'),
+  (dict(image='nowhere', mask='half'), 'no such file'), (dict(image='text', mask='half'), 'cannot be read as a picture'),
+  (dict(image='wide', mask='wide_mask'), '20x30 .* 16x16.*resize=True'), (dict(image='picture', mask='wide_mask'), '20x30.* 16x16'),
+  (dict(image='picture', mask='black'), 'nothing to paint'), (dict(image='picture', mask='white'), 'nothing of the picture would stay'),
+  (dict(image='picture', mask='half', classes='heroo'), "did you mean 'hero'"), (dict(image='picture', mask='half', num_samples=0), 'num_samples=0'),
+  (dict(task='img2img', image='picture', strength=1.5), 'strength=1.5'), (dict(task='img2img', image='picture', mask='half'), 'does not use'),
+  (dict(task='interpolate', image='picture'), 'edit.target=FILE'), (dict(task='repaint', image='picture', mask='half', jump=0), 'jump=0'),
+  (dict(task='outpaint', image='picture'), 'nothing to paint'), (dict(task='outpaint', image='picture', shift=(20, 0)), 'nothing .* is left'),
+  (dict(task='outpaint', image='wide'), '20x30'), (dict(task='upscale', image='small', factor=3), 'factor=3'),
+  (dict(task='upscale', image='picture'), '16x16 .* 8x8'),
+  (dict(image='picture', mask='half', sampler='adaptive'), 'every level'),
 ]
 
 
@@ -160,17 +161,17 @@ def test_mistakes_are_named_before_anything_is_read_from_the_checkpoint_or_drawn
 
 def test_mistakes_are_one_line_on_the_command_line(trained, files, command):
   edit = lambda *words: command('--mode=edit', f'--workdir={trained}', *words)
-  refused(edit('--config.edit.task=img2img', f'--config.edit.picture={files["wide"]}'), '20x30', '16x16', 'resize')
+  refused(edit('--config.edit.task=img2img', f'--config.edit.image={files["wide"]}'), '20x30', '16x16', 'resize')
   refused(edit('--config.edit.strength=much'), 'strength', 'much')
 
 
 def test_colour_is_refused_by_a_grey_model_and_classes_by_one_without(trained, files):
   grey = other_model(trained, shape=(16, 16, 1))
   with pytest.raises(InputError, match='in colour'):
-    edits.read(grey, config_of(trained, task='img2img', picture=files['picture']))
+    edits.read(grey, config_of(trained, task='img2img', image=files['picture']))
   with pytest.raises(InputError, match='3 .RGB.'):
-    edits.read(grey, config_of(trained, task='colourise', picture=files['grey']))
-  given = edits.read(grey, config_of(trained, task='img2img', picture=files['grey']))
+    edits.read(grey, config_of(trained, task='colourise', image=files['grey']))
+  given = edits.read(grey, config_of(trained, task='img2img', image=files['grey']))
   np.testing.assert_array_equal(given.picture[..., 0], pixels(files['grey']))
   with pytest.raises(InputError, match='without classes'):
-    edits.read(other_model(trained, classes=()), config_of(trained, task='img2img', picture=files['picture'], classes='hero'))
+    edits.read(other_model(trained, classes=()), config_of(trained, task='img2img', image=files['picture'], classes='hero'))

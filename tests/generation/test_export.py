@@ -51,7 +51,7 @@ assert not [name for name in sys.modules if name.startswith('diffusion.')]
 
 def settings(**changes):
   c = tiny(default())
-  c.update(dict(net=NET, grid='trailing(3)', sampler='ddpm', guidance=2.) | changes)
+  c.update(dict(net=NET, grid='trailing(3)', sampler='ddpm', guide='cfg(2)') | changes)
   c.sample.classes = 'c, a'
   return c
 
@@ -154,8 +154,8 @@ def test_nothing_is_written_over_and_nothing_is_left_half(folder, tmp_path, monk
 
 
 @pytest.mark.parametrize('changes, classes', [
-  (dict(guidance=1., sampler='ddim', grid='trailing(2)'), ()),
-  (dict(self_condition=True, guide='apg | rescale(.5) | dynamic_threshold', clip=False, variance='learned',
+  (dict(guide='', sampler='ddim', grid='trailing(2)'), ()),
+  (dict(self_condition=True, guide='apg | rescale(.5) | dynamic_threshold', clip_x0=False, variance='learned',
         sampler="ddpm('learned')", schedule='linear', predict='eps'), CLASSES)])
 def test_other_models_export_too(changes, classes):
   c = settings(**changes)

@@ -7,12 +7,12 @@ import pytest
 
 from diffusion.core.gaussian import take
 from diffusion.errors import InputError
-from diffusion.generation import guide_models
 from diffusion.setup import build
 from diffusion.setup.config import default, tiny
 from diffusion.system import sharding
 from diffusion.system.checkpoint import open_checkpoints
 from diffusion.training.loop import make_state
+from diffusion.training.open_model import with_guide_model
 
 SHAPE, CLASSES = (8, 8, 1), ('a', 'b')
 NET = 'unet(channels=16, multipliers=(1,), blocks=1, attention=(), zero_init=False)'
@@ -20,11 +20,13 @@ NET = 'unet(channels=16, multipliers=(1,), blocks=1, attention=(), zero_init=Fal
 
 def config(**changes):
   c = tiny(default())
-  c.net, c.clip, c.guidance = NET, False, 3.
-  for key, value in changes.items():
-    target, _, field = key.rpartition('__')
-    (c[target] if target else c)[field] = value
+  c.update(dict(net=NET, clip_x0=False, guide='cfg(3)') | changes)
   return c
+
+
+def guided_by(run, guide, params, **changes):
+  """The model guided as config.guide says: (Experiment, params)."""
+  return with_guide_model(build.build(config(guide=guide, **changes), SHAPE, run.classes, run.mesh), params)
 
 
 def stored(folder, config, steps=(1,), classes=CLASSES):
@@ -55,54 +57,56 @@ LABEL = np.eye(2, dtype=np.float32)
 
 def test_autoguidance_leads_away_from_the_weights_of_another_step(folders):
   root, run, weights, *_ = folders
-  guided, params = guide_models.helped(run, config(sample__bad=f'{root}/model@1'), weights[2], '')
+  guided, params = guided_by(run, f'autoguidance({root}/model@1, 3)', weights[2])
   good, bad = (run.plain(weights[i], LABEL)(X, LEVEL).x0 for i in (2, 1))
   assert float(abs(good - bad).max()) > .01
   np.testing.assert_allclose(guided.denoise(params, LABEL)(X, LEVEL).x0, bad + 3 * (good - bad), atol=1e-4)
-  guided, params = guide_models.helped(run, config(sample__bad=f'{root}/model'), weights[2], '')  # the newest: itself
+  guided, params = guided_by(run, f'autoguidance({root}/model, 3)', weights[2])  # the newest: itself
   np.testing.assert_allclose(guided.denoise(params, LABEL)(X, LEVEL).x0, good, atol=1e-5)
 
 
 def test_a_classifier_leads_the_unconditional_model_up_its_slope(folders):
   root, run, weights, classifier, (scores) = folders
-  c = config(guide='classifier', sample__classifier=f'{root}/classifier')
-  run = build.build(c, SHAPE, CLASSES, run.mesh)
-  guided, params = guide_models.helped(run, c, weights[2], '')
+  guided, params = guided_by(run, f'classifier({root}/classifier, 3)', weights[2])
   told = guided.denoise(params, LABEL)(X, LEVEL)
   free = run.plain(weights[2], 0 * LABEL)(X, LEVEL)
   direction = np.random.default_rng(0).normal(size=X.shape).astype(np.float32)
-  log_prob = lambda x: float(classifier.plain(scores[1], LABEL)(x, LEVEL).sum())
+  log_prob = lambda x: float(classifier.log_prob(scores[1], LABEL)(x, LEVEL).sum())
   slope = (log_prob(X + 1e-2 * direction) - log_prob(X - 1e-2 * direction)) / 2e-2
   moved = float(np.sum((told.eps - free.eps) * direction))
   assert moved == pytest.approx(-3 * LEVEL.sigma * slope, rel=.02)
 
 
-@pytest.mark.parametrize('changes, message', [
-  (dict(sample__bad='{root}/nowhere'), 'holds no checkpoint'), (dict(sample__bad='{root}/model@7'), 'no checkpoint of step 7; there are 1, 2'),
-  (dict(sample__bad='{root}/model@last'), 'one with a step'), (dict(sample__bad='{root}/model', guidance=1.), 'scale above 1'),
-  (dict(sample__classifier='{root}/classifier'), 'set both'), (dict(guide='classifier'), 'set both'),
-  (dict(guide='classifier', sample__classifier='{root}/model'), 'noisy_classifier'),
-  (dict(sample__bad='x', sample__classifier='y'), 'give one of them'),
+@pytest.mark.parametrize('guide, message', [
+  ('autoguidance({root}/nowhere, 3)', 'holds no checkpoint'), ('autoguidance({root}/model@7, 3)', 'no checkpoint of step 7; .*1, 2'),
+  ('autoguidance({root}/model@last, 3)', 'one with a step'), ('autoguidance({root}/model, 1)', 'scale 1'),
+  ('autoguidance({root}/classifier, 3)', 'names a classifier'), ('classifier({root}/model, 3)', 'noisy_classifier'),
+  ('classifier', "'model'"), ('autoguidance(x) | classifier(y)', 'only one part'),
 ])
-def test_what_does_not_fit_is_named(folders, changes, message):
+def test_what_does_not_fit_is_named(folders, guide, message):
   root, run, weights, *_ = folders
-  changes = {key: value.format(root=root) if isinstance(value, str) else value for key, value in changes.items()}
   with pytest.raises(InputError, match=message):
-    guide_models.helped(run, config(**changes), weights[2], '')
+    guided_by(run, guide.format(root=root), weights[2])
+
+
+def test_a_classifier_leads_to_no_class_at_all_is_refused(folders):
+  root, run, weights, *_ = folders
+  run = build.build(config(guide=f'classifier({root}/classifier, 3)'), SHAPE, CLASSES, run.mesh)
+  with pytest.raises(InputError, match="'none'"):
+    with_guide_model(run, weights[2], 'none')
 
 
 def test_a_model_of_another_schedule_is_refused(folders, tmp_path):
   _, run, weights, *_ = folders
   stored(tmp_path, config(schedule='linear'))
   with pytest.raises(InputError, match="trained on config.schedule='linear', the model on 'cosine'"):
-    guide_models.helped(run, config(sample__bad=str(tmp_path)), weights[2], '')
+    guided_by(run, f'autoguidance({tmp_path}, 3)', weights[2])
 
 
 def test_an_unconditional_and_a_self_conditioned_model_are_led_too(tmp_path):
   for name, changes, classes in (('free', dict(), ()), ('self', dict(self_condition=True), CLASSES)):
-    c = config(sample__bad=f'{tmp_path}/{name}@1', **changes)
-    run, weights = stored(tmp_path / name, c, (1, 2), classes)
-    guided, params = guide_models.helped(run, c, weights[2], '')
+    run, weights = stored(tmp_path / name, config(guide='', **changes), (1, 2), classes)
+    guided, params = guided_by(run, f'autoguidance({tmp_path}/{name}@1, 3)', weights[2], **changes)
     cond = LABEL if classes else None
     good, bad = (run.plain(weights[i], cond, X / 2)(X, LEVEL).x0 for i in (2, 1))
     told = guided.denoise(params, cond)(X, LEVEL, X / 2).x0
@@ -113,4 +117,4 @@ def test_a_model_of_other_classes_is_refused(folders, tmp_path):
   _, run, weights, *_ = folders
   stored(tmp_path, config(), classes=('a', 'c'))
   with pytest.raises(InputError, match="of other data: classes .'a', 'c'. there, .'a', 'b'. here"):
-    guide_models.helped(run, config(sample__bad=str(tmp_path)), weights[2], '')
+    guided_by(run, f'autoguidance({tmp_path}, 3)', weights[2])

@@ -48,7 +48,7 @@ def open_things():
 
 
 def test_a_run_that_shall_go_on_says_what_failed_frees_the_space_and_saves_again_when_it_can(tmp_path, caplog):
-  out = open_checkpoints(tmp_path, keep=1, on_failure='go on')
+  out = open_checkpoints(tmp_path, keep=1, on_failure='continue')
   out.save(1, state_at(1), {})
   out.wait()
   before = open_things()
@@ -76,7 +76,7 @@ def test_a_run_that_shall_go_on_says_what_failed_frees_the_space_and_saves_again
   assert len(said(caplog)) == 4
 
 
-@pytest.mark.parametrize('on_failure', ['stop', 'go on'])
+@pytest.mark.parametrize('on_failure', ['stop', 'continue'])
 def test_a_directory_that_is_taken_away_is_one_line_and_no_thread_waits_for_it(on_failure, tmp_path, caplog):
   folder, before = tmp_path / 'checkpoints', open_things()
   folder.write_text('a file stands where the directory was')
@@ -88,7 +88,7 @@ def test_a_directory_that_is_taken_away_is_one_line_and_no_thread_waits_for_it(o
       assert '\n' not in str(error.value)
     else:
       out.save(step, state_at(step), {})
-  assert len(said(caplog)) == 2 * (on_failure == 'go on') and open_things() == before
+  assert len(said(caplog)) == 2 * (on_failure == 'continue') and open_things() == before
   folder.unlink()
   out.save(3, state_at(3), {})
   out.close()
@@ -96,5 +96,5 @@ def test_a_directory_that_is_taken_away_is_one_line_and_no_thread_waits_for_it(o
 
 
 def test_another_word_for_what_to_do_about_a_failure_is_refused(tmp_path):
-  with pytest.raises(InputError, match="'stop' or 'go on', got 'ignore'"):
+  with pytest.raises(InputError, match="'stop' or 'continue', got 'ignore'"):
     open_checkpoints(tmp_path, on_failure='ignore')

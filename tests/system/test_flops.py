@@ -169,7 +169,7 @@ def test_what_is_advised_fits_and_half_of_it_does_not(state, activations, accumu
 def test_advice_says_what_it_found_and_gives_up_where_nothing_helps():
   text = flops.advice(32 * GB, 16 * GB, 1024, 32, 1, 1, False, 2 * GB)
   assert '32.00 GB' in text and '2.00 GB are state' in text and 'there are 16.00 GB' in text
-  assert 'config.accumulate=4' in text and 'remat=True' in text and 'fsdp' not in text  # the state is not what is too large
+  assert 'config.grad_accumulation=4' in text and 'remat=True' in text and 'fsdp' not in text  # the state is not what is too large
   assert 'remat' not in flops.advice(32 * GB, 16 * GB, 1024, 32, 1, 1, True, 2 * GB)
   assert 'config.fsdp=2' in flops.advice(21 * GB, 16 * GB, 1024, 32, 1, 1, False, 20 * GB)
   hopeless = flops.advice(900 * GB, 16 * GB, 1, 1, 1, 1, False, 890 * GB)

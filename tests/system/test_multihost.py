@@ -116,7 +116,7 @@ def wait_for(path, processes):
 def test_two_processes_train_stop_together_at_sigterm_and_one_goes_on(command, tmp_path):
   run, port = tmp_path / 'run', free_port()
   settings = [COSINE, f'--workdir={run}', '--config.steps=100000', '--config.fsdp=2', '--config.sample_every=3', '--config.save_every=4',
-              '--config.log_every=1', '--config.heldout_every=4', '--config.decay=constant']
+              '--config.log_every=1', '--config.val_every=4', '--config.lr_schedule=constant(warmup=2)']
   two = [command(*settings, f'--coordinator=127.0.0.1:{port}', '--processes=2', f'--process={k}', start=True) for k in range(2)]
   wait_for(run / 'checkpoints' / '4', two)
   before = time.monotonic()
@@ -131,7 +131,7 @@ def test_two_processes_train_stop_together_at_sigterm_and_one_goes_on(command, t
   assert [line['step'] for line in lines] == list(range(1, step + 1))  # and one writes
   assert len(list((run / 'training').glob('*.png'))) == (step - 1) // 3  # none at the end
 
-  done = command(COSINE, f'--workdir={run}', f'--config.steps={step + 2}', '--config.decay=constant')  # one process, parameters whole
+  done = command(COSINE, f'--workdir={run}', f'--config.steps={step + 2}', '--config.lr_schedule=constant(warmup=2)')  # one process, parameters whole
   assert done.returncode == 0 and f'steps {step} to {step + 2}' in done.stdout, done.stderr
   assert open_checkpoints(run / 'checkpoints').steps()[-1] == step + 2
   losses = np.array([json.loads(line)['loss'] for line in (run / 'metrics.jsonl').read_text().splitlines()])

@@ -11,7 +11,7 @@ from scipy import integrate
 from diffusion.errors import InputError
 from diffusion.system.checkpoint import open_checkpoints
 from diffusion.core import ema
-from diffusion.setup.choices import parse_averages
+from diffusion.setup.choices import parse_emas
 from diffusion.training import posthoc
 from diffusion.training.state import init_state, train_step
 
@@ -64,26 +64,26 @@ def posthoc_error(descent, tracked, number, width):
 
 # ---- what training keeps
 def test_specs():
-  names = [name for name, _ in parse_averages(' decay(.9999)|power( .05 ) | power(sigma_rel=.1)')]
+  names = [name for name, _ in parse_emas(' decay(.9999)|power( .05 ) | power(sigma_rel=.1)')]
   assert names == ['decay(0.9999)', 'power(0.05)', 'power(0.1)']
-  assert parse_averages('') == parse_averages('  ') == ()
-  assert [name for name, _ in parse_averages('decay(.99999999)')] == ['decay(0.99999999)']
+  assert parse_emas('') == parse_emas('  ') == ()
+  assert [name for name, _ in parse_emas('decay(.99999999)')] == ['decay(0.99999999)']
 
 
 @pytest.mark.parametrize('text, message', [
-  ('powr(.1)', "config.averages='powr.*did you mean 'power'"), ('power(.3)', 'above 0 and below 0.2887'),
+  ('powr(.1)', "config.extra_emas='powr.*did you mean 'power'"), ('power(.3)', 'above 0 and below 0.2887'),
   ('power(0)', 'above 0'), ('power(-.1)', 'above 0'), ('power(nan)', r"expected power\(sigma_rel\)"),
   ('power', 'missing'), ('power(.1, .2)', 'too many'), ('decay(1)', 'between 0 and 1'), ('decay(0)', 'between 0 and 1'),
   ('power(.1) |', 'unknown'), ('power(.1) | power(0.10)', 'twice'),
 ])
 def test_bad_specs_are_refused_in_one_line(text, message):
   with pytest.raises(InputError, match=message) as caught:
-    parse_averages(text)
+    parse_emas(text)
   assert '\n' not in str(caught.value)
 
 
 def test_a_decay_average_of_constant_parameters_forgets_what_was_before(descent):
-  (_, rule), = parse_averages('decay(.9)')
+  (_, rule), = parse_emas('decay(.9)')
   decays = np.asarray(jax.vmap(rule)(np.arange(300)))
   assert decays[0] == np.float32(.1) and decays[79] < .9 and np.all(decays[81:] == np.float32(.9))
   np.testing.assert_allclose(track(np.full((300, 1), 7.), rule)[-1], 7., rtol=1e-6)
@@ -103,7 +103,7 @@ def test_training_keeps_them(descent):
   def loss(key, params, x0, cond, train, part=None):
     squared = (params['w'] - x0) ** 2
     return jnp.mean(squared), dict(mse=jnp.zeros(1), logsnr=jnp.zeros(1))
-  rules = [rule for _, rule in parse_averages('power(.05) | power(.2)')]
+  rules = [rule for _, rule in parse_emas('power(.05) | power(.2)')]
   optimizer = optax.sgd(.5)
   step = jax.jit(functools.partial(train_step, encode=lambda key, batch: (batch, None), loss=loss, optimizer=optimizer,
                                    ema=ema.decay(.9), averages=rules))

@@ -30,7 +30,7 @@ SOURCE = Source(pictures(), pictures(20, 1))
 
 def experiment(**changes):
   c = tiny(default())
-  c.update(dict(net='unet(channels=16, multipliers=(1,), blocks=1, attention=())', decay='constant', batch=8) | changes)
+  c.update(dict(net='unet(channels=16, multipliers=(1,), blocks=1, attention=())', lr_schedule='constant(warmup=2)', batch=8) | changes)
   return build.build(c, (8, 8, 1), SOURCE.train.classes, sharding.make_mesh(devices=jax.devices()[:1]))
 
 
@@ -84,7 +84,7 @@ def run_fit(run, folder, steps, state=None, curve=None):
 
 
 def test_training_is_the_same_bit_for_bit_when_it_is_interrupted_and_it_lowers_the_loss(tmp_path):
-  run = experiment(steps=60, learning_rate=3e-3, save_every=10, log_every=10, heldout_every=10)
+  run = experiment(steps=60, learning_rate=3e-3, save_every=10, log_every=10, val_every=10)
   whole, complete = run_fit(run, tmp_path / 'whole', 60)
   run_fit(run, tmp_path / 'parts', 20)
   parts, _ = run_fit(run, tmp_path / 'parts', 60)
@@ -101,7 +101,7 @@ def test_what_is_measured_on_the_way_sees_the_averaged_weights_and_is_logged(tmp
   def measure(step, params):
     seen[step] = jax.device_get(params)
     return dict(fd_infinity=10. / step)
-  run = experiment(log_every=100, save_every=100, heldout_every=100)
+  run = experiment(log_every=100, save_every=100, val_every=100)
   state, _ = run_fit(run, tmp_path, 10, curve=(4, measure))
   assert list(seen) == [4, 8, 10]
   jax.tree.map(np.testing.assert_array_equal, seen[10], jax.device_get(state.ema))
@@ -109,7 +109,7 @@ def test_what_is_measured_on_the_way_sees_the_averaged_weights_and_is_logged(tmp
 
 
 def test_nothing_is_compiled_again_during_a_run(tmp_path, caplog):
-  run = experiment(steps=12, log_every=2, save_every=6, heldout_every=4)
+  run = experiment(steps=12, log_every=2, save_every=6, val_every=4)
   with jax.log_compiles(), caplog.at_level('WARNING', logger='jax'):
     run_fit(run, tmp_path, 6)
     run_fit(run, tmp_path, 12)  # a state from a checkpoint must not look different to the compiler either

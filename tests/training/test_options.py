@@ -10,7 +10,7 @@ import pytest
 
 from diffusion.core.gaussian import take
 from diffusion.errors import InputError
-from diffusion.generation import guide_models
+from diffusion.training.open_model import with_guide_model
 from diffusion.setup import build
 from diffusion.setup.config import default, tiny
 from diffusion.system import sharding
@@ -23,8 +23,8 @@ SHAPE, CLASSES = (8, 8, 1), ('dark', 'light')
 
 def config(**changes):
   c = tiny(default())
-  c.update(dict(net='unet(channels=16, multipliers=(1,), blocks=1, attention=(), zero_init=False)', decay='constant', batch=8, warmup=1,
-                save_every=100, log_every=100, heldout_every=100) | changes)
+  c.update(dict(net='unet(channels=16, multipliers=(1,), blocks=1, attention=(), zero_init=False)', lr_schedule='constant(warmup=1)', batch=8,
+                save_every=100, log_every=100, val_every=100) | changes)
   return c
 
 
@@ -40,7 +40,7 @@ def batches(number):
     yield dict(images=images, cond=np.eye(2, dtype=np.float32)[labels])
 
 
-EVERYTHING = dict(variance='learned', self_condition=True, noise='paired', schedule='cosine(20)', weight='vlb',
+EVERYTHING = dict(variance='learned', self_condition=True, noise_type='paired', schedule='cosine(20)', loss_weight='vlb',
                   draw='loss_aware(bins=4, least=2)', grid='trailing(4)')
 
 
@@ -112,9 +112,9 @@ def test_the_step_hands_the_memory_to_the_loss_and_keeps_what_comes_back():
 
 @pytest.mark.parametrize('changes, message', [
   (dict(variance='learned', schedule='flow', predict='v'), "config.variance='learned': .*number of levels"),
-  (dict(variance='learnt'), "did you mean 'learned'"), (dict(noise='ofset'), "did you mean 'offset'"),
-  (dict(noise='perturbed(-1)'), 'above 0'), (dict(draw='loss_aware(bins=0)'), 'bins=0'), (dict(weight='sigmoid(bias=x)'), "bias='x'"),
-  (dict(uncertainty=-1), 'config.uncertainty=-1'),
+  (dict(variance='learnt'), "did you mean 'learned'"), (dict(noise_type='ofset'), "did you mean 'offset'"),
+  (dict(noise_type='perturbed(-1)'), 'above 0'), (dict(timesteps='loss_aware(bins=0)'), 'bins=0'), (dict(loss_weight='sigmoid(bias=x)'), "bias='x'"),
+  (dict(logvar_channels=-1), 'config.logvar_channels=-1'),
 ])
 def test_what_does_not_fit_is_named(changes, message):
   with pytest.raises(InputError, match=message):
@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_named(changes, message):
 
 
 def test_a_learned_schedule_moves_stays_monotone_and_is_what_samples_are_drawn_on(tmp_path):
-  c = config(schedule='learned(pieces=6)', predict='eps', weight='vlb', grid='trailing(5)', guidance=1., learning_rate=3e-2)
+  c = config(schedule='learned(pieces=6)', predict='eps', loss_weight='vlb', grid='trailing(5)', guide='', learning_rate=3e-2)
   run = build.build(c, SHAPE, CLASSES, sharding.make_mesh(devices=jax.devices()[:1]))
   step, key = loop.make_train_step(run), jax.random.key(0)
   state = loop.make_state(run, key)
@@ -133,20 +133,20 @@ def test_a_learned_schedule_moves_stays_monotone_and_is_what_samples_are_drawn_o
   after = jax.device_get(state.params['curve'])
   assert np.isfinite(losses).all() and np.mean(losses[-3:]) < np.mean(losses[:3])
   assert all(np.abs(after[name] - before[name]).max() > .01 for name in ('ends', 'inner'))
-  helped, params = guide_models.helped(run, c, state.params, '')
+  helped, params = with_guide_model(run, state.params, '')
   assert np.all(np.diff(helped.levels.logsnr) > 0)
   assert helped.levels.logsnr[0] == pytest.approx(-float(np.logaddexp(0, after['ends'][1])), rel=1e-6)  # where the learned curve ends
   assert helped.levels.logsnr[0] != run.levels.logsnr[0] == pytest.approx(-5)
 
 
 def test_a_learned_schedule_goes_with_the_bound_alone():
-  for changes, fix in ((dict(weight='one'), "weight='vlb'"), (dict(uncertainty=8), 'uncertainty=0'), (dict(draw='uniform'), "draw='stratified'")):
+  for changes, fix in ((dict(loss_weight='one'), "loss_weight='vlb'"), (dict(logvar_channels=8), 'logvar_channels=0'), (dict(timesteps='uniform'), "timesteps='stratified'")):
     with pytest.raises(InputError, match=f'variational bound; set config.{fix}'):
-      experiment(**(dict(schedule='learned', predict='eps', weight='vlb', guidance=1.) | changes))
+      experiment(**(dict(schedule='learned', predict='eps', loss_weight='vlb', guide='') | changes))
 
 
 def test_a_learned_uncertainty_moves_where_a_table_has_rows_without_signal_and_every_run_starts_anew():
-  run = experiment(uncertainty=8, schedule='flow(20)', predict='v', weight='one')
+  run = experiment(logvar_channels=8, schedule='flow(20)', predict='v', loss_weight='one')
   step, key = loop.make_train_step(run), jax.random.key(0)
   starts = []
   for _ in range(2):  # the state of the first is donated

@@ -16,7 +16,7 @@ CHIP = flops.Chip(bfloat16=4e12, float32=2e12, bandwidth=1e11, memory=1e9, link=
 @pytest.fixture(scope='module')
 def run():
   config = tiny(default())
-  config.update(dict(net='unet(channels=16, multipliers=(1,), blocks=1, attention=(), fast=False)', batch=8, steps=10 ** 9, guidance=1., decay='constant'))
+  config.update(dict(net='unet(channels=16, multipliers=(1,), blocks=1, attention=(), fast=False)', batch=8, steps=10 ** 9, guide='', lr_schedule='constant(warmup=2)'))
   return build.build(config, (16, 16, 3), ('a', 'b'), sharding.make_mesh(devices=jax.devices()[:1])), config
 
 

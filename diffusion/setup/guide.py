@@ -1,0 +1,150 @@
+"""Guidance as config.guide says it, such as 'cfg(2, lo=-6) | rescale(.3)': parsed once, before anything is traced.
+
+The parts act from left to right. cfg, apg and autoguidance start from two predictions, so that only the first part may be one of them;
+the others transform what stands before them, or the conditional prediction. '' is no guidance.
+"""
+from typing import Callable, NamedTuple
+
+import numpy as np
+
+from diffusion.core import gaussian, guidance
+from diffusion.errors import InputError
+from diffusion.setup import specs
+
+
+class Part(NamedTuple):
+  """One transform of a stack."""
+  apply: Callable      # (guided, cond, null, log_prob) -> Denoise
+  scale: float = 1.    # of a part that starts from two predictions; 1 is conditional
+  negative: str = ''   # class in place of the null condition
+  model: str = ''      # work directory of a second model, 'runs/x' or 'runs/x@600' of an earlier step
+
+
+def cfg(scale=2., negative='', lo=-np.inf, hi=np.inf):
+  """Classifier-free guidance, away from the null condition or from a class `negative`, where lo <= log-SNR <= hi."""
+  return Part(lambda guided, cond, null, log_prob: guidance.cfg(cond, null, scale, lo, hi), scale, negative)
+
+
+def apg(scale=2., negative='', eta=0., norm=np.inf, lo=-np.inf, hi=np.inf):
+  """Adaptive projected guidance."""
+  return Part(lambda guided, cond, null, log_prob: guidance.apg(cond, null, scale, eta, norm, lo, hi), scale, negative)
+
+
+def autoguidance(model, scale=2., lo=-np.inf, hi=np.inf):
+  """Away from a weaker model with the same condition, such as earlier weights (arXiv:2406.02507)."""
+  return Part(lambda guided, cond, null, log_prob: guidance.cfg(cond, null, scale, lo, hi), scale, model=model)
+
+
+def classifier(model, scale=1.):
+  """Towards the class by a noisy classifier (arXiv:2105.05233); alone it guides the unconditional model."""
+  return Part(lambda guided, cond, null, log_prob: guidance.classifier(guided, log_prob, scale), model=model)
+
+
+def rescale(phi=.7):
+  return Part(lambda guided, cond, null, log_prob: guidance.rescale(guided, cond, phi))
+
+
+def interval(lo=-np.inf, hi=np.inf):
+  return Part(lambda guided, cond, null, log_prob: guidance.interval(guided, cond, lo, hi))
+
+
+def dynamic_threshold(percentile=.995):
+  return Part(lambda guided, cond, null, log_prob: gaussian.dynamic_threshold(guided, percentile))
+
+
+def clip(low=-1., high=1.):
+  return Part(lambda guided, cond, null, log_prob: gaussian.clip(guided, low, high))
+
+
+GUIDE = dict(cfg=cfg, apg=apg, autoguidance=autoguidance, classifier=classifier, rescale=rescale, interval=interval,
+             dynamic_threshold=dynamic_threshold, clip=clip)
+STARTS = ('cfg', 'apg', 'autoguidance')
+
+
+class Guide(NamedTuple):
+  """A parsed stack."""
+  text: str
+  names: tuple
+  parts: tuple
+
+  @property
+  def start(self):
+    """The part that starts from two predictions, or None."""
+    return self.parts[0] if self.parts and self.names[0] in STARTS else None
+
+  @property
+  def doubles(self):
+    """Whether it needs a second prediction of the network itself, with the null or a negative condition."""
+    return bool(self.start and self.start.scale != 1 and not self.start.model)
+
+  @property
+  def model(self):
+    """The work directory of the second model that it needs, or ''."""
+    return next((part.model for part in self.parts if part.model), '')
+
+  def stack(self, cond, null, log_prob=None):
+    """The guided denoiser, from the conditional and the null one."""
+    guided = cond
+    for part in self.parts:
+      guided = part.apply(guided, cond, null, log_prob)
+    return guided
+
+
+def parse(text):
+  """The Guide that config.guide describes.
+
+  Raises:
+    InputError: an unknown part or argument, a value out of range, parts in an order that has no meaning.
+  """
+  pieces = [piece.strip() for piece in text.split('|') if piece.strip()]
+  names = tuple(specs.parse(piece)[0] for piece in pieces)
+  guide = Guide(text, names, tuple(specs.resolve(dict(guide=GUIDE), 'guide', piece) for piece in pieces))
+  try:
+    guide.stack(None, None)  # transforms refuse bad values when they are built
+  except (InputError, TypeError) as error:
+    raise InputError(f'config.guide={text!r}: {error}') from error
+  for name, part in zip(names, guide.parts):
+    if name in ('autoguidance', 'classifier') and not (isinstance(part.model, str) and part.model):
+      raise InputError(f'config.guide={text!r}: {name} needs the work directory of a model, such as {name}(runs/x, {part.scale:g})')
+  if any(name in STARTS for name in names[1:]):
+    raise InputError(f'config.guide={text!r}: {", ".join(STARTS)} must come first and appear only once; anything before it would be ignored')
+  if sum(bool(part.model) for part in guide.parts) > 1:
+    raise InputError(f'config.guide={text!r}: only one part may name a second model')
+  if guide.start and guide.start.scale == 1 and (guide.start.negative or guide.start.model):
+    raise InputError(f'config.guide={text!r}: at scale 1 nothing is led away from {guide.start.negative or guide.start.model}; raise the scale')
+  return guide
+
+
+def denoiser(guide, plain, pair, null, clip_x0, unconditional, second=None):
+  """(params, cond) -> Denoise, guided and clipped; with a second model, params is (parameters, those of the second model).
+
+  Args:
+    guide: the Guide.
+    plain: (params, cond, previous) -> Denoise without guidance.
+    pair: (params, cond, previous) -> (x, noise) -> (conditional Pred, Pred to lead away from), of one model.
+    null: cond -> the null condition.
+    clip_x0: whether x0 is kept in [-1, 1].
+    unconditional: whether the model has learned to do without its condition.
+    second: the Experiment that guide.model names, or None.
+  """
+  by_classifier = 'classifier' in guide.names
+
+  def predictions(params, cond, previous):
+    if guide.model and not by_classifier:
+      return guidance.separate_pair(plain(params[0], cond, previous), second.plain(params[1], cond, previous))
+    own = params[0] if guide.model else params
+    if cond is not None and by_classifier and guide.doubles:
+      return guidance.separate_pair(plain(own, cond, previous), plain(own, null(cond), previous))
+    if cond is not None and guide.doubles:
+      return pair(own, cond, previous)
+    alone = by_classifier and unconditional and not guide.start
+    single = plain(own, null(cond) if alone else cond, previous)
+    return lambda x, noise: (single(x, noise),) * 2  # one call, whatever the stack makes of it
+
+  def denoise(params, cond):
+    log_prob = second.log_prob(params[1], cond) if by_classifier else None
+    def guided(x, noise, previous=None):
+      stacked = guidance.shared_predictions(predictions(params, cond, previous), lambda c, n: guide.stack(c, n, log_prob))
+      return (gaussian.clip(stacked) if clip_x0 else stacked)(x, noise)
+    return guided
+  return denoise

@@ -1,0 +1,112 @@
+"""Optimizers and learning-rate schedules that a config may name, all from optax."""
+import jax
+import numpy as np
+import optax
+from optax import contrib
+
+from diffusion.errors import check_positive, InputError
+
+
+# ---- optimizers: (rate, mask) -> optax transformation; mask: params -> which of them decay, or None for all
+def _check(name, **shares):
+  for key, value in shares.items():
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+      raise InputError(f'{name}({key}={value!r}): expected a number from 0 to below 1')
+
+
+def _check_decay(name, weight_decay):
+  if isinstance(weight_decay, bool) or not isinstance(weight_decay, (int, float)) or not 0 <= weight_decay < np.inf:
+    raise InputError(f'{name}(weight_decay={weight_decay!r}): expected a number of at least 0')
+
+
+def adamw(b1=.9, b2=.999, eps=1e-8, weight_decay=0.):
+  """Adam with decoupled weight decay (arXiv:1711.05101)."""
+  _check('adamw', b1=b1, b2=b2)
+  check_positive('adamw', eps=eps)
+  _check_decay('adamw', weight_decay)
+  return lambda rate, mask=None: optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
+
+
+def adam(b1=.9, b2=.999, eps=1e-8):
+  """Adam (arXiv:1412.6980)."""
+  _check('adam', b1=b1, b2=b2)
+  check_positive('adam', eps=eps)
+  return lambda rate, mask=None: optax.adam(rate, b1, b2, eps)
+
+
+def radam(b1=.9, b2=.999, eps=1e-8):
+  """Rectified Adam, which needs no warm-up (arXiv:1908.03265)."""
+  _check('radam', b1=b1, b2=b2)
+  check_positive('radam', eps=eps)
+  return lambda rate, mask=None: optax.radam(rate, b1, b2, eps)
+
+
+def sgd(momentum=.9, nesterov=False):
+  """Stochastic gradient descent with momentum."""
+  _check('sgd', momentum=momentum)
+  return lambda rate, mask=None: optax.sgd(rate, momentum, nesterov)
+
+
+def lion(b1=.9, b2=.99, weight_decay=0.):
+  """Sign of an interpolated momentum (arXiv:2302.06675); its rate is a tenth to a third of Adam's."""
+  _check('lion', b1=b1, b2=b2)
+  _check_decay('lion', weight_decay)
+  return lambda rate, mask=None: optax.lion(rate, b1, b2, weight_decay=weight_decay, mask=mask)
+
+
+def muon(beta=.95, b2=.99, weight_decay=0., rms=.2):
+  """Orthogonalised momentum for kernels, convolutions taken as matrices [k * k * C, F]; AdamW for everything else.
+
+  Args:
+    beta: momentum of the kernels.   b2: of AdamW's second moment.   weight_decay: of both.
+    rms: root mean square of a kernel's update before the learning rate, as AdamW's is (arXiv:2502.16982, section 2.2).
+  """
+  _check('muon', beta=beta, b2=b2)
+  check_positive('muon', rms=rms)
+  _check_decay('muon', weight_decay)
+  def make(rate, mask=None):
+    return contrib.muon(rate, beta=beta, adam_b2=b2, weight_decay=weight_decay, adam_weight_decay=weight_decay, weight_decay_mask=mask,
+                        muon_weight_dimension_numbers=_as_matrices, consistent_rms=rms)
+  return make
+
+
+def _as_matrices(params):
+  """For each kernel [.., C, F] its dimensions as a matrix [everything else, F]; None for what is no kernel."""
+  def dimensions(path, leaf):
+    is_kernel = 'kernel' in str(getattr(path[-1], 'key', '')) and leaf.ndim >= 2
+    return contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1) if is_kernel else None
+  return jax.tree_util.tree_map_with_path(dimensions, params)
+
+
+OPTIMIZERS = dict(adamw=adamw, adam=adam, radam=radam, sgd=sgd, lion=lion, muon=muon)
+
+
+# ---- learning-rate schedules: (peak, steps) -> step -> rate
+def _warming(warmup, peak):
+  if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
+    raise InputError(f'warmup={warmup!r}: expected a whole number of steps from 0 up')
+  return dict(init_value=peak / max(warmup, 1), peak_value=peak, warmup_steps=warmup)  # never a step that does nothing
+
+
+def cosine(warmup=100):
+  """A linear rise over `warmup` steps, then half a cosine to 0 at the last step."""
+  _warming(warmup, 1.)
+  return lambda peak, steps: optax.warmup_cosine_decay_schedule(**_warming(warmup, peak), decay_steps=max(steps, warmup + 1))
+
+
+def constant(warmup=100):
+  """A linear rise over `warmup` steps, then the same rate to the end."""
+  _warming(warmup, 1.)
+  return lambda peak, steps: optax.warmup_constant_schedule(**_warming(warmup, peak))
+
+
+def linear(warmup=100):
+  """A linear rise over `warmup` steps, then a straight line to 0 at the last step."""
+  _warming(warmup, 1.)
+  def make(peak, steps):
+    rise = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup, 1))
+    return optax.join_schedules([rise, optax.linear_schedule(peak, 0., max(steps - warmup, 1))], [warmup])
+  return make
+
+
+LR_SCHEDULES = dict(cosine=cosine, constant=constant, linear=linear)
