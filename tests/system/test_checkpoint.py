@@ -122,8 +122,8 @@ def test_a_typed_key_is_refused_with_what_to_store_instead(tmp_path):
 
 ON_EIGHT = '''
 import sys, jax
-from diffusion import sharding
-from diffusion.checkpoint import open_checkpoints
+from diffusion.system import sharding
+from diffusion.system.checkpoint import open_checkpoints
 from tests.checkpoint_states import mixed, same_bits
 out = open_checkpoints(sys.argv[1], keep=9)
 host = mixed()

@@ -128,7 +128,7 @@ def test_a_program_that_asked_for_quiet_prints_one_line_for_a_damaged_step(saved
   DAMAGE['truncated index'](tmp_path / '2')
   code = """
 import sys, jax
-from diffusion import checkpoint, log
+from diffusion.system import checkpoint, log
 log.quiet_orbax()
 out = checkpoint.open_checkpoints(sys.argv[1])
 meta = checkpoint.json.load(open(sys.argv[1] + '/1/meta/metadata'))

@@ -16,7 +16,7 @@ import jax
 root, port, me = sys.argv[1], sys.argv[2], int(sys.argv[3])
 jax.distributed.initialize(f'127.0.0.1:{port}', 2, me)
 import numpy as np
-from diffusion import agree, checkpoint, log, sharding
+from diffusion.system import checkpoint, consensus, log, sharding
 from diffusion.errors import InputError
 log.quiet_orbax()
 TOLD = {}
@@ -89,8 +89,8 @@ tell('no shared disk, meta', lambda: split.latest_meta())
 
 time.sleep(2 * me)
 before = time.monotonic()
-tell('late', lambda: agree.everyone(seconds=.5))
-tell('and after', lambda: agree.everyone())
+tell('late', lambda: consensus.all_gather_text(seconds=.5))
+tell('and after', lambda: consensus.all_gather_text())
 TOLD['quick'] = time.monotonic() - before < 1.5
 print('TOLD ' + json.dumps(TOLD), flush=True)
 time.sleep(2.5 * (1 - me))  # the service stays until both have spoken

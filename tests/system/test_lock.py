@@ -19,7 +19,7 @@ from diffusion.system.lock import hold
 # Holds its first argument, says so, and goes on holding it; how: 'flock', or 'beat' for a file system without flock.
 HOLDER = '''
 import errno, fcntl, sys, time
-from diffusion import lock
+from diffusion.system import lock
 from diffusion.errors import InputError
 lock.BEAT, lock.STALE, lock.SETTLE = .1, 2., .2
 def flock(*_):

@@ -132,7 +132,7 @@ def test_images_that_are_not_uint8_are_refused(tmp_path):
 
 
 def test_logging_imports_neither_tensorflow_nor_torch():
-  code = ('import sys, tempfile; from diffusion import log; log.open_log(tempfile.mkdtemp(), 0).close(); '
+  code = ('import sys, tempfile; from diffusion.system import log; log.open_log(tempfile.mkdtemp(), 0).close(); '
           'sys.exit("tensorflow" in sys.modules or "torch" in sys.modules)')
   subprocess.run([sys.executable, '-c', code], check=True)
 

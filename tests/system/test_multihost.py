@@ -19,16 +19,16 @@ from tests.training.test_devices import free_port
 
 MEET = '''
 import sys, time
-from diffusion import agree, hosts
+from diffusion.system import consensus, multihost
 from diffusion.errors import InputError
 port, number, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 try:
-  hosts.start(f'127.0.0.1:{port}', 3, number, seconds)
-  print('together', hosts.first(), flush=True)
+  multihost.start(f'127.0.0.1:{port}', 3, number, seconds)
+  print('together', multihost.is_main(), flush=True)
   if number == 2:
     time.sleep(12)  # late for the next meeting
   else:
-    agree.everyone('lunch', 4)
+    consensus.all_gather_text('lunch', 4)
 except InputError as error:
   print(error, flush=True)
 '''
@@ -59,9 +59,9 @@ def test_processes_that_do_not_come_are_named_to_all_that_did():
 def test_a_process_that_died_is_named_and_does_not_keep_the_others_waiting():
   code = '''
 import os, sys, time
-from diffusion import hosts
-hosts.HEARTBEAT = 10
-hosts.start(f'127.0.0.1:{sys.argv[1]}', 2, int(sys.argv[2]), 60)
+from diffusion.system import multihost
+multihost.HEARTBEAT = 10
+multihost.start(f'127.0.0.1:{sys.argv[1]}', 2, int(sys.argv[2]), 60)
 os._exit(3) if sys.argv[2] == '1' else time.sleep(300)
 '''
   port = free_port()
@@ -96,7 +96,7 @@ def test_the_environment_tells_whether_there_are_others(environment, several):
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='Open MPI is played by its environment variables, on Linux')
 def test_open_mpi_needs_no_flags():
-  code = "from diffusion import hosts; hosts.start(seconds=60); import jax; print('process', jax.process_index(), 'of', jax.process_count(), jax.device_count())"
+  code = "from diffusion.system import multihost; multihost.start(seconds=60); import jax; print('process', jax.process_index(), 'of', jax.process_count(), jax.device_count())"
   port = free_port()
   def one(k):  # what mpirun sets
     env = dict(os.environ, OMPI_MCA_orte_hnp_uri='1531576320.0;tcp://127.0.0.1:34911', JAX_COORDINATOR_PORT=str(port), OMPI_COMM_WORLD_SIZE='2', OMPI_COMM_WORLD_RANK=str(k),

@@ -6,7 +6,7 @@ import sys
 
 SHOW = '''
 import json, os
-from diffusion import platform
+from diffusion.system import platform
 for _ in range(2):
   platform.start({devices})
 import jax
