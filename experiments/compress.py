@@ -211,7 +211,8 @@ def main():
   import numpy as np
   from diffusion.errors import InputError
   from diffusion.system.files import write_atomic
-  from diffusion.commands import report, versions
+  from diffusion.commands import report
+  from diffusion.training.open_model import versions
   try:
     trained = model(options.workdir)
     if options.decode:

@@ -222,7 +222,8 @@ def main():
   from diffusion.setup import specs
   from diffusion.errors import InputError
   from diffusion.system.files import write_atomic
-  from diffusion.commands import report, versions
+  from diffusion.commands import report
+  from diffusion.training.open_model import versions
   try:
     budgets = _budgets(options.budgets)
     wanted, names = specs.split(options.samplers), specs.split(options.grids)

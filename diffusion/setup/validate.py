@@ -40,10 +40,12 @@ def check(config):
   schedule = make('schedule', config.schedule)
   levels = make_grid(config, schedule)
   _check_process(config, schedule, levels)
-  build = lambda field: make(field, config[field], schedule=schedule, levels=levels)
-  parts = Parts(build('task'), schedule, levels, build('sampler'), make('predict', config.predict), build('timesteps'),
-                build('loss_weight'), build('loss_type'), build('noise_type'), build('variance'), guide.parse(config.guide),
-                build('optimizer'), build('lr_schedule'), parse_emas(config.extra_emas))
+  build = lambda field: make(field, config[field], schedule=schedule)
+  parts = Parts(
+    task=build('task'), schedule=schedule, levels=levels, sampler=make('sampler', config.sampler, schedule=schedule, levels=levels),
+    target=build('predict'), timesteps=build('timesteps'), loss_weight=build('loss_weight'), loss_type=build('loss_type'),
+    noise_type=build('noise_type'), variance=build('variance'), guide=guide.parse(config.guide), optimizer=build('optimizer'),
+    lr_schedule=build('lr_schedule'), emas=parse_emas(config.extra_emas))
   make('net', config.net, classes=2)
   _check_training(config, parts)
   _check_sampling(config, parts)

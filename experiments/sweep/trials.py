@@ -173,12 +173,12 @@ def _settle(sweep, overrides):
   for key, value in overrides.items():
     put(config, key, value)
   if sweep.mode == 'evaluate':
-    from diffusion.commands import FIXED, weights_signature
+    from diffusion.training.open_model import FIXED, weights_signature
     fixed = [f'config.{key}' for key in FIXED if weights_signature(config[key]) != weights_signature(sweep.config[key])]
     if fixed:
       raise InputError(f'{", ".join(fixed)} cannot change in a trained model, {sweep.base}; train one for each instead (MODE = "train")')
   validate.check(config)
-  report.check(config.evaluate)
+  report.check(config)
   return config
 
 

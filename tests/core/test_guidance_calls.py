@@ -67,17 +67,17 @@ def test_a_stack_calls_the_network_once_and_equals_the_stack_of_denoisers():
 
 
 SHARDED = '''
-from diffusion import platform
+from diffusion.system import platform
 platform.start(2)
 import re
 import jax, jax.numpy as jnp
-from diffusion import predict, sharding
-from diffusion.guidance import cfg, once, one_call
-from diffusion.noise import Noise
-from tests.test_guidance_calls import CONDS, NONE, PARAMS, X, small_net
+from diffusion.core.gaussian import Noise, predict_v
+from diffusion.core.guidance import batched_pair, cfg, shared_predictions
+from diffusion.system import sharding
+from tests.core.test_guidance_calls import CONDS, NONE, PARAMS, X, small_net
 def guided(x, cond, null):
-  pair = one_call(small_net, PARAMS, cond, null, predict.v())
-  return once(pair, lambda c, u: cfg(c, u, 3.))(x, Noise(7., .8, .6, .57)).x0
+  pair = batched_pair(small_net, PARAMS, cond, null, predict_v())
+  return shared_predictions(pair, lambda c, u: cfg(c, u, 3.))(x, Noise(7., .8, .6, .57)).x0
 assert len(jax.devices()) == 2
 batch = jax.tree.map(lambda a: a[:4], (X, CONDS, NONE))
 text = jax.jit(guided).lower(*sharding.put_batch(batch, sharding.make_mesh())).compile().as_text()

@@ -108,15 +108,15 @@ def test_the_jackknife_of_a_mean_is_its_standard_error():
 SCRIPT = '''
 import json, sys
 import jax, numpy as np
-from diffusion import sharding
-from diffusion.metrics import frechet, kernel, moments, neighbours, scores
+from diffusion.evaluation.metrics import frechet, gaussian_stats, kid, neighbours, scores
+from diffusion.system import sharding
 assert len(jax.devices()) == 4
 mesh, rng = sharding.make_mesh(), np.random.default_rng(0)
 x, y = rng.standard_normal((301, 6)).astype(np.float32), rng.standard_normal((203, 6)).astype(np.float32) + .3
 found = {}
 for name, mesh in ('one', None), ('four', mesh):
-  a, b = moments.moments([x], mesh=mesh), moments.moments([y], mesh=mesh)
-  found[name] = [*frechet.both(a, b), kernel.kid(x, y, 0, mesh=mesh), *neighbours.precision_recall(x, y, mesh=mesh),
+  a, b = gaussian_stats.moments([x], mesh=mesh), gaussian_stats.moments([y], mesh=mesh)
+  found[name] = [*frechet.both(a, b), kid.kid(x, y, 0, mesh=mesh), *neighbours.precision_recall(x, y, mesh=mesh),
                  *neighbours.density_coverage(x, y, mesh=mesh), neighbours.authenticity(x, y, mesh), scores.diversity(x, 0, mesh=mesh),
                  scores.sliced_wasserstein(x, y, 0, mesh=mesh)]
 print(json.dumps(found))

@@ -74,8 +74,8 @@ def test_what_a_model_or_its_data_cannot_give_is_left_out_with_a_note(heldout, c
 
 
 @pytest.mark.parametrize('heldout, field, value, words', [
-  (NOTHING, 'evaluate.what', 'loss, bound', 'nothing is left'), (DATA.heldout._replace(images=PICTURES[:5], labels=LABELS[:5]), 'evaluate.split',
-  'heldout', 'at least 16'), (DATA.heldout, 'sample.mix', '.5 * often + .5 * seldom', 'cannot be compared'),
+  (NOTHING, 'evaluate.parts', 'loss, bound', 'nothing is left'), (DATA.heldout._replace(images=PICTURES[:5], labels=LABELS[:5]), 'evaluate.split',
+  'heldout', 'at least 16'), (DATA.heldout, 'sample.class_mix', '.5 * often + .5 * seldom', 'cannot be compared'),
   (DATA.heldout, 'evaluate.statistics', '/absent.npz', 'expected an .npz')])
 def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(heldout, field, value, words):
   run, config = experiment()
@@ -87,12 +87,12 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(heldout, fi
 def test_a_stream_is_seen_alike_however_it_is_cut_and_keeps_only_so_much():
   see = lambda images: Features(images.reshape(len(images), -1)[:, :5].astype(np.float32), None)
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  whole, first = sample_metrics.look(see, [PICTURES], mesh)
-  cut, _ = sample_metrics.look(see, np.split(PICTURES, [3, 100, 250]), mesh)
+  whole, first = sample_metrics.extract_all(see, [PICTURES], mesh)
+  cut, _ = sample_metrics.extract_all(see, np.split(PICTURES, [3, 100, 250]), mesh)
   for a, b in zip(whole.moments, cut.moments):
     np.testing.assert_allclose(a, b, rtol=1e-6)
   np.testing.assert_array_equal(whole.points, cut.points)
-  few, images = sample_metrics.look(see, np.split(PICTURES, [3, 100, 250]), mesh, limit=120)
+  few, images = sample_metrics.extract_all(see, np.split(PICTURES, [3, 100, 250]), mesh, limit=120)
   assert all(a.base is None for a in (few.points, images))  # no view of all that was seen
   np.testing.assert_array_equal(few.points, whole.points[:120])
   np.testing.assert_array_equal(images, PICTURES[:120])
@@ -115,22 +115,21 @@ def test_a_curve_is_flat_when_its_last_points_are_no_better_than_the_error():
 
 
 def test_guided_sampling_counts_its_network_calls_twice():
-  run, config = experiment(sampler='ddim', grid='trailing(4)')
   for guide, calls in (('', 1), ('cfg(2)', 2)):
-    config.guide = guide
+    run, config = experiment(sampler='ddim', grid='trailing(4)', guide=guide)
     told = report.subject(run, config, {}, 8, 'w', {})
     assert told['evaluations'] == 4 and told['network_calls'] == 4 * calls
   assert told['config']['sampler'] == 'ddim' and told['step'] == 8
 
 
 @pytest.mark.parametrize('field, value, words', [
-  ('what', 'loss, likeness', 'unknown .likeness.'), ('what', ' ', 'is empty'), ('number', 3, 'at least 16'), ('split', 'test', "'train' or 'heldout'"),
-  ('every', -1, 'at least 0'), ('likelihood_number', 0, 'at least 1')])
+  ('parts', 'loss, likeness', 'unknown .likeness.'), ('parts', ' ', 'is empty'), ('num_samples', 3, 'at least 16'), ('split', 'test', "'train' or 'heldout'"),
+  ('every', -1, 'at least 0'), ('likelihood_samples', 0, 'at least 1')])
 def test_options_that_make_no_sense_are_refused(field, value, words):
-  options = default().evaluate
-  options[field] = value
+  config = default()
+  config.evaluate[field] = value
   with pytest.raises(InputError, match=words):
-    report.check(options)
+    report.check(config)
 
 
 # ---- likelihood, of Gaussian pixels under the exact denoiser

@@ -94,7 +94,7 @@ def test_names_tell_what_varies_and_follow_the_settings_alone(tmp_path):
 
 
 def test_an_edited_recipe_makes_another_trial(tmp_path):
-  text = 'from diffusion.config import default\ndef get_config(name=""):\n  c = default()\n  c.steps = {}\n  return c\n'
+  text = 'from diffusion.setup.config import default\ndef get_config(name=""):\n  c = default()\n  c.steps = {}\n  return c\n'
   names = []
   for steps in (1800, 5, 5):  # the first is the default
     base = write(tmp_path, text.format(steps), 'recipe.py')
@@ -226,9 +226,9 @@ def test_settings_that_come_later_change_no_hash(monkeypatch, tmp_path):
   sweep = trials.load(sweep_of(tmp_path, [{'config.batch': 4}]))
   [before] = trials.every(sweep, tmp_path)
   longer = trials.default()
-  longer.sample.newer = 3
+  with longer.unlocked(), sweep.config.unlocked():
+    longer.sample.newer = sweep.config.sample.newer = 3
   monkeypatch.setattr(trials, 'default', lambda: longer)
-  sweep.config.sample.newer = 3
   [after] = trials.every(sweep, tmp_path)
   assert before.name == after.name and after.config['config.sample.newer'] == 3
 

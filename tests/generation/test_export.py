@@ -26,15 +26,17 @@ HERE = Path(__file__).parents[2]
 EXPORT = '''
 import sys
 import jax, numpy as np
-from tests.test_export import CLASSES, SHAPE, settings
-from diffusion import build, export, generate, sharding
+from tests.generation.test_export import CLASSES, SHAPE, settings
+from diffusion.generation import export, sampling
+from diffusion.setup import build
+from diffusion.system import sharding
 assert len(jax.devices()) == 2
 c = settings()
 run = build.build(c, SHAPE, CLASSES, sharding.make_mesh())
 params = jax.device_put(run.init(jax.random.key(0)), sharding.replicated(run.mesh))
 export.write(run, c, params, 7, sys.argv[1] + '/exports/7', dict(jax=jax.__version__))
 cond = np.eye(3, dtype=np.float32)[[2, 0, 2, 0, 2]]
-np.save(sys.argv[1] + '/expected.npy', generate.make_draw(run, 5, 5)(params, np.arange(5), cond)[0])
+np.save(sys.argv[1] + '/expected.npy', sampling.make_draw(run, 5, 5)(params, np.arange(5), cond)[0])
 '''
 
 # `import diffusion` fails here, wherever it is installed.

@@ -41,7 +41,7 @@ def batches(number):
 
 
 EVERYTHING = dict(variance='learned', self_condition=True, noise_type='paired', schedule='cosine(20)', loss_weight='vlb',
-                  draw='loss_aware(bins=4, least=2)', grid='trailing(4)')
+                  timesteps='loss_aware(bins=4, least=2)', grid='trailing(4)')
 
 
 @pytest.fixture(scope='module')
