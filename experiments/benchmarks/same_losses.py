@@ -1,20 +1,20 @@
 r"""Whether two checkouts of this program train to the same losses from the same checkpoint.
 
-  python -m experiments.benchmarks.same_losses --old=../before                              this checkout against another
+  python -m experiments.benchmarks.same_losses --old=../before                 this checkout against another
   python -m experiments.benchmarks.same_losses --old=../before --new=../after --steps=200
-  python -m experiments.benchmarks.same_losses --old=../before --workdir=runs/cosine_ddim   from a trained model
+  python -m experiments.benchmarks.same_losses --old=../before --workdir=runs/cosine_ddim
 
-Two copies of a work directory are resumed for some steps, one by `python -m diffusion.main` of each checkout, and the
-figures that both have logged at every step are compared. Without --workdir the old code first trains the tiny main job.
+Two copies of a work directory are resumed for some steps, one by `python -m diffusion.main` of each checkout, and
+the figures that both have logged are compared. Without --workdir the old code first trains the tiny main job.
 The work directory itself is only read. Nothing but the command line is used, so the checkouts may be laid out
 differently; where settings have other names in one of them, --old-names and --new-names say which:
 
   .. --new-names=train.steps,log.every
 
-A learning rate that falls towards the last step falls towards the same one on both sides. Both run with the Python that
-runs this, share the cache of $DIFFUSION_CACHE, and draw their samples in the end as every training does.
-The result is a line on stdout for each figure. Exit code 0: losses agree to 1e-5 of their size; 1: they do not; 2: a
-command failed or logged other steps, and its last words are on stderr.
+A learning rate that falls towards the last step falls towards the same one on both sides. Both run with the Python
+that runs this, share the cache of $DIFFUSION_CACHE, and draw their samples in the end as every training does.
+The result is a line on stdout for each figure. Exit code 0: losses agree to 1e-5 of their size; 1: they do not;
+2: a command failed or logged other steps, and its last words are on stderr.
 """
 import argparse
 import json
@@ -27,7 +27,8 @@ import sys
 import tempfile
 
 BOUND = 1e-5
-FIGURES = ('loss', 'grad_norm', 'heldout_loss', 'learning_rate', 'ema_decay')  # those that do not measure time; the first one counts
+# Those that do not measure time; the first one counts.
+FIGURES = ('loss', 'grad_norm', 'heldout_loss', 'learning_rate', 'ema_decay')
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
@@ -37,10 +38,15 @@ class Failed(Exception):
 
 def arguments():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  names = lambda text: tuple(text.split(',')) if text.count(',') == 1 else parser.error(f'{text!r}: expected two names, as in steps,log_every')
+
+  def names(text):
+    if text.count(',') != 1:
+      parser.error(f'{text!r}: expected two names, as in steps,log_every')
+    return tuple(text.split(','))
   parser.add_argument('--old', type=pathlib.Path, required=True, help='the checkout to compare with')
   parser.add_argument('--new', type=pathlib.Path, default=ROOT, help='the other one (default: this one)')
-  parser.add_argument('--workdir', type=pathlib.Path, help='with a checkpoint to go on from (default: the tiny main job, trained by the old code)')
+  parser.add_argument('--workdir', type=pathlib.Path,
+                      help='with a checkpoint to go on from (default: the tiny main job, trained by the old code)')
   parser.add_argument('--steps', type=int, default=50, help='how many to train (default: 50)')
   for side in ('old', 'new'):
     parser.add_argument(f'--{side}-names', type=names, default=('steps', 'log_every'), metavar='STEPS,LOG_EVERY',
@@ -111,8 +117,9 @@ def compare(options, folder):
     workdir = folder / 'made'
     run(options.old, '--config=configs/cosine_ddim.py:tiny', f'--workdir={workdir}')
   begin = last_step(workdir)
-  sides = [resumed(getattr(options, side), getattr(options, f'{side}_names'), workdir, folder / side, begin + 1, begin + options.steps)
-           for side in ('old', 'new')]
+  end = begin + options.steps
+  sides = [resumed(options.old, options.old_names, workdir, folder / 'old', begin + 1, end),
+           resumed(options.new, options.new_names, workdir, folder / 'new', begin + 1, end)]
   return {name: found for name in FIGURES if (found := worst(*sides, name))}
 
 
@@ -125,7 +132,8 @@ def main():
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
   for name, (apart, step, steps) in found.items():
-    print(f'{name:<14} largest relative difference {apart:.3g}' + (f' at step {step}' if apart else '') + f', of {steps} steps')
+    where = f' at step {step}' if apart else ''
+    print(f'{name:<14} largest relative difference {apart:.3g}{where}, of {steps} steps')
   apart = found[FIGURES[0]][0]
   print(f'the losses {"agree" if apart <= BOUND else "DIFFER"}: {apart:.3g}, at most {BOUND:g} allowed')
   sys.exit(apart > BOUND)

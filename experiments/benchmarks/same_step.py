@@ -1,13 +1,13 @@
 r"""How long the compiled training step takes in two checkouts of this program, turn by turn on the same machine.
 
-  python -m experiments.benchmarks.same_step --old=../before                                  the main job, at full size
-  python -m experiments.benchmarks.same_step --old=../before --new=../after --config=configs/cifar10.py:tiny --rounds=31
+  python -m experiments.benchmarks.same_step --old=../before                      the main job, at full size
+  python -m experiments.benchmarks.same_step --old=../before --new=../after --config=configs/cifar10.py:tiny
 
-Each checkout has a process of its own, which compiles its step of a recipe (its own copy of it), does two steps, and then
-waits to be told to do some more. They take turns, and the one that goes first changes, so that the load of the
-machine falls on both; while one works the other waits. All steps see the same batch, which is on the device already.
-The result is on stdout: the median seconds of a step of each, and the ratio of the medians, new / old, with the quartiles
-of the ratios of single turns: where they enclose 1, no difference was seen.
+Each checkout has a process of its own, which compiles its step of a recipe (its own copy of it), does two steps, and
+then waits to be told to do some more. They take turns, and the one that goes first changes, so that the load of the
+machine falls on both; while one works the other waits. All steps see the same batch, on the device already.
+The result is on stdout: the median time of a step of each, and the ratio of the medians, new / old, with the
+quartiles of the ratios of single turns: where they enclose 1, no difference was seen.
 """
 import argparse
 import importlib.util
@@ -43,13 +43,13 @@ def make_step_old(path):
   data, mesh = build.load_data(config).train, sharding.make_mesh(config.fsdp)
   run = build.build(config, data.images.shape[1:], data.classes, mesh)
   batch = sharding.put_batch(feed.host_batch(data, np.arange(config.batch) % len(data.images)), mesh)
-  state, key, step = train.make_state(run, jax.random.key(config.seed)), jax.random.key(config.seed), train.make_train_step(run)
-  return state, lambda state: step(state, batch, key)
+  key, step = jax.random.key(config.seed), train.make_train_step(run)
+  return train.make_state(run, key), lambda state: step(state, batch, key)
 
 
 def make_step_new(path):
   """The same in the layout that follows it."""
-  raise NotImplementedError('fill in make_step_new of experiments/benchmarks/same_step.py for the layout without diffusion/build.py')
+  raise NotImplementedError('fill in make_step_new of same_step.py for the layout without diffusion/build.py')
 
 
 def make_step(path):
@@ -83,7 +83,8 @@ def arguments():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--old', type=pathlib.Path, help='the checkout to compare with')
   parser.add_argument('--new', type=pathlib.Path, default=ROOT, help='the other one (default: this one)')
-  parser.add_argument('--config', default='configs/cosine_ddim.py', help='the recipe, a path in both (default: configs/cosine_ddim.py)')
+  parser.add_argument('--config', default='configs/cosine_ddim.py',
+                      help='the recipe, a path in both (default: configs/cosine_ddim.py)')
   parser.add_argument('--rounds', type=int, default=15, help='turns of each (default: 15)')
   parser.add_argument('--steps', type=int, default=10, help='steps in a turn (default: 10)')
   parser.add_argument('--worker', action='store_true', help=argparse.SUPPRESS)
@@ -107,7 +108,7 @@ def start(checkout, config):
   def answer():
     line = process.stdout.readline()
     if not line:
-      raise SystemExit(f'error: the worker of {checkout} ended with exit code {process.wait()}; its last words are above')
+      raise SystemExit(f'error: the worker of {checkout} ended with exit code {process.wait()}; why is above')
     return json.loads(line)
 
   def timed(steps):
@@ -131,7 +132,7 @@ def report(old, new, steps):
   ratios = [b / a for a, b in zip(old, new)]
   low, _, high = statistics.quantiles(ratios, n=4)
   for name, side, median in zip(('old', 'new'), (old, new), medians):
-    print(f'{name}  {1000 * median:.3f} ms a step (from {1000 * min(side):.3f} to {1000 * max(side):.3f})')
+    print(f'{name}  {1e3 * median:.3f} ms a step (from {1e3 * min(side):.3f} to {1e3 * max(side):.3f})')
   print(f'new / old  {medians[1] / medians[0]:.4f}, quartiles of the turns {low:.4f} and {high:.4f}; '
         f'{len(old)} turns of {steps} steps, load {os.getloadavg()[0]:.1f}')
 
