@@ -14,19 +14,19 @@ RESUME = {'steps': 128}
 DRAWS = {
   'main': {
     'plain': {},
-    'interval': {'guidance': 3, 'guide': 'cfg(lo=-6, hi=5) | rescale(0.3)'},
-    'negative': {'negative': 'weapon', 'sample.classes': 'hero'},
-    'bad': {'sample.bad': '{folder}/main@60'},
-    'classifier': {'guide': 'classifier', 'sample.classifier': '{folder}/classifier'},
-    'mix': {'sample.mix': '0.5 * hero + 0.3 * food + 0.2 * weapon', 'sample.seed': 3},
+    'interval': {'guide': 'cfg(3, lo=-6, hi=5) | rescale(0.3)'},
+    'negative': {'guide': 'cfg(2, negative=weapon)', 'sample.classes': 'hero'},
+    'bad': {'guide': 'autoguidance({folder}/main@60, 2)'},
+    'classifier': {'guide': 'classifier({folder}/classifier, 2)'},
+    'mix': {'sample.class_mix': '0.5 * hero + 0.3 * food + 0.2 * weapon', 'sample.seed': 3},
   },
   'classifier': {},
   'vdm': {'plain': {}},
   'loss_aware': {'plain': {}},
   'averages': {
-    'posthoc': {'sample.weights': 'posthoc(.08)'},
-    'power': {'sample.weights': 'power(.1)'},
-    'raw': {'sample.weights': 'raw'},
+    'posthoc': {'sample.params': 'posthoc(.08)'},
+    'power': {'sample.params': 'power(.1)'},
+    'raw': {'sample.params': 'raw'},
   },
   'options': {'plain': {}},
 }
