@@ -8,13 +8,17 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# Without the fusion emitters a training step compiles in half the time; it gives the same bits.
-QUICK = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false'
-os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {QUICK}'.strip()
 
 import pytest
 
+from diffusion.system import xla_flags
 from tests import forks
+
+xla_flags.add('xla_backend_optimization_level', 0)
+xla_flags.add('xla_llvm_disable_expensive_passes', 'true')
+# Without the fusion emitters a training step compiles in half the time, with the same bits; jaxlib 0.11.2 and later have no others.
+xla_flags.add('xla_cpu_use_fusion_emitters', 'false')
+xla_flags.add(*xla_flags.RIGHT_SUMS)
 
 ROOT = Path(__file__).parent.parent
 COSINE = '--config=configs/cosine_ddim.py:tiny'

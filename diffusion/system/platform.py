@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from diffusion.system import xla_flags
 from diffusion.system.cache import cache_dir
 
 
@@ -22,21 +23,16 @@ def start(devices=None):
   if importlib.util.find_spec('libtpu') and not _accelerator_attached():
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # else libtpu looks for a TPU for minutes
   os.environ.setdefault('NPROC', '16')  # threads that wait for each other in a collective must all exist
-  _add_xla_flag('xla_force_host_platform_device_count', devices)
+  xla_flags.add('xla_force_host_platform_device_count', devices)
   if devices >= cores:
-    _add_xla_flag('xla_cpu_multi_thread_eigen', 'false')  # a device has its core; more threads only wait
+    xla_flags.add('xla_cpu_multi_thread_eigen', 'false')  # a device has its core; more threads only wait
+  xla_flags.add(*xla_flags.RIGHT_SUMS)
   _keep_memory()
   _cache_programs()
 
 
 def _accelerator_attached():
   return any(any(Path('/dev').glob(name)) for name in ('accel*', 'vfio/[0-9]*', 'nvidia[0-9]*'))
-
-
-def _add_xla_flag(name, value):
-  flags = os.environ.get('XLA_FLAGS', '')
-  if name not in flags:
-    os.environ['XLA_FLAGS'] = f'{flags} --{name}={value}'.strip()
 
 
 def _keep_memory():
