@@ -49,11 +49,11 @@ def serve():
   import diffusion.commands  # and what it imports; not main, which each command runs anew
   import diffusion.system.platform
   import ml_collections.config_flags
-  from jax._src import xla_bridge
+  from diffusion.system import jax_internals
   gc.freeze()  # the collector of a fork leaves alone what was imported
   for line in sys.stdin:
     threads = os.listdir('/proc/self/task')
-    if len(threads) > 1 or xla_bridge.backends_are_initialized():
+    if len(threads) > 1 or jax_internals.backends_started():
       raise RuntimeError(f'cannot fork with {len(threads)} threads or a started jax: an import has started them')
     child = os.fork()
     if not child:

@@ -9,6 +9,7 @@ import re
 import jax
 
 from diffusion.errors import InputError
+from diffusion.system import jax_internals
 
 LIMIT = 600  # seconds; more than a write may take until orbax gives it up, see checkpoint.py
 _numbers = itertools.count()
@@ -25,8 +26,7 @@ def all_gather_text(text='', seconds=LIMIT) -> list:
     return [text]
   if _lost:
     raise InputError(_lost[0])
-  from jax._src import distributed  # the service has no public name
-  client, number = distributed.global_state.client, next(_numbers)
+  client, number = jax_internals.coordination_client(), next(_numbers)
   mine, count = jax.process_index(), jax.process_count()
   told = lambda: {int(key.rpartition('/')[2]): value for key, value in client.key_value_dir_get(f'agree/{number}')}
   try:

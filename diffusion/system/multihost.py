@@ -9,6 +9,7 @@ import socket
 import time
 
 from diffusion.errors import InputError
+from diffusion.system import jax_internals
 
 WAIT = 300  # seconds until a host that has not come is missed
 HEARTBEAT = 100  # seconds until one that died is noticed, and jax ends the others
@@ -23,9 +24,7 @@ def expected(environment=os.environ):
 
 def _on_a_pod():
   """Whether this is a TPU VM of a pod, of which not the environment tells but a service of the machine (by jax's knowledge)."""
-  from jax._src.clusters import cloud_tpu_cluster as tpu
-  return (os.environ.get('JAX_PLATFORMS') != 'cpu' and tpu.running_in_cloud_tpu_vm and tpu.GceTpuCluster.is_env_present()
-          and tpu.GceTpuCluster.get_process_count() > 1)
+  return os.environ.get('JAX_PLATFORMS') != 'cpu' and jax_internals.on_a_pod()
 
 
 def start(coordinator=None, processes=None, process=None, seconds=WAIT):
@@ -46,9 +45,8 @@ def start(coordinator=None, processes=None, process=None, seconds=WAIT):
     return
   import jax
   local = None
-  if missing:  # jax's own knowledge of clusters, which has no public name
-    from jax._src.clusters import ClusterEnv
-    coordinator, processes, process, local = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, seconds)
+  if missing:
+    coordinator, processes, process, local = jax_internals.cluster(seconds)
     tasks = os.environ.get('SLURM_STEP_TASKS_PER_NODE', os.environ.get('OMPI_COMM_WORLD_LOCAL_SIZE', ''))
     if tasks.partition('(')[0] == '1':
       local = None  # jax would take one device; a process that is alone on its host takes them all
