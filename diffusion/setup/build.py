@@ -44,7 +44,7 @@ class Experiment(NamedTuple):
   task: Task
   plan: Plan
   init: Callable         # key -> params
-  loss: Callable         # (key, params, x0, cond, train, *memory, part=None) -> (scalar, {'mse', 'logsnr', 'each', 'memory' if one was given})
+  loss: Callable         # (key, params, x0, cond, train, *memory, part=None) -> (scalar, {'mse', 'logsnr', 'each', ..})
   memory: tuple          # of loss-aware times before the first step, or ()
   optimizer: optax.GradientTransformation
   rate: Callable         # step -> learning rate
@@ -76,12 +76,15 @@ def _optimizer(config, parts):
 
 
 def _network(config, shape, example, mesh):
-  """(init, net) as in nets.make, with extra channels for self-conditioning and learned variance, plus the loss's own parameters, which the
-  network ignores."""
+  """(init, net) as in nets.make, with extra channels for self-conditioning and learned variance.
+
+  The parameters also hold the loss's own, which the network ignores.
+  """
   twice = spec_name(config, 'variance') == 'learned'
   sizes = dict(out_channels=shape[-1] * (1 + twice)) if twice or config.self_condition else {}
   if sizes and 'out_channels' not in inspect.signature(CHOICES['net'][spec_name(config, 'net')]).parameters:
-    raise InputError(f'config.net={config.net!r} cannot learn its variance or see its own estimate: it has no out_channels; use unet')
+    raise InputError(f'config.net={config.net!r} has no out_channels, so it cannot learn its variance or take its own estimate; '
+                     'use unet')
   classes = example.shape[-1] if example is not None else 0
   init, net = nets.make(make('net', config.net, constrain=sharding.constrain(mesh), classes=classes, **sizes))
   net = sharding.gather_params(net, mesh)
@@ -102,7 +105,8 @@ def _check_network(config, init):
     raise
   except (TypeError, ValueError) as error:
     name = spec_name(config, 'net')
-    raise InputError(f'config.net={config.net!r}: {error}; expected {specs.usage(name, CHOICES["net"][name])}'.replace('\n', ' ')) from error
+    message = f'config.net={config.net!r}: {error}; expected {specs.usage(name, CHOICES["net"][name])}'
+    raise InputError(message.replace('\n', ' ')) from error
 
 
 def _loss(config, parts, net):
@@ -114,11 +118,13 @@ def _loss(config, parts, net):
   draw = timesteps.draw_levels(timesteps.stratified() if aware else parts.timesteps, parts.schedule)
 
   def mode(train):  # held-out pictures are measured with plain noise and every condition
-    return options | dict(dropout=config.condition_dropout if train else 0., train=train, corrupt=parts.noise_type if train else denoising.gaussian_noise())
+    noise = parts.noise_type if train else denoising.gaussian_noise()
+    return options | dict(dropout=config.condition_dropout if train else 0., train=train, corrupt=noise)
 
   if learns_schedule(config):
     def bound(key, params, x0, cond, train, part=None):
-      call = lambda params, draw, weight: denoising.loss(key, net, params, x0, cond, draw=draw, **(mode(train) | dict(weight=weight)))
+      def call(params, draw, weight):
+        return denoising.loss(key, net, params, x0, cond, draw=draw, **(mode(train) | dict(weight=weight)))
       return vdm.bound(jax.random.fold_in(key, 5), params, x0, call)
     return bound, ()
 
@@ -126,8 +132,9 @@ def _loss(config, parts, net):
     call = partial(denoising.loss, key, net, params, x0, cond, part=part, **mode(train))
     if memory is None:
       return call(draw=draw)
+    times_key = jax.random.fold_in(key, 5)  # the loss splits its key in 5
     levels = lookup.levels_at(parts.schedule)
-    return denoising.loss_aware_loss(call, jax.random.fold_in(key, 5), len(x0), parts.timesteps, levels, memory)  # the loss splits its key in 5
+    return denoising.loss_aware_loss(call, times_key, len(x0), parts.timesteps, levels, memory)
   return loss, (parts.timesteps.start(),) if aware else ()
 
 
@@ -142,7 +149,8 @@ def _denoisers(config, parts, net, classes):
   """(plain, guided) of an Experiment."""
   null, negative = parts.task.null, parts.guide.start.negative if parts.guide.start else ''
   if parts.guide.doubles and not classes:
-    raise InputError(f"config.guide={config.guide!r} needs conditions, and these images have no classes: set config.guide=''")
+    raise InputError(f"config.guide={config.guide!r} needs conditions, and these images have no classes: "
+                     "set config.guide=''")
   if negative and negative not in classes:
     raise InputError(f'config.guide={config.guide!r}: negative={negative!r}: {specs.unknown(negative, classes)}')
 
@@ -172,18 +180,22 @@ def build(config, shape, classes, mesh, parts=None):
   optimizer, rate = _optimizer(config, parts)
   plain = guided = log_prob = None
   if is_classifier(config):
-    loss, memory, log_prob = _classifier_loss(parts, net), (), lambda params, label: noisy_classifier.log_prob(net, params, label, parts.target)
+    loss, memory = _classifier_loss(parts, net), ()
+    log_prob = lambda params, label: noisy_classifier.log_prob(net, params, label, parts.target)
   else:
     (loss, memory), (plain, guided) = _loss(config, parts, net), _denoisers(config, parts, net, classes)
   return Experiment(
-    config=config, mesh=mesh, shape=tuple(shape), classes=classes, task=parts.task, plan=Plan(*(config[name] for name in Plan._fields)),
-    init=init, loss=loss, memory=memory, optimizer=optimizer, rate=rate,
+    config=config, mesh=mesh, shape=tuple(shape), classes=classes, task=parts.task,
+    plan=Plan(*(config[name] for name in Plan._fields)), init=init, loss=loss, memory=memory,
+    optimizer=optimizer, rate=rate,
     ema=lambda step: jax.numpy.minimum(config.ema_decay, (1. + step) / (10. + step)), averages=parts.emas,
-    schedule=parts.schedule, levels=parts.levels, sampler=parts.sampler, guide=parts.guide, self_condition=config.self_condition,
-    plain=plain, guided=guided, denoise=guided and guided(None), log_prob=log_prob)
+    schedule=parts.schedule, levels=parts.levels, sampler=parts.sampler, guide=parts.guide,
+    self_condition=config.self_condition, plain=plain, guided=guided, denoise=guided and guided(None),
+    log_prob=log_prob)
 
 
 def on_schedule(run, schedule):
   """The experiment with the sampler and the grid on another schedule, such as one that was learned."""
   levels = make_grid(run.config, schedule)
-  return run._replace(schedule=schedule, levels=levels, sampler=make('sampler', run.config.sampler, schedule=schedule, levels=levels))
+  sampler = make('sampler', run.config.sampler, schedule=schedule, levels=levels)
+  return run._replace(schedule=schedule, levels=levels, sampler=sampler)

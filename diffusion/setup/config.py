@@ -1,7 +1,7 @@
 """Every setting of a run, with its default. Recipes in configs/ change a few of them.
 
-Parts are one-string specs, 'name' or 'name(argument, key=value)', such as 'trailing(20)' or "folder('/my/images', size=32)";
-setup/build.py turns them into objects, and an unknown name is answered with the valid ones.
+Parts are one-string specs, 'name' or 'name(argument, key=value)', such as 'trailing(20)' or
+"folder('/my/images', size=32)"; an unknown name is answered with the valid ones.
 """
 import ml_collections
 
@@ -26,14 +26,14 @@ def _model(c):
   c.net = 'unet(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(4,))'
 
   # The diffusion process and the loss.
-  c.schedule = 'cosine'          # linear, cosine, flow, edm, .. (core/schedules.py); nested: 'shift(cosine(None), 2)', 'zero_terminal(linear)'; learned
+  c.schedule = 'cosine'          # linear, cosine, flow, edm, learned, .. (core/schedules.py); 'shift(cosine(None), 2)'
   c.predict = 'x0'               # output of the network: eps, x0, v, flow, score, edm
-  c.timesteps = 'stratified'     # distribution of training times: uniform, stratified, table(weights), logit_normal, edm_lognormal, loss_aware(bins)
+  c.timesteps = 'stratified'     # uniform, stratified, table(weights), logit_normal, edm_lognormal, loss_aware(bins)
   c.loss_weight = 'min_snr(5)'   # one, snr, min_snr(gamma), p2(gamma, k), edm(sd), vlb, sigmoid(bias)
   c.loss_type = 'mse'            # mse, mae, huber(delta)
-  c.noise_type = 'gaussian'      # gaussian, offset(strength), perturbed(gamma), paired (optimal transport within the batch)
+  c.noise_type = 'gaussian'      # gaussian, offset(strength), perturbed(gamma), paired (optimal transport in the batch)
   c.variance = 'fixed'           # fixed, or learned(strength) by extra output channels; needs a schedule of T levels
-  c.logvar_channels = 0          # size of a learned log variance of the loss, by which each noise level is normalised (EDM2: 128); 0: off
+  c.logvar_channels = 0          # of a learned log variance of the loss per noise level (EDM2: 128); 0: off
   c.self_condition = False       # the network also takes its own previous estimate of x0
   c.condition_dropout = .1       # share of training examples without their condition, for classifier-free guidance
 
@@ -47,14 +47,14 @@ def _training(c):
   c.lr_schedule = 'cosine(warmup=100)'   # cosine or linear (to 0 at the last step), or constant, after a linear warm-up
   c.grad_clip = 1.                       # largest global norm of the gradient; 0: off
   c.ema_decay = .998                     # of the averaged parameters; rises to it as (1 + step) / (10 + step)
-  c.extra_emas = ''                      # more averages of the parameters, such as 'decay(.9999) | power(.05) | power(.1)' (core/ema.py)
-  c.snapshot_every = 0                   # steps between snapshots of them, for power averages of any width later; 0: none
+  c.extra_emas = ''                      # more averages, such as 'decay(.9999) | power(.05) | power(.1)' (core/ema.py)
+  c.snapshot_every = 0                   # steps between snapshots of them, for averages of any width later; 0: none
 
   # Devices and input; none of these changes the numbers beyond rounding.
   c.fsdp = 1                   # devices that share one copy of the parameters, the optimizer state and the averages
   c.grad_accumulation = 1      # parts into which a batch is split, one after the other: less memory, the same update
   c.data_workers = 0           # processes that read and decode images of stream=True data; 0: a thread
-  c.on_save_error = 'stop'     # when a checkpoint cannot be written: 'stop', or 'continue' with the older ones and a warning
+  c.on_save_error = 'stop'     # when a checkpoint cannot be written: 'stop', or 'continue' with a warning
 
   # What is written and when, in steps.
   c.log_every = 50
@@ -67,10 +67,10 @@ def _training(c):
 
 
 def _sample(c):
-  c.sampler = 'best'           # on `trailing` grids the one of least error; ddim(eta), ddpm(variance), heun, unipc(order), .. (samplers/)
+  c.sampler = 'best'           # of least error on `trailing` grids; ddim(eta), ddpm(variance), heun, unipc(order), ..
   c.grid = 'trailing(50)'      # noise levels that are visited: trailing, karras, angle, times([..]), .. (core/grids.py)
-  c.guide = 'cfg(2)'           # left to right, such as 'cfg(2, lo=-3, hi=4) | rescale(.7)'; cfg(2, negative=weapon), apg(2),
-                               # autoguidance(runs/x@600, 2), classifier(runs/noisy_classifier, 2); '' none
+  c.guide = 'cfg(2)'           # left to right, such as 'cfg(2, lo=-3, hi=4) | rescale(.7)'; cfg(2, negative=weapon),
+                               # apg(2), autoguidance(runs/x@600, 2), classifier(runs/noisy_classifier, 2); '' none
   c.clip_x0 = True             # keep x0 in [-1, 1] while sampling
   s = ml_collections.ConfigDict()
   s.num_samples = 48
@@ -78,7 +78,7 @@ def _sample(c):
   s.class_mix = ''             # one condition for all samples, a weighted sum such as '0.5 * hero + 0.5 * food'
   s.seed = 0                   # sample k is the same for any number of samples and any batch
   s.batch = 48
-  s.params = 'ema'             # ema, raw, one of config.extra_emas, or 'posthoc(.07)': the power average of that width, from snapshots
+  s.params = 'ema'             # ema, raw, one of config.extra_emas, or 'posthoc(.07)' from snapshots
   s.show = 'film'              # besides the page, any of: film, gif, noising, interpolation, comparison; or all
   return s
 
@@ -92,23 +92,23 @@ def _edit():
   e.target = ''                # interpolate: the other image
   e.resize = False             # scale and crop images of another size
   e.num_samples = 4            # variants; for interpolate, images along the way
-  e.classes = ''               # of the result: '' unconditional; 'hero, food' in turn; for interpolate, of the first and the second image
+  e.classes = ''               # of the result: '' unconditional; 'hero, food' in turn; of the two images
   e.source_class = ''          # invert: class of the input image; '' unconditional
   e.strength = .6              # img2img: 0 keeps the image, 1 keeps nothing of it
   e.factor = 2                 # upscale: how many times larger the model's images are
   e.shift = (0, 0)             # outpaint: pixels by which the image is moved down and to the right
   e.jump = 5                   # repaint, outpaint: steps down before going up again
   e.repeats = 5                # repaint, outpaint: times each of these is repeated; 1 is inpaint
-  e.seed = 1                   # different from sample.seed, whose noise would reproduce an image that the model drew itself
+  e.seed = 1                   # not sample.seed, whose noise would reproduce an image that the model drew itself
   return e
 
 
 def _evaluate():
   """Evaluation, with --mode=evaluate."""
   e = ml_collections.ConfigDict()
-  e.parts = 'loss, samples, bound, ode'  # loss (held-out), samples (distances to the data), bound and ode (bits per dimension)
-  e.num_samples = 500          # drawn with config.sampler, config.grid and config.guide, classes as in the data (or config.sample.classes)
-  e.features = 'own'           # own (a classifier trained on this data, cached), inception(path), dinov2(path), clip(path)
+  e.parts = 'loss, samples, bound, ode'  # held-out loss, distances of samples, bits per dimension
+  e.num_samples = 500          # classes as in the data, or those of config.sample.classes
+  e.features = 'own'           # own (trained on this data, cached), inception(path), dinov2(path), clip(path)
   e.split = 'train'            # the reference: train or heldout
   e.statistics = ''            # .npz with mu and sigma, as FID tools write it, as reference of fd and fd_infinity
   e.likelihood_samples = 64    # held-out images whose likelihood is computed
@@ -132,8 +132,10 @@ def filled(config):
 
 
 def variant(config, name, **variants):
-  """The variant of a recipe after the colon: '' as it is, 'tiny' for seconds, or one of its own (functions of the config).
+  """The variant of a recipe after the colon: '' as it is, 'tiny' for seconds, or one of its own.
 
+  Args:
+    variants: name -> function of the config.
   Raises:
     InputError: a variant that the recipe does not have.
   """

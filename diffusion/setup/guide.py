@@ -1,7 +1,7 @@
 """Guidance as config.guide says it, such as 'cfg(2, lo=-6) | rescale(.3)': parsed once, before anything is traced.
 
-The parts act from left to right. cfg, apg and autoguidance start from two predictions, so that only the first part may be one of them;
-the others transform what stands before them, or the conditional prediction. '' is no guidance.
+The parts act from left to right. cfg, apg and autoguidance start from two predictions, so only the first part may be one
+of them; the others transform the result of the part before, or the conditional prediction. '' is no guidance.
 """
 from typing import Callable, NamedTuple
 
@@ -105,18 +105,21 @@ def parse(text):
     raise InputError(f'config.guide={text!r}: {error}') from error
   for name, part in zip(names, guide.parts):
     if name in ('autoguidance', 'classifier') and not (isinstance(part.model, str) and part.model):
-      raise InputError(f'config.guide={text!r}: {name} needs the work directory of a model, such as {name}(runs/x, {part.scale:g})')
+      raise InputError(f'config.guide={text!r}: {name} needs the work directory of a model, such as {name}(runs/x, 2)')
   if any(name in STARTS for name in names[1:]):
-    raise InputError(f'config.guide={text!r}: {", ".join(STARTS)} must come first and appear only once; anything before it would be ignored')
+    raise InputError(f'config.guide={text!r}: {", ".join(STARTS)} must come first and appear only once; '
+                     'anything before it would be ignored')
   if sum(bool(part.model) for part in guide.parts) > 1:
     raise InputError(f'config.guide={text!r}: only one part may name a second model')
-  if guide.start and guide.start.scale == 1 and (guide.start.negative or guide.start.model):
-    raise InputError(f'config.guide={text!r}: at scale 1 nothing is led away from {guide.start.negative or guide.start.model}; raise the scale')
+  start = guide.start
+  if start and start.scale == 1 and (start.negative or start.model):
+    raise InputError(f'config.guide={text!r}: {start.negative or start.model} has no effect at scale 1; '
+                     'raise the scale')
   return guide
 
 
 def denoiser(guide, plain, pair, null, clip_x0, unconditional, second=None):
-  """(params, cond) -> Denoise, guided and clipped; with a second model, params is (parameters, those of the second model).
+  """(params, cond) -> Denoise, guided and clipped; with a second model, params is a pair, its parameters the second.
 
   Args:
     guide: the Guide.
@@ -144,7 +147,8 @@ def denoiser(guide, plain, pair, null, clip_x0, unconditional, second=None):
   def denoise(params, cond):
     log_prob = second.log_prob(params[1], cond) if by_classifier else None
     def guided(x, noise, previous=None):
-      stacked = guidance.shared_predictions(predictions(params, cond, previous), lambda c, n: guide.stack(c, n, log_prob))
+      pair = predictions(params, cond, previous)
+      stacked = guidance.shared_predictions(pair, lambda cond, null: guide.stack(cond, null, log_prob))
       return (gaussian.clip(stacked) if clip_x0 else stacked)(x, noise)
     return guided
   return denoise

@@ -1,17 +1,20 @@
-"""Config keys of earlier versions: stored configs are translated, and on the command line an old key is answered with its new name."""
+"""Config keys of earlier versions: stored configs are translated; elsewhere an old key is answered with its new name."""
 from diffusion.setup.specs import parse
 
 RENAMED = {
-  'draw': 'timesteps', 'weight': 'loss_weight', 'error': 'loss_type', 'noise': 'noise_type', 'uncertainty': 'logvar_channels',
-  'clip_norm': 'grad_clip', 'ema': 'ema_decay', 'averages': 'extra_emas', 'accumulate': 'grad_accumulation',
-  'workers': 'data_workers', 'save_failure': 'on_save_error', 'clip': 'clip_x0', 'heldout_every': 'val_every',
+  'draw': 'timesteps', 'weight': 'loss_weight', 'error': 'loss_type', 'noise': 'noise_type',
+  'uncertainty': 'logvar_channels', 'clip_norm': 'grad_clip', 'ema': 'ema_decay', 'averages': 'extra_emas',
+  'accumulate': 'grad_accumulation', 'workers': 'data_workers', 'save_failure': 'on_save_error', 'clip': 'clip_x0',
+  'heldout_every': 'val_every',
   'heldout_number': 'val_samples', 'keep': 'keep_last',
   'sample.number': 'sample.num_samples', 'sample.mix': 'sample.class_mix', 'sample.weights': 'sample.params',
-  'edit.picture': 'edit.image', 'edit.second': 'edit.target', 'edit.number': 'edit.num_samples', 'edit.source': 'edit.source_class',
-  'evaluate.what': 'evaluate.parts', 'evaluate.number': 'evaluate.num_samples', 'evaluate.curve_number': 'evaluate.curve_samples',
+  'edit.picture': 'edit.image', 'edit.second': 'edit.target', 'edit.number': 'edit.num_samples',
+  'edit.source': 'edit.source_class', 'evaluate.what': 'evaluate.parts', 'evaluate.number': 'evaluate.num_samples',
+  'evaluate.curve_number': 'evaluate.curve_samples',
   'evaluate.likelihood_number': 'evaluate.likelihood_samples'}
 MERGED = {  # old key -> (new key, what to write)
-  'guidance': ('guide', 'cfg(2)'), 'negative': ('guide', 'cfg(2, negative=CLASS)'), 'sample.bad': ('guide', 'autoguidance(WORKDIR, 2)'),
+  'guidance': ('guide', 'cfg(2)'), 'negative': ('guide', 'cfg(2, negative=CLASS)'),
+  'sample.bad': ('guide', 'autoguidance(WORKDIR, 2)'),
   'sample.classifier': ('guide', 'classifier(WORKDIR, 2)'), 'warmup': ('lr_schedule', 'cosine(warmup=100)'),
   'decay': ('lr_schedule', 'cosine(warmup=100)'), 'beta2': ('optimizer', 'adamw(b2=0.99)'),
   'weight_decay': ('optimizer', 'adamw(weight_decay=0.01)')}
@@ -19,7 +22,7 @@ VALUES = {('noise', 'plain'): 'gaussian', ('save_failure', 'go on'): 'continue'}
 
 
 def answer(text):
-  """What became of the old key that an error message `text` names, as 'config.draw is now config.timesteps'; '' for any other."""
+  """'config.draw is now config.timesteps' for an error message `text` that names an old key; '' for any other."""
   words = [word.strip('\'".,:;()[]') for word in str(text).split()]
   for word in (word.removeprefix('--').removeprefix('config.').partition('=')[0] for word in words):
     keys = [key for key in (*RENAMED, *MERGED) if word == key or '.' in key and word == key.partition('.')[2]]
@@ -57,7 +60,8 @@ def _guide(flat):
       negative = flat.get('negative', '')
       kwargs = {'scale': scale} | ({'negative': negative} if negative else {}) | kwargs
       if weak:
-        name, kwargs = 'autoguidance', {'model': weak} | {key: kwargs[key] for key in ('scale', 'lo', 'hi') if key in kwargs}
+        kept = {key: kwargs[key] for key in ('scale', 'lo', 'hi') if key in kwargs}
+        name, kwargs = 'autoguidance', {'model': weak} | kept
     elif name == 'classifier':
       kwargs = {'model': classifier, 'scale': scale} | kwargs
     values = [repr(arg) for arg in args] + [f'{key}={value!r}' for key, value in kwargs.items()]

@@ -65,8 +65,8 @@ def muon(beta=.95, b2=.99, weight_decay=0., rms=.2):
   check_positive('muon', rms=rms)
   _check_decay('muon', weight_decay)
   def make(rate, mask=None):
-    return contrib.muon(rate, beta=beta, adam_b2=b2, weight_decay=weight_decay, adam_weight_decay=weight_decay, weight_decay_mask=mask,
-                        muon_weight_dimension_numbers=_as_matrices, consistent_rms=rms)
+    return contrib.muon(rate, beta=beta, adam_b2=b2, weight_decay=weight_decay, adam_weight_decay=weight_decay,
+                        weight_decay_mask=mask, muon_weight_dimension_numbers=_as_matrices, consistent_rms=rms)
   return make
 
 
@@ -91,7 +91,9 @@ def _warming(warmup, peak):
 def cosine(warmup=100):
   """A linear rise over `warmup` steps, then half a cosine to 0 at the last step."""
   _warming(warmup, 1.)
-  return lambda peak, steps: optax.warmup_cosine_decay_schedule(**_warming(warmup, peak), decay_steps=max(steps, warmup + 1))
+  def make(peak, steps):
+    return optax.warmup_cosine_decay_schedule(**_warming(warmup, peak), decay_steps=max(steps, warmup + 1))
+  return make
 
 
 def constant(warmup=100):

@@ -1,6 +1,6 @@
 """Parts of a config as one string, `name` or `name(argument, key=value)`.
 
-Arguments are Python literals; whatever is not one is taken as a string, so that `folder(/my/pictures, size=32)` needs no quotes. An
+Arguments are Python literals; anything else is a string, so that `folder(/my/images, size=32)` needs no quotes. An
 argument called schedule, grid or sampler may be a spec itself, as in `shift(cosine(None), 3)`.
 """
 import ast
@@ -90,7 +90,8 @@ def resolve(choices, field, spec, **extra):
   signature = inspect.signature(function)
   given = {key: value for key, value in extra.items() if key in signature.parameters and key not in kwargs}
   hidden = HIDDEN if inspect.isclass(function) else ()
-  told, free = usage(name, function, given), [key for key in signature.parameters if key not in given and key not in hidden]
+  expected = usage(name, function, given)
+  free = [key for key in signature.parameters if key not in given and key not in hidden]
   wrong = [f'unknown argument {key!r}' for key in kwargs if key not in signature.parameters or key in hidden]
   wrong += ['too many positional arguments'] * (len(args) > len(free))
   try:
@@ -99,7 +100,7 @@ def resolve(choices, field, spec, **extra):
   except TypeError as error:
     wrong = [str(error)]
   if wrong:
-    raise InputError(f'config.{field}={spec!r}: {wrong[0]}; expected {told}')
+    raise InputError(f'config.{field}={spec!r}: {wrong[0]}; expected {expected}')
   for key in NESTED & bound.arguments.keys():
     if isinstance(bound.arguments[key], str):
       bound.arguments[key] = resolve(choices, key, bound.arguments[key])
@@ -107,5 +108,5 @@ def resolve(choices, field, spec, **extra):
     return function(*bound.args, **bound.kwargs)
   except InputError as error:
     raise InputError(f'config.{field}={spec!r}: {error}') from error
-  except (TypeError, AttributeError, ValueError, ArithmeticError) as error:  # an argument of the wrong type, such as trailing(ten)
-    raise InputError(f'config.{field}={spec!r}: {error}; expected {told}') from error
+  except (TypeError, AttributeError, ValueError, ArithmeticError) as error:  # a wrong type, such as trailing(ten)
+    raise InputError(f'config.{field}={spec!r}: {error}; expected {expected}') from error

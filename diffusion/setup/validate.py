@@ -1,4 +1,4 @@
-"""Whether a config fits together: everything that can be told without the data. The parts that it names are built once, here."""
+"""Whether a config fits together, as far as that is known without the data; its parts are built once, here."""
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,9 +11,11 @@ from diffusion.setup import guide, specs
 from diffusion.setup.choices import make, parse_emas
 from diffusion.tasks import Task
 
-COUNTS = ('fsdp', 'grad_accumulation', 'batch', 'steps', 'log_every', 'val_every', 'val_samples', 'sample_every', 'save_every', 'keep_last')
-RANGES = dict(condition_dropout=(0, 1), ema_decay=(0, 1), learning_rate=(0, np.inf), grad_clip=(0, np.inf), logvar_channels=(0, np.inf),
-              keep_every=(0, np.inf), snapshot_every=(0, np.inf), data_workers=(0, 256), seed=(0, 2 ** 31))
+COUNTS = ('fsdp', 'grad_accumulation', 'batch', 'steps', 'log_every', 'val_every', 'val_samples', 'sample_every',
+          'save_every', 'keep_last')
+RANGES = dict(condition_dropout=(0, 1), ema_decay=(0, 1), learning_rate=(0, np.inf), grad_clip=(0, np.inf),
+              logvar_channels=(0, np.inf), keep_every=(0, np.inf), snapshot_every=(0, np.inf), data_workers=(0, 256),
+              seed=(0, 2 ** 31))
 
 
 class Parts(NamedTuple):
@@ -42,10 +44,11 @@ def check(config):
   _check_process(config, schedule, levels)
   build = lambda field: make(field, config[field], schedule=schedule)
   parts = Parts(
-    task=build('task'), schedule=schedule, levels=levels, sampler=make('sampler', config.sampler, schedule=schedule, levels=levels),
-    target=build('predict'), timesteps=build('timesteps'), loss_weight=build('loss_weight'), loss_type=build('loss_type'),
-    noise_type=build('noise_type'), variance=build('variance'), guide=guide.parse(config.guide), optimizer=build('optimizer'),
-    lr_schedule=build('lr_schedule'), emas=parse_emas(config.extra_emas))
+    task=build('task'), schedule=schedule, levels=levels,
+    sampler=make('sampler', config.sampler, schedule=schedule, levels=levels), target=build('predict'),
+    timesteps=build('timesteps'), loss_weight=build('loss_weight'), loss_type=build('loss_type'),
+    noise_type=build('noise_type'), variance=build('variance'), guide=guide.parse(config.guide),
+    optimizer=build('optimizer'), lr_schedule=build('lr_schedule'), emas=parse_emas(config.extra_emas))
   make('net', config.net, classes=2)
   _check_training(config, parts)
   _check_sampling(config, parts)
@@ -57,7 +60,8 @@ def make_grid(config, schedule):
   try:
     return make('grid', config.grid)(schedule)
   except InputError as error:
-    raise InputError(f'config.grid={config.grid!r}: {str(error).partition(f"config.grid={config.grid!r}: ")[2] or error}') from error
+    field = f'config.grid={config.grid!r}: '
+    raise InputError(field + (str(error).partition(field)[2] or str(error))) from error
 
 
 def spec_name(config, field):
@@ -87,7 +91,7 @@ def _check_numbers(config):
 
 
 def _check_process(config, schedule, levels):
-  """The target must be solvable where sampling starts and on every row of a table, and scale its input where the data is not."""
+  """The target must be solvable where sampling starts and on every row of a table, and scale its input if alpha is 1."""
   target = make('predict', config.predict)
   visited = [take(levels, 0)] + ([] if callable(schedule) else [take(schedule, -1)])
   with np.errstate(divide='ignore'):
@@ -103,7 +107,8 @@ def _check_process(config, schedule, levels):
 
 def _expect(config, reason, **values):
   """Raises InputError where a field is not at the only value that goes with another setting."""
-  odd = [field for field, value in values.items() if (spec_name(config, field) if isinstance(value, str) else config[field]) != value]
+  now = lambda field: spec_name(config, field) if isinstance(config[field], str) else config[field]
+  odd = [field for field, value in values.items() if now(field) != value]
   if odd:
     raise InputError(f'{reason}; set ' + ', '.join(f'config.{field}={values[field]!r}' for field in odd))
 
@@ -112,27 +117,32 @@ def _check_training(config, parts):
   loss_aware = spec_name(config, 'timesteps') == 'loss_aware'
   if config.snapshot_every and not any(name.startswith('power') for name, _ in parts.emas):
     raise InputError(f'config.snapshot_every={config.snapshot_every} keeps power averages for later, and '
-                     f"config.extra_emas={config.extra_emas!r} has none; set config.extra_emas='power(.05) | power(.1)'")
+                     f"config.extra_emas={config.extra_emas!r} has none; "
+                     "set config.extra_emas='power(.05) | power(.1)'")
   if config.grad_accumulation > 1 and (learns_schedule(config) or loss_aware):
-    raise InputError(f"config.grad_accumulation={config.grad_accumulation} does not work with config.schedule='learned' or "
-                     "config.timesteps='loss_aware', which need the whole batch at once; set it to 1")
+    raise InputError(f"config.grad_accumulation={config.grad_accumulation} does not work with "
+                     "config.schedule='learned' or config.timesteps='loss_aware', which need the whole batch at once; set it to 1")
   if is_classifier(config):
-    _expect(config, f'config.net={config.net!r}: a classifier does not use some of the settings', logvar_channels=0, self_condition=False,
-            variance='fixed', noise_type='gaussian', loss_type='mse')
+    _expect(config, f'config.net={config.net!r}: a classifier does not use some of the settings', logvar_channels=0,
+            self_condition=False, variance='fixed', noise_type='gaussian', loss_type='mse')
     if learns_schedule(config) or loss_aware:
       raise InputError("a classifier takes neither config.schedule='learned' nor config.timesteps='loss_aware'")
   if learns_schedule(config):
-    _expect(config, "config.schedule='learned' is trained by the variational bound", loss_weight='vlb', timesteps='stratified',
-            variance='fixed', loss_type='mse', noise_type='gaussian', logvar_channels=0)
+    _expect(config, "config.schedule='learned' is trained by the variational bound", loss_weight='vlb',
+            timesteps='stratified', variance='fixed', loss_type='mse', noise_type='gaussian', logvar_channels=0)
   if config.logvar_channels and loss_aware:
-    raise InputError("config.timesteps='loss_aware' follows the loss, which config.logvar_channels makes equal at every level; use one of them")
+    raise InputError("config.timesteps='loss_aware' follows the loss, which config.logvar_channels makes equal at "
+                     'every level; use one of them')
 
 
 def _check_sampling(config, parts):
-  if spec_name(config, 'variance') == 'fixed' and spec_name(config, 'sampler') == 'ddpm' and 'learned' in config.sampler:
-    raise InputError(f"config.sampler={config.sampler!r} needs a model that has learned its variance: train with config.variance='learned'")
-  if config.self_condition and spec_name(config, 'sampler') == 'adaptive':
-    raise InputError("config.sampler='adaptive' keeps no last estimate for a self-conditioned network; use best or heun")
-  if parts.guide.doubles and not parts.guide.start.negative and not config.condition_dropout and not is_classifier(config):
+  sampler = spec_name(config, 'sampler')
+  if spec_name(config, 'variance') == 'fixed' and sampler == 'ddpm' and 'learned' in config.sampler:
+    raise InputError(f'config.sampler={config.sampler!r} needs a model that has learned its variance: '
+                     "train with config.variance='learned'")
+  if config.self_condition and sampler == 'adaptive':
+    raise InputError("config.sampler='adaptive' keeps no last estimate for a self-conditioned network; use 'best'")
+  unconditional = config.condition_dropout or is_classifier(config)
+  if parts.guide.doubles and not parts.guide.start.negative and not unconditional:
     raise InputError(f'config.guide={config.guide!r} needs a model that has learned to do without its condition: '
                      "set config.condition_dropout above 0, or config.guide='' for no guidance")

@@ -58,7 +58,7 @@ def test_specs_are_parsed(spec, expected):
   (dict(batch=0), 'config.batch=0'), (dict(optimizer='adamw(b2=1.5)'), 'b2=1.5'), (dict(guide='cfg(nan)'), "scale='nan'"),
   (dict(condition_dropout=0., guide='cfg(2)'), 'learned to do without'), (dict(guide='cgf'), "did you mean 'cfg'"),
   (dict(guide='cfg | rescale(2)'), 'from 0 to 1'), (dict(guide='rescale(.5) | cfg'), 'come first'), (dict(guide='autoguidance'), "'model'"), (dict(guide='autoguidance(3)'), 'work directory'),
-  (dict(guide='autoguidance(a) | classifier(b)'), 'only one part'), (dict(guide='cfg(1, negative=a)'), 'scale 1'), (dict(schedule='flow(50)', predict='eps', grid='karras(5)'), 'says nothing'),
+  (dict(guide='autoguidance(a) | classifier(b)'), 'only one part'), (dict(guide='cfg(1, negative=a)'), 'at scale 1'), (dict(schedule='flow(50)', predict='eps', grid='karras(5)'), 'says nothing'),
   (dict(self_condition=True, sampler='adaptive'), 'last estimate'), (dict(net='classifier(channels=16)', logvar_channels=8), 'config.logvar_channels=0'),
   (dict(timesteps='loss_aware', logvar_channels=8), 'use one of them'), (dict(schedule='learned', loss_weight='vlb', noise_type='offset'), "config.noise_type='gaussian'"), (dict(guide='cfg(lo=3, hi=1)'), 'lower one first'), (dict(guide='apg(eta=7)'), 'eta=7'),
   (dict(guide='dynamic_threshold(99.5)'), 'share above 0'), (dict(guide='cfg(2, negative=c)'), "negative='c'.*valid: a, b"), (dict(sampler='unipc(order=7)'), 'from 1 to 3'),
