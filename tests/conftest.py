@@ -9,7 +9,9 @@ from pathlib import Path
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from diffusion.system import xla_flags
 from tests import forks
@@ -21,13 +23,70 @@ xla_flags.add('xla_cpu_use_fusion_emitters', 'false')
 xla_flags.add(*xla_flags.RIGHT_SUMS)
 
 ROOT = Path(__file__).parent.parent
+# Compiler options of jax.jit for tests of whose time the running takes most, and not the compiling; they give the same bits.
+RUN_FAST = dict(xla_backend_optimization_level=2, xla_llvm_disable_expensive_passes=False)
+
+# Files that take longest, the longest first: they start first, so that no worker is left alone with one at the end.
+LONGEST = (
+  'training/test_devices.py', 'test_main.py', 'test_recipes.py', 'system/test_multihost.py', 'evaluation/test_evaluate_command.py',
+  'evaluation/test_trained_features.py', 'training/test_chaos.py', 'nets/test_unet.py', 'generation/test_edits.py', 'objectives/test_vdm.py',
+  'generation/test_export.py', 'experiments/test_sweep_local.py', 'samplers/test_solvers.py', 'training/test_loop.py', 'training/test_resources.py',
+  'training/test_options.py', 'generation/test_guide_models.py', 'objectives/test_denoising.py', 'system/test_checkpoint_processes.py',
+  'core/test_guidance_calls.py', 'setup/test_build.py', 'nets/test_inception.py', 'system/test_lock.py', 'data/test_prefetch.py',
+  'samplers/test_ancestral.py')
+
+# `pytest -m quick`: the mathematics alone.
+QUICK_FOLDERS = ('core', 'samplers', 'objectives')
+QUICK_FILES = (
+  'test_imports.py', 'evaluation/test_elbo.py', 'evaluation/test_frechet.py', 'evaluation/test_kid.py', 'evaluation/test_neighbours.py',
+  'evaluation/test_ode_likelihood.py', 'evaluation/test_resize.py', 'evaluation/test_scores.py', 'nets/test_layers.py')
+NOT_QUICK = {  # files, or single tests, of QUICK_FOLDERS: why not
+  'core/test_guidance_calls.py': 'it starts processes, and compiles networks',
+  'objectives/test_noisy_classifier.py': 'it compiles networks',
+  'objectives/test_vdm.py::test_training_the_inside_of_the_curve_lowers_the_variance_to_its_least_and_leaves_the_mean': 'it trains',
+}
 COSINE = '--config=configs/cosine_ddim.py:tiny'
 
 
+def is_quick(name):
+  """Whether the test `name`, relative to this folder, is of the mathematics alone; see QUICK_FOLDERS."""
+  file = name.split('::')[0]
+  listed = file in QUICK_FILES or file.split('/')[0] in QUICK_FOLDERS
+  return listed and file not in NOT_QUICK and name.split('[')[0] not in NOT_QUICK
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items):
+  """Marks what is quick, and puts the longest files first."""
+  places = {file: place for place, file in enumerate(LONGEST)}
+  def name(item):
+    return item.path.relative_to(Path(__file__).parent).as_posix() + '::' + item.nodeid.split('::', 1)[-1]
+  for item in items:
+    if is_quick(name(item)):
+      item.add_marker('quick')
+  items.sort(key=lambda item: places.get(name(item).split('::')[0], len(places)))
+
+
 @pytest.fixture(scope='session')
-def cache_dir(tmp_path_factory):
-  """One folder for generated data and compiled programs, shared by all processes that the tests start."""
-  return tmp_path_factory.getbasetemp().parent / 'diffusion-cache'
+def shared_dir(tmp_path_factory):
+  """A folder of this session that all xdist workers share."""
+  base = tmp_path_factory.getbasetemp()
+  return base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
+
+
+@pytest.fixture(scope='session')
+def cache_dir(shared_dir):
+  """One folder for generated data and compiled programs, shared by all processes of the session."""
+  return shared_dir / 'diffusion-cache'
+
+
+@pytest.fixture(scope='session', autouse=True)
+def compile_cache(cache_dir):
+  """The test processes keep compiled programs where the commands do (diffusion/system/platform.py), so that each is compiled once."""
+  jax.config.update('jax_compilation_cache_dir', str(cache_dir / 'programs'))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', .1)  # writing what compiles faster would take longer
+  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+  compilation_cache.reset_cache()  # what was compiled at import has started it without a folder
 
 
 @pytest.fixture(scope='session')
@@ -51,10 +110,9 @@ def command(cache_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def main_job(command, tmp_path_factory):
+def main_job(command, shared_dir):
   """(work directory, what was printed) of the tiny main job, which one of the workers runs for all: read it, change nothing."""
-  base = tmp_path_factory.getbasetemp()
-  folder = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base) / 'main-job'
+  folder = shared_dir / 'main-job'
   folder.mkdir(exist_ok=True)
   printed = folder / 'printed.txt'
   with open(folder / 'lock', 'w') as lock:

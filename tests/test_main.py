@@ -14,6 +14,7 @@ from tests.conftest import COSINE
 
 ROOT = Path(__file__).parent.parent
 SMALL = '--config.net=unet(channels=16, multipliers=(1,), blocks=1)'  # for tests of what happens around the network
+CONSTANT = '--config.lr_schedule=constant(warmup=2)'  # one compiled step for any number of steps
 FASHION = ROOT.parent / 'shared' / 'data' / 'tfds'
 
 
@@ -104,7 +105,7 @@ def test_evaluation_prints_the_heldout_loss_by_log_snr_and_keeps_it(trained, com
 
 
 def test_kill_minus_nine_loses_at_most_the_steps_since_the_last_checkpoint_and_changes_no_bit(command, tmp_path):
-  options = (COSINE, SMALL, '--config.steps=24', '--config.sample_every=100', '--config.sample.num_samples=1', '--config.sample.show=')
+  options = (COSINE, SMALL, CONSTANT, '--config.steps=24', '--config.sample_every=100', '--config.sample.num_samples=1', '--config.sample.show=')
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   assert command(*options, f'--workdir={whole}').returncode == 0
   process = command(*options, f'--workdir={killed}', start=True)
@@ -120,7 +121,7 @@ def test_kill_minus_nine_loses_at_most_the_steps_since_the_last_checkpoint_and_c
 
 
 def test_a_termination_request_saves_and_says_how_to_go_on(command, tmp_path):
-  process = command(COSINE, SMALL, '--config.steps=100000', '--config.save_every=100000', '--config.sample_every=100000',
+  process = command(COSINE, SMALL, CONSTANT, '--config.steps=100000', '--config.save_every=100000', '--config.sample_every=100000',
                     '--config.val_every=100000', f'--workdir={tmp_path / "run"}', start=True)
   while not (tmp_path / 'run' / 'metrics.jsonl').exists() or not read_metrics(tmp_path / 'run' / 'metrics.jsonl'):
     assert process.poll() is None

@@ -27,7 +27,7 @@ import numpy as np
 assert jax.local_device_count() == devices
 B = 16
 c = tiny(default())
-c.update(dict(net='unet(channels=16, multipliers=(1, 2), blocks=1, attention=(), zero_init=False)', batch=B, guide='cfg(2)', lr_schedule='constant(warmup=2)', fsdp=fsdp,
+c.update(dict(net='unet(channels=16, multipliers=(1,), blocks=1, attention=(), zero_init=False)', batch=B, guide='cfg(2)', lr_schedule='constant(warmup=2)', fsdp=fsdp,
               grad_accumulation=accumulate, extra_emas='power(.1)'))
 mesh = sharding.make_mesh(fsdp)
 run = build.build(c, (8, 8, 1), ('a', 'b'), mesh)

@@ -8,19 +8,28 @@ import pytest
 from diffusion.core.gaussian import take
 from diffusion.errors import InputError
 from diffusion.setup import build
+from diffusion.setup.choices import CHOICES
 from diffusion.setup.config import default, tiny
 from diffusion.system import sharding
 from diffusion.system.checkpoint import open_checkpoints
 from diffusion.training.loop import make_state
+from tests.linear_network import Linear
 from diffusion.training.open_model import with_guide_model
 
 SHAPE, CLASSES = (8, 8, 1), ('a', 'b')
-NET = 'unet(channels=16, multipliers=(1,), blocks=1, attention=(), zero_init=False)'
+
+
+@pytest.fixture(autouse=True, scope='module')
+def linear():
+  """config.net='linear': the models to be guided may be any; the classifier is a real one."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(CHOICES['net'], 'linear', Linear)
+    yield
 
 
 def config(**changes):
   c = tiny(default())
-  c.update(dict(net=NET, clip_x0=False, guide='cfg(3)') | changes)
+  c.update(dict(net='linear', clip_x0=False, guide='cfg(3)') | changes)
   return c
 
 

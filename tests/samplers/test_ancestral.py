@@ -10,6 +10,7 @@ from diffusion import samplers
 from diffusion.core import grids, schedules
 from diffusion.core.gaussian import CLEAN, expand_to, from_x0, Noise, Pred, take, vp
 from diffusion.errors import InputError
+from tests.conftest import RUN_FAST
 from tests.exact import gaussian_denoiser, gaussian_flow
 
 MEAN, STD = .3, .5
@@ -21,7 +22,7 @@ BOTH = [samplers.ddim(), samplers.ddim(.5), samplers.ddim(1.), samplers.ddpm(), 
 def run(sampler, levels, denoise, n=64, shape=(), x=None, keys=None):
   keys = samplers.sample_keys(0, np.arange(n)) if keys is None else keys
   x = samplers.prior(keys, levels, shape) if x is None else x
-  return jax.jit(lambda keys, x: samplers.sample(keys, denoise, sampler, levels, x))(keys, x)
+  return jax.jit(lambda keys, x: samplers.sample(keys, denoise, sampler, levels, x), compiler_options=RUN_FAST)(keys, x)
 
 
 @pytest.mark.parametrize('curve', CURVES)
