@@ -1,7 +1,7 @@
 r"""CIFAR-10 with the 35.7-million-parameter U-Net of DDPM (arXiv:2006.11239, appendix B), for GPUs and TPU pods.
 
   python -m diffusion.main --config=configs/cifar10.py        one accelerator: batch 128, 800,000 steps
-  python -m diffusion.main --config=configs/cifar10.py:pod    a TPU pod, one command for all hosts: batch 2048, bfloat16
+  python -m diffusion.main --config=configs/cifar10.py:pod    a TPU pod, one command for all hosts: batch 2048
   python -m diffusion.main --config=configs/cifar10.py:tiny   a few seconds, for tests
 
 Compiled for a v5e:16x16 (experiments/aot.py), a step of `:pod` with 8 images per chip uses 0.86 GB of the chip's 16 GB
