@@ -1,20 +1,23 @@
-"""CIFAR-10 at paper size: the 35.7-million-parameter U-Net of DDPM (arXiv:2006.11239, appendix B), for GPUs and TPU pods.
+r"""CIFAR-10 with the 35.7-million-parameter U-Net of DDPM (arXiv:2006.11239, appendix B), for GPUs and TPU pods.
 
-  python -m diffusion.main --config=configs/cifar10.py               one accelerator: batch 128, 800,000 steps
-  python -m diffusion.main --config=configs/cifar10.py:pod           a TPU pod, the same command on every host: batch 2048, bfloat16
-  python -m diffusion.main --config=configs/cifar10.py:tiny
+  python -m diffusion.main --config=configs/cifar10.py        one accelerator: batch 128, 800,000 steps
+  python -m diffusion.main --config=configs/cifar10.py:pod    a TPU pod, one command for all hosts: batch 2048
+  python -m diffusion.main --config=configs/cifar10.py:tiny   a few seconds, for tests
 
-Compiled for a v5e:16x16 (experiments/aot.py), a step of `:pod` holds 0.86 GB of a chip's 16 at 8 pictures a chip, state, temporaries and
-program, and is bound by memory traffic. Fewer chips hold more pictures each: experiments.aot says what fits.
+Compiled for a v5e:16x16 (experiments/aot.py), a step of `:pod` with 8 images per chip uses 0.86 GB of the chip's 16 GB
+for state, temporaries and program, and is limited by memory bandwidth. Fewer chips hold more images each;
+experiments.aot reports what fits.
 
-Needs the data set prepared once, which needs TensorFlow (pip install 'diffusion-jax[tf]'):
-  python -c "import tensorflow_datasets as tfds; tfds.builder('cifar10', file_format='array_record').download_and_prepare()"
-The paper reports an FID of 3.17 with ancestral sampling in 1000 steps; this recipe has not been run to the end by its authors.
+The data set must be prepared once, which needs TensorFlow (pip install 'diffusion-jax[tf]'):
+  python -c "from tensorflow_datasets import builder; \
+    builder('cifar10', file_format='array_record').download_and_prepare()"
+The paper reports an FID of 3.17 with ancestral sampling in 1000 steps; this recipe has not been run at full length by
+its authors.
 """
 from diffusion.setup.config import default, variant
 
-NET = ('unet(channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,), heads=1, film=False, groups=32, dropout=0.1, '
-       "dtype='{dtype}')")
+NET = ('unet(channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,), heads=1, film=False, groups=32, '
+       "dropout=0.1, dtype='{dtype}')")
 
 
 def pod(c):

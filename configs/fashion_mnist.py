@@ -1,10 +1,14 @@
-"""Real pictures: Fashion-MNIST, ten kinds of garment, 28x28 grey, padded to 32x32.
+r"""Real images: Fashion-MNIST, ten kinds of garment, 28x28 grey, padded to 32x32.
 
-  python -m diffusion.main --config=configs/fashion_mnist.py --config.data="tfds(fashion_mnist, data_dir='/where/tfds/keeps/it', size=32, fit=pad)"
+  python -m diffusion.main --config=configs/fashion_mnist.py
+  python -m diffusion.main --config=configs/fashion_mnist.py \
+    --config.data="tfds(fashion_mnist, data_dir='/my/tensorflow_datasets', size=32, fit=pad)"
   python -m diffusion.main --config=configs/fashion_mnist.py:tiny
 
-Expect garments of which nearly all can be named (dresses are the weakest); one run took 9.5 minutes on 2 busy CPU cores. The data set must have been prepared once, which needs TensorFlow (pip install 'diffusion-jax[tf]'):
-  python -c "import tensorflow_datasets as tfds; tfds.builder('fashion_mnist', file_format='array_record').download_and_prepare()"
+Expect garments of which nearly all are recognisable (dresses are the weakest); one run took 9.5 minutes on 2 busy CPU
+cores. The data set must be prepared once, which needs TensorFlow (pip install 'diffusion-jax[tf]'):
+  python -c "from tensorflow_datasets import builder; \
+    builder('fashion_mnist', file_format='array_record').download_and_prepare()"
 """
 from diffusion.setup.config import default, variant
 
@@ -12,7 +16,8 @@ from diffusion.setup.config import default, variant
 def get_config(name=''):
   c = default()
   c.data = 'tfds(fashion_mnist, size=32, fit=pad)'
-  c.net = 'unet(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(4,), patch=2)'  # patches of 2x2 pixels: four times cheaper
+  # Patches of 2x2 pixels make the network four times cheaper.
+  c.net = 'unet(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(4,), patch=2)'
   c.task = 'image(flip=True)'
   c.steps = 1500
   c.sample.num_samples = c.sample.batch = 60

@@ -1,25 +1,28 @@
-"""ImageNet at 64x64 with the 296-million-parameter U-Net of ADM (arXiv:2105.05233, appendix I), for TPU pods.
+r"""ImageNet at 64x64 with the 296-million-parameter U-Net of ADM (arXiv:2105.05233, appendix I), for TPU pods.
 
-  python -m diffusion.main --config=configs/imagenet64.py:pod        256 chips with 16 GB, such as a v5e:16x16: 8 pictures each
-  python -m diffusion.main --config=configs/imagenet64.py:quarter    64 such chips: 32 pictures each, in 4 parts
-  python -m diffusion.main --config=configs/imagenet64.py            as :pod, with every chip holding the whole state
-  python -m diffusion.main --config=configs/imagenet64.py:tiny
+  python -m diffusion.main --config=configs/imagenet64.py:pod        256 chips with 16 GB, such as a v5e:16x16
+  python -m diffusion.main --config=configs/imagenet64.py:quarter    64 such chips, with gradient accumulation
+  python -m diffusion.main --config=configs/imagenet64.py            as :pod, with the whole state on every chip
+  python -m diffusion.main --config=configs/imagenet64.py:tiny       a few seconds, for tests
 
-The same command runs on every host. The three train the same model: batch 2048, 540,000 steps. They differ in what a chip holds: with
-fsdp=8 the state of 4.7 GB (parameters, average, AdamW's two moments) is divided by 8; with accumulate=4 there are activations of 8
-pictures at a time. Fewer chips: raise config.grad_accumulation until batch / chips / accumulate is 8. `python -m experiments.aot` says what
-fits before you have the chips: `:pod` takes 4.77 and `:quarter` 4.96 of the 17.18 GB of a v5e (those compiles took libtpu 40 minutes of
-a core each).
+The same command runs on every host. The three variants train the same model: batch 2048, 540,000 steps. They differ in
+memory per chip: fsdp=8 divides the state of 4.7 GB (parameters, EMA, AdamW's two moments) by 8; `:quarter` processes
+its 32 images per chip in 4 parts (grad_accumulation=4), with the activations of 8 images at a time. With fewer chips,
+raise config.grad_accumulation until batch / chips / grad_accumulation is 8. `python -m experiments.aot` reports what
+fits before you have the chips: `:pod` takes 4.77 and `:quarter` 4.96 of the 17.18 GB of a v5e (each compile took
+libtpu 40 minutes on one core).
 
-The pictures are read from the disk while training. Prepared once, which needs TensorFlow (pip install 'diffusion-jax[tf]'):
-  python -c "import tensorflow_datasets as tfds; tfds.builder('imagenet_resized/64x64', file_format='array_record').download_and_prepare()"
-The paper reports an FID of 2.07 (table 5: 250 ancestral steps, no guidance); this recipe has not been run by its authors. It hides
-a tenth of the classes, which the paper does not, so that --config.guide='cfg(2)' works.
+Images are read from disk during training. The data set must be prepared once, which needs TensorFlow
+(pip install 'diffusion-jax[tf]'):
+  python -c "from tensorflow_datasets import builder; \
+    builder('imagenet_resized/64x64', file_format='array_record').download_and_prepare()"
+The paper reports an FID of 2.07 (table 5: 250 ancestral steps, no guidance); this recipe has not been run by its
+authors. Unlike the paper it drops the class for a tenth of the images, so that --config.guide='cfg(2)' works.
 """
 from diffusion.setup.config import default, variant
 
-NET = ('unet(channels=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(32, 16, 8), head_dim=64, resample=block, groups=32, dropout=0.1, '
-       'dtype=bfloat16)')
+NET = ('unet(channels=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(32, 16, 8), head_dim=64, resample=block, '
+       'groups=32, dropout=0.1, dtype=bfloat16)')
 
 
 def pod(c):

@@ -1,11 +1,13 @@
-"""Improved DDPM (arXiv:2102.09672): the network also learns the variance of each step, so that few ancestral steps lose less.
+r"""Improved DDPM (arXiv:2102.09672): the network also learns the variance of each step, for sampling in few steps.
 
   python -m diffusion.main --config=configs/learned_variance.py
   python -m diffusion.main --config=configs/learned_variance.py:tiny
+  python -m diffusion.main --config=configs/learned_variance.py \
+    --config.timesteps='loss_aware(bins=100)' --config.loss_weight=vlb       trains on the bound itself (section 3.3)
 
-The loss is L_simple plus 0.001 times the variational bound in bits a dimension, whose gradient reaches the variance alone; the network's
-output has twice the channels. `--config.sampler="ddpm(variance='small')"` shows the same weights without what they learned. Its full length has
-not been run here. To train on the bound itself, as in the paper's section 3.3: --config.timesteps='loss_aware(bins=100)' --config.loss_weight=vlb.
+The loss is L_simple plus 0.001 times the variational bound in bits per dimension, whose gradient reaches only the
+variance; the network has twice the output channels. For comparison, --config.sampler="ddpm(variance='small')" samples
+from the same weights with a fixed variance. This recipe has not been run at full length; `:tiny` is tested.
 """
 from diffusion.setup.config import default, variant
 

@@ -3,8 +3,9 @@
   python -m diffusion.main --config=configs/linear_ddpm.py
   python -m diffusion.main --config=configs/linear_ddpm.py:tiny
 
-The network, data and number of steps of cosine_ddim.py, so about its time for training; sampling takes 1000 network evaluations
-instead of 50, so the pictures at the end take far longer. Its full length has not been timed; `:tiny` is tested. `--config.grid='trailing(100)'` shows what fewer steps cost.
+Network, data and number of steps are those of cosine_ddim.py, so training takes about as long; sampling takes 1000
+network evaluations instead of 50, so the final samples take 20 times as long. --config.grid='trailing(100)' shows the
+effect of fewer steps. This recipe has not been run at full length; `:tiny` is tested.
 """
 from diffusion.setup.config import default, variant
 
@@ -17,5 +18,5 @@ def get_config(name=''):
   c.timesteps = 'uniform'
   c.sampler = "ddpm(variance='large')"
   c.grid = 'trailing(1000)'
-  c.sample_every = c.steps  # pictures at the end only: a thousand evaluations each
+  c.sample_every = c.steps  # samples only at the end: a thousand evaluations each
   return variant(c, name)

@@ -1,10 +1,12 @@
-"""A classifier of noisy sprites, for classifier guidance (arXiv:2105.05233): it tells the class at every noise level of the main job.
+r"""A classifier of noisy sprites for classifier guidance (arXiv:2105.05233) of the main job, at all its noise levels.
 
   python -m diffusion.main --config=configs/noisy_classifier.py
-  python -m diffusion.main --mode=sample --workdir=runs/cosine_ddim --config.guide=classifier --config.sample.classifier=runs/noisy_classifier
+  python -m diffusion.main --mode=sample --workdir=runs/cosine_ddim \
+    --config.guide='classifier(runs/noisy_classifier, 2)'
+  python -m diffusion.main --config=configs/noisy_classifier.py:tiny
 
-The loss is the cross-entropy; `--mode=evaluate` lists it by log-SNR. At the noisiest levels it cannot go below the entropy of the labels,
-log 6 = 1.79 for six even classes.
+The loss is the cross-entropy; `--mode=evaluate` lists it by log-SNR. At the noisiest levels expect no less than the
+entropy of the labels, log 6 = 1.79 for six classes of equal size.
 """
 from diffusion.setup.config import default, variant
 

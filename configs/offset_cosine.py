@@ -3,10 +3,11 @@
   python -m diffusion.main --config=configs/offset_cosine.py
   python -m diffusion.main --config=configs/offset_cosine.py:tiny
 
-The network is told the noise variance; AdamW at 1e-3 with weight decay 1e-4; EMA 0.999. The book trains on 64x64 flowers:
---config.data='folder(/my/flowers, size=64)' --config.net='unet(channels=32, multipliers=(1, 2, 3, 4), blocks=2, attention=())'
-is its network on pictures of your own. Because the signal rate starts at 0.95
-rather than 1, the finest details are the last step's leap. On the sprites its full length has not been run here; `:tiny` is tested.
+The condition on the noise level is its variance; AdamW at 1e-3 with weight decay 1e-4; EMA 0.999. Because the signal
+rate starts at 0.95 rather than 1, the last step has to add the finest details at once. The book trains on 64x64
+flowers: --config.data='folder(/my/flowers, size=64)'
+--config.net='unet(channels=32, multipliers=(1, 2, 3, 4), blocks=2, attention=())' is its network, for your own images.
+On the sprites this recipe has not been run at full length; `:tiny` is tested.
 """
 from diffusion.setup.config import default, variant
 

@@ -1,16 +1,17 @@
-"""After the short course How Diffusion Models Work: 500 linear steps, context dropped one time in ten.
+"""After the short course How Diffusion Models Work: 500 linear steps, the condition dropped one time in ten.
 
   python -m diffusion.main --config=configs/sprites_course.py               DDPM, 500 steps
   python -m diffusion.main --config=configs/sprites_course.py:ddim          DDIM, 20 steps: 25 times faster
-  python -m diffusion.main --config=configs/sprites_course.py:collapse      DDPM without the extra noise: averages, not sprites
+  python -m diffusion.main --config=configs/sprites_course.py:collapse      DDPM without added noise: only blurs
   python -m diffusion.main --config=configs/sprites_course.py:tiny
 
-The network, data and number of steps of cosine_ddim.py, so about its time for training; 500 evaluations a picture to sample. Its full length
-has not been run here; `:tiny` is tested.
+Network, data and number of steps are those of cosine_ddim.py, so training takes about as long; sampling takes 500
+evaluations per image. This recipe has not been run at full length; `:tiny` is tested.
 
-With the course's own files: --config.data='npy(sprites.npy, sprites_labels.npy)'. The three variants differ in sampling only, so one training
-serves them all: --mode=sample --workdir=runs/sprites_course --config.sampler="ddpm('none')" shows the collapse, and
---config.sample.class_mix='0.5 * hero + 0.5 * food' mixes two contexts.
+For the files of the course: --config.data='npy(sprites.npy, sprites_labels.npy)'. The variants differ only in
+sampling, so one training serves all of them: --mode=sample --workdir=runs/sprites_course
+--config.sampler="ddpm('none')" shows the collapse, and --config.sample.class_mix='0.5 * hero + 0.5 * food' mixes two
+classes.
 """
 from diffusion.setup.config import default, variant
 
@@ -36,5 +37,5 @@ def get_config(name=''):
   c.learning_rate = 1e-3
   c.sampler = 'ddpm'
   c.grid = 'trailing(500)'
-  c.sample_every = c.steps  # pictures at the end only: 500 evaluations each
+  c.sample_every = c.steps  # samples only at the end: 500 evaluations each
   return variant(c, name, ddim=ddim, collapse=collapse)

@@ -1,9 +1,9 @@
-"""Variational diffusion models (arXiv:2107.00630): trained on the variational bound, with a noise schedule that is learned with the network.
+"""Variational diffusion models (arXiv:2107.00630): trained on the variational bound, with a learned noise schedule.
 
   python -m diffusion.main --config=configs/vdm.py
   python -m diffusion.main --config=configs/vdm.py:tiny
 
-The loss is the bound in nats per dimension. Its full length has not been run here.
+The loss is the bound in nats per dimension. This recipe has not been run at full length.
 """
 from diffusion.setup.config import default, variant
 

@@ -1,19 +1,19 @@
-r"""A training run that is killed with SIGKILL at random moments and started again, beside one that is never killed.
+r"""A training run that is killed with SIGKILL at random moments and restarted, compared with one that is never killed.
 
   python -m experiments.benchmarks.chaos                  200 kills, some minutes
   python -m experiments.benchmarks.chaos --kills=25 --seed=1 --workdir=/tmp/chaos
 
-The network has a few parameters; the training loop, the checkpoints, the lock and the log are the real ones. Of
-three kills one comes while the run starts and reads its checkpoint, one at some moment of training, and one when
-the folder of an unfinished checkpoint has just appeared. After each kill the finished checkpoints must all still
-be there, at most two intervals of saving lost; in the end the whole state and the logged figures must be, bit
-for bit, those of the run that was never killed. The result is a Markdown table on stdout; exit code 1 where
-anything differs. Linux only: each start is a fork of this process, which has paid for the imports.
+The network has a few parameters; the training loop, the checkpoints, the lock and the log are the real ones. The
+kills cycle through three kinds: during startup and restore, at a random moment of training, and right after the
+folder of an unfinished checkpoint has appeared. After each kill all finished checkpoints must still exist, with at
+most two save intervals lost; at the end the whole state and the logged metrics must equal those of the undisturbed
+run bit for bit. The result is a Markdown table on stdout; exit code 1 if anything differs. Linux only: each start is
+a fork of this process, which saves the time for imports.
 """
 import os
 
 for _name in ('OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS'):
-  os.environ[_name] = '1'  # before numpy: a process with threads cannot be forked
+  os.environ[_name] = '1'  # set before numpy is imported: a process with threads cannot be forked
 
 import argparse
 import contextlib
@@ -31,7 +31,7 @@ import traceback
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorboardX  # noqa: F401, so that the forks need not import it
+import tensorboardX  # noqa: F401, so that the forks do not have to import it
 
 from diffusion.data.dataset import Dataset, Source
 from diffusion.setup import build
@@ -43,25 +43,26 @@ from diffusion.system.log import open_log, quiet_orbax, read_metrics
 from diffusion.training import loop
 
 SAVE_EVERY = 3
-STEPS_A_KILL = 8  # so many are planned, and a fork is killed before it has done more than a few
+STEPS_A_KILL = 8  # planned steps per kill; a fork is killed after at most a few of them
 KINDS = ('starting', 'training', 'saving')
-LIMIT = 120  # seconds without a sign of life
+LIMIT = 120  # seconds without progress
 
 
-# ---- the run: this is what is killed
+# ---- the run that is killed
 def experiment(steps):
-  """A matrix that learns to tell pictures from noise: a real Experiment but for its network and loss."""
+  """A matrix that learns to denoise images: a real Experiment except for its network and loss."""
   config = tiny(default())
-  config.update(dict(net='unet(channels=8, multipliers=(1,), blocks=1, attention=())', guide='', lr_schedule='constant(warmup=2)',
-                     batch=4, steps=steps, save_every=SAVE_EVERY, log_every=1, sample_every=steps))
+  config.update(dict(net='unet(channels=8, multipliers=(1,), blocks=1, attention=())', guide='',
+                     lr_schedule='constant(warmup=2)', batch=4, steps=steps, save_every=SAVE_EVERY, log_every=1,
+                     sample_every=steps))
 
   def init(key):
     return dict(matrix=.1 * jax.random.normal(key, (64, 64)), shift=jnp.zeros(64))
 
   def loss(key, params, x0, cond, train, part=None):
     x = x0.reshape(-1, 64)
-    seen = x + jax.random.normal(key, x.shape)
-    each = jnp.mean((jnp.tanh(seen @ params['matrix'] + params['shift']) - x) ** 2, 1)
+    noisy = x + jax.random.normal(key, x.shape)
+    each = jnp.mean((jnp.tanh(noisy @ params['matrix'] + params['shift']) - x) ** 2, 1)
     return each.mean(), dict(mse=each, logsnr=jnp.zeros(len(x)))
 
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
@@ -70,12 +71,12 @@ def experiment(steps):
 
 def source():
   images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 1)).astype(np.uint8)
-  none = Dataset(images[:0], np.zeros(0, np.int32))
-  return Source(Dataset(images, np.zeros(len(images), np.int32)), none)
+  empty = Dataset(images[:0], np.zeros(0, np.int32))
+  return Source(Dataset(images, np.zeros(len(images), np.int32)), empty)
 
 
 def go_on(workdir, steps, tell):
-  """Trains to the last step from wherever `workdir` is, calls tell(step) after each, and writes the state, `final`."""
+  """Trains `workdir` to the last step, calls tell(step) after each step, and writes the state to `final`."""
   quiet_orbax()
   with hold(workdir):
     run, checkpoints = experiment(steps), open_checkpoints(workdir / 'checkpoints')
@@ -86,7 +87,8 @@ def go_on(workdir, steps, tell):
     def scalars(step, values):
       log.scalars(step, values)
       tell(step)
-    state, _ = loop.fit(run, source(), state, checkpoints, log._replace(scalars=scalars), {}, lambda step, params: None)
+    log = log._replace(scalars=scalars)
+    state, _ = loop.fit(run, source(), state, checkpoints, log, {}, lambda step, params: None)
     log.close()
     checkpoints.close()
     (workdir / 'final').write_bytes(b''.join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)))
@@ -94,7 +96,7 @@ def go_on(workdir, steps, tell):
 
 # ---- the driver
 def start(workdir, steps):
-  """(process id, file of the steps that it tells) of a fork that goes on with the run."""
+  """Forks a process that continues the run: (process id, file with a line for each step done)."""
   workdir.mkdir(parents=True, exist_ok=True)
   reader, writer = os.pipe()
   child = os.fork()
@@ -120,18 +122,18 @@ def start(workdir, steps):
 
 
 def finished(workdir):
-  """The newest finished checkpoint, 0 where there is none, and whether there is an unfinished one."""
+  """(step of the newest finished checkpoint or 0, whether there is an unfinished one)."""
   folder = workdir / 'checkpoints'
   names = os.listdir(folder) if folder.exists() else []
   return max([int(name) for name in names if name.isdigit()], default=0), any('tmp' in name for name in names)
 
 
-def aim(kind, draw, told, workdir, usual):
+def aim(kind, draw, progress, workdir, usual):
   """Waits for the moment of a kill; `usual`: seconds that a start takes."""
   if kind == 'starting':
-    return select.select([told], [], [], draw.uniform(0, usual))
+    return select.select([progress], [], [], draw.uniform(0, usual))
   for _ in range(draw.randint(1, STEPS_A_KILL)):
-    told.readline()
+    progress.readline()
   if kind == 'training':
     return time.sleep(draw.uniform(0, .05))
   deadline = time.monotonic() + 1
@@ -141,52 +143,57 @@ def aim(kind, draw, told, workdir, usual):
 
 
 def kill(kind, draw, workdir, steps, usual):
-  """One start and its end: {'kind', 'killed', 'saving', 'lost': steps}; RuntimeError where more is lost than may be."""
+  """Starts the run and kills it: {'kind', 'killed', 'saving', 'lost': steps}.
+
+  Raises:
+    RuntimeError: more steps are lost than two save intervals, or the run failed on its own.
+  """
   before, _ = finished(workdir)
-  child, told = start(workdir, steps)
-  with told:
-    aim(kind, draw, told, workdir, usual)
+  child, progress = start(workdir, steps)
+  with progress:
+    aim(kind, draw, progress, workdir, usual)
     os.kill(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     kept, saving = finished(workdir)
   if code not in (0, -signal.SIGKILL):
-    raise RuntimeError(f'a start failed by itself (exit code {code}): see {workdir / "output.txt"}')
+    raise RuntimeError(f'a start failed on its own (exit code {code}): see {workdir / "output.txt"}')
   logged = read_metrics(workdir / 'metrics.jsonl') if (workdir / 'metrics.jsonl').exists() else []
   reached = max([line['step'] for line in logged], default=0)
   if kept < before or kept < reached - 2 * SAVE_EVERY:
-    raise RuntimeError(f'checkpoint {before} was there and step {reached} was reached, but {kept} is all that is kept')
+    raise RuntimeError(f'checkpoint {before} existed and step {reached} was reached, but the newest is now {kept}')
   return dict(kind=kind, killed=code != 0, saving=saving, lost=max(0, reached - kept))
 
 
 def finish(workdir, steps):
-  """Runs to the end undisturbed; returns the seconds to the first step."""
+  """Runs to the end without a kill; returns the seconds to the first step."""
   begin = time.monotonic()
-  child, told = start(workdir, steps)
-  with told:
-    told.readline()
+  child, progress = start(workdir, steps)
+  with progress:
+    progress.readline()
     first = time.monotonic() - begin
-    while told.read(4096):
+    while progress.read(4096):
       pass
   if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
-    raise RuntimeError(f'the run did not end well: see {workdir / "output.txt"}')
+    raise RuntimeError(f'the run failed: see {workdir / "output.txt"}')
   return first
 
 
 def compare(one, other):
-  """What differs between the ends of two runs: a list of 'the state', 'the figures'."""
-  def figures(workdir):
+  """How the ends of two runs differ: a list of 'the state', 'the metrics'."""
+  def metrics(workdir):
     timed = ('time', 'images_per_second', 'data_wait')
     lines = read_metrics(workdir / 'metrics.jsonl')
     return [{name: value for name, value in line.items() if name not in timed} for line in lines]
-  same = dict(state=(one / 'final').read_bytes() == (other / 'final').read_bytes(), figures=figures(one) == figures(other))
+  same = dict(state=(one / 'final').read_bytes() == (other / 'final').read_bytes(),
+              metrics=metrics(one) == metrics(other))
   return [f'the {what}' for what, equal in same.items() if not equal]
 
 
 def chaos(kills, seed, workdir):
-  """Runs both; returns (steps, what became of each kill, what differs in the end)."""
-  gc.freeze()  # the collector of a fork leaves alone what was imported
+  """Runs both; returns (steps, the result of each kill, what differs at the end)."""
+  gc.freeze()  # the forks' garbage collector then ignores everything imported
   if len(os.listdir('/proc/self/task')) > 1:
-    raise RuntimeError('cannot fork with threads: an import has started some')
+    raise RuntimeError('cannot fork a process with threads: an import has started some')
   steps, draw = STEPS_A_KILL * kills, random.Random(seed)
   finish(workdir / 'warm', 2)  # fills the compile cache
   usual = finish(workdir / 'whole', steps)
@@ -196,23 +203,24 @@ def chaos(kills, seed, workdir):
 
 
 def table(steps, results, differs, seconds):
-  rows = ['| killed while | kills | with a checkpoint half-written | steps lost, median | most |', '|---|---|---|---|---|']
+  rows = ['| killed during | kills | with a checkpoint half-written | steps lost, median | most |',
+          '|---|---|---|---|---|']
   for kind in (*KINDS, 'all'):
-    some = [result for result in results if result['killed'] and kind in (result['kind'], 'all')]
-    lost = [result['lost'] for result in some] or [0]
-    half = sum(result['saving'] for result in some)
-    rows.append(f'| {kind} | {len(some)} | {half} | {statistics.median(lost):g} | {max(lost)} |')
-  end = f'different: {" and ".join(differs)}' if differs else 'the same, bit for bit, in state and logged figures'
-  rows += ['', f'{steps} steps, a checkpoint every {SAVE_EVERY}; beside the run that was never killed the end is {end}; '
+    killed = [result for result in results if result['killed'] and kind in (result['kind'], 'all')]
+    lost = [result['lost'] for result in killed] or [0]
+    half = sum(result['saving'] for result in killed)
+    rows.append(f'| {kind} | {len(killed)} | {half} | {statistics.median(lost):g} | {max(lost)} |')
+  end = f'different: {" and ".join(differs)}' if differs else 'the same, bit for bit, in state and logged metrics'
+  rows += ['', f'{steps} steps, a checkpoint every {SAVE_EVERY}; compared with the undisturbed run the end is {end}; '
                f'{seconds:.0f} s, load {os.getloadavg()[0]:.1f}']
   return '\n'.join(rows)
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--kills', type=int, default=200, help='how many (default: 200)')
-  parser.add_argument('--seed', type=int, default=0, help='of the moments (default: 0)')
-  parser.add_argument('--workdir', type=pathlib.Path, help='new, and kept; a temporary directory if not given')
+  parser.add_argument('--kills', type=int, default=200, help='number of kills (default: 200)')
+  parser.add_argument('--seed', type=int, default=0, help='of the kill times (default: 0)')
+  parser.add_argument('--workdir', type=pathlib.Path, help='must be new, and is kept (default: a temporary directory)')
   options = parser.parse_args()
   platform.start(1)
   begin = time.monotonic()

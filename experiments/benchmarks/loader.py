@@ -1,13 +1,12 @@
-r"""Images per second that reach the devices: from memory, and read from the disk while training.
+r"""Images per second that reach the devices: from memory, and read from disk during training.
 
-  python -m experiments.benchmarks.loader                                      2,000 pictures of 64x64
+  python -m experiments.benchmarks.loader                                      2,000 images of 64x64
   python -m experiments.benchmarks.loader --number=5000 --size=256 --read=64   larger files, scaled down when read
-  python -m experiments.benchmarks.loader --tfds=fashion_mnist --data_dir=DIR  also a data set that TFDS has prepared
+  python -m experiments.benchmarks.loader --tfds=fashion_mnist --data_dir=DIR  also a data set prepared by TFDS
 
-It writes its own pictures, PNG and JPEG, into a temporary folder. Nobody takes the batches to work on them, so this is
-what the loader can do at most: where config.data_workers processes have cores of their own, a network that is slower than
-this never waits. The system keeps the files in its cache, so the disk itself is not measured. The result is a
-Markdown table on stdout.
+It writes its own images, PNG and JPEG, to a temporary folder. Nothing consumes the batches, so this is the highest
+rate of the loader: if the config.data_workers processes have their own cores, a slower network never waits. The
+operating system caches the files, so the disk itself is not measured. The result is a Markdown table on stdout.
 """
 import argparse
 import os
@@ -21,18 +20,18 @@ from diffusion.system import platform
 def arguments():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   add = parser.add_argument
-  add('--number', type=int, default=2000, help='pictures (default: 2000)')
+  add('--number', type=int, default=2000, help='number of images (default: 2000)')
   add('--size', type=int, default=64, help='height and width of the files (default: 64)')
-  add('--read', type=int, default=None, help='height and width to which they are scaled (default: as they are)')
-  add('--batch', type=int, default=128, help='pictures in a batch (default: 128)')
+  add('--read', type=int, default=None, help='height and width after scaling (default: unscaled)')
+  add('--batch', type=int, default=128, help='images per batch (default: 128)')
   add('--workers', type=int, nargs='+', default=[0, 2], help='worker processes to compare (default: 0 2)')
   add('--seconds', type=float, default=4., help='time for each row (default: 4)')
   add('--tfds', default='', help='name of a prepared data set')
-  add('--data_dir', default=None, help='where it is (default: as TFDS has it)')
+  add('--data_dir', default=None, help='its location (default: that of TFDS)')
   return parser.parse_args()
 
 
-def write_pictures(folder, ending, number, size):
+def write_images(folder, ending, number, size):
   """Coloured noise over a gradient: about as hard to decode as photographs."""
   import numpy as np
   from PIL import Image
@@ -45,7 +44,7 @@ def write_pictures(folder, ending, number, size):
 
 
 def measure(data, batch, seconds, put, workers):
-  """(seconds until the first batch, images per second after it) of a feed that is never waited for."""
+  """(seconds until the first batch, images per second after it) of a feed whose consumer is never busy."""
   import jax
   import numpy as np
   from diffusion.data.prefetch import feed
@@ -54,7 +53,7 @@ def measure(data, batch, seconds, put, workers):
   try:
     jax.block_until_ready(source.next())
     first = time.perf_counter() - begun
-    for _ in range(2 * workers + 2):   # what was read while the first was on its way does not count
+    for _ in range(2 * workers + 2):   # batches read while the first was under way do not count
       source.next()
     begun, done = time.perf_counter(), 0
     while time.perf_counter() < begun + seconds:
@@ -68,17 +67,17 @@ def measure(data, batch, seconds, put, workers):
 def contenders(options, folder):
   """name -> (Dataset, numbers of workers)."""
   from diffusion.data import sources
-  found = {}
+  datasets = {}
   for ending in ('png', 'jpg'):
-    write_pictures(folder / ending, ending, options.number, options.size)
-    how = dict(path=str(folder / ending), size=options.read, heldout=0)
-    if not found:
-      found['in memory'] = sources.folder(**how).train, [0]
-    found[f'folder of {ending}, stream=True'] = sources.folder(**how, stream=True).train, options.workers
+    write_images(folder / ending, ending, options.number, options.size)
+    arguments = dict(path=str(folder / ending), size=options.read, heldout=0)
+    if not datasets:
+      datasets['in memory'] = sources.folder(**arguments).train, [0]
+    datasets[f'folder of {ending}, stream=True'] = sources.folder(**arguments, stream=True).train, options.workers
   if options.tfds:
     data = sources.tfds(options.tfds, options.data_dir, options.read, stream=True).train
-    found[f'tfds({options.tfds}), stream=True'] = data, options.workers
-  return found
+    datasets[f'tfds({options.tfds}), stream=True'] = data, options.workers
+  return datasets
 
 
 def main():
@@ -88,7 +87,7 @@ def main():
   mesh = sharding.make_mesh()
   sharding.check_batch('--batch', options.batch, mesh)
   put = lambda batch: sharding.put_batch(batch, mesh)
-  print('| data | pictures | workers | images/s | first batch after, s |\n|---|---|---|---|---|')
+  print('| data | images | workers | images/s | first batch after, s |\n|---|---|---|---|---|')
   with tempfile.TemporaryDirectory() as folder:
     for name, (data, several) in contenders(options, Path(folder)).items():
       shape = 'x'.join(map(str, data.images.shape))

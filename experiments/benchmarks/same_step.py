@@ -1,13 +1,13 @@
-r"""How long the compiled training step takes in two checkouts of this program, turn by turn on the same machine.
+r"""The time of the compiled training step in two checkouts of this program, measured alternately on the same machine.
 
   python -m experiments.benchmarks.same_step --old=../before                      the main job, at full size
   python -m experiments.benchmarks.same_step --old=../before --new=../after --config=configs/cifar10.py:tiny
 
-Each checkout has a process of its own, which compiles its step of a recipe (its own copy of it), does two steps, and
-then waits to be told to do some more. They take turns, and the one that goes first changes, so that the load of the
-machine falls on both; while one works the other waits. All steps see the same batch, on the device already.
-The result is on stdout: the median time of a step of each, and the ratio of the medians, new / old, with the
-quartiles of the ratios of single turns: where they enclose 1, no difference was seen.
+Each checkout has its own process, which compiles the step of a recipe (its own copy of it), runs two steps and then
+waits for requests to run more. The two take turns, and alternate in going first, so that other load on the machine
+affects both equally; while one works the other waits. Every step uses the same batch, already on the device.
+The result is on stdout: the median step time of each, and the ratio of the medians, new / old, with the quartiles
+of the ratios of single turns; if these enclose 1, no difference was detected.
 """
 import argparse
 import importlib.util
@@ -22,7 +22,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
-# ---- in a worker: only this knows how a checkout is laid out
+# ---- in a worker: only this part depends on the layout of a checkout
 def recipe(path):
   """The config of 'configs/cosine_ddim.py' or 'configs/cosine_ddim.py:tiny' of the checkout."""
   path, _, variant = path.partition(':')
@@ -33,7 +33,7 @@ def recipe(path):
 
 
 def make_step_old(path):
-  """(state, step): step(state) -> (state, metrics), compiled at its first call. The layout with diffusion/build.py."""
+  """(state, step): step(state) -> (state, metrics), compiled by its first call. The layout with diffusion/build.py."""
   from diffusion import platform
   platform.start()
   import jax
@@ -48,8 +48,21 @@ def make_step_old(path):
 
 
 def make_step_new(path):
-  """The same in the layout that follows it."""
-  raise NotImplementedError('fill in make_step_new of same_step.py for the layout without diffusion/build.py')
+  """As make_step_old, for the layout with diffusion/setup, diffusion/training and diffusion/data."""
+  from diffusion.system import platform
+  platform.start()
+  import jax
+  import numpy as np
+  from diffusion.data.prefetch import host_batch
+  from diffusion.setup import build
+  from diffusion.system import sharding
+  from diffusion.training import loop
+  config = recipe(path)
+  data, mesh = build.load_data(config).train, sharding.make_mesh(config.fsdp)
+  run = build.build(config, data.images.shape[1:], data.classes, mesh)
+  batch = sharding.put_batch(host_batch(data, np.arange(config.batch) % len(data.images)), mesh)
+  key, step = jax.random.key(config.seed), loop.make_train_step(run)
+  return loop.make_state(run, key), lambda state: step(state, batch, key)
 
 
 def make_step(path):
@@ -58,9 +71,9 @@ def make_step(path):
 
 
 def work(path):
-  """Answers each number of steps on stdin with the seconds that they took."""
+  """Answers each number of steps on stdin with the seconds they took."""
   answers = os.fdopen(os.dup(1), 'w')
-  os.dup2(2, 1)  # what else is printed is no answer
+  os.dup2(2, 1)  # other output must not mix with the answers
   import jax
   state, step = make_step(path)
 
@@ -69,7 +82,7 @@ def work(path):
     begin = time.perf_counter()
     for _ in range(steps):
       state, metrics = step(state)
-      jax.block_until_ready(metrics)  # as the training loop on CPU: simulated devices share the threads
+      jax.block_until_ready(metrics)  # like the training loop on CPU, where simulated devices share the threads
     jax.block_until_ready(state)
     return time.perf_counter() - begin
 
@@ -97,10 +110,10 @@ def arguments():
 
 
 def start(checkout, config):
-  """A worker that has compiled its step: steps -> seconds, and its process."""
+  """Starts a worker and waits until it has compiled its step: (steps -> seconds, its process)."""
   if not (checkout / 'diffusion' / 'main.py').is_file():
-    raise SystemExit(f'error: {checkout} is no checkout: it has no diffusion/main.py')
-  # -P: this folder is not to be searched, for it holds other modules than those of the checkout.
+    raise SystemExit(f'error: {checkout} is not a checkout: it has no diffusion/main.py')
+  # -P keeps this folder out of the module path: it holds other modules than those of the checkout.
   words = [sys.executable, '-P', __file__, '--worker', f'--config={config}']
   env = dict(os.environ, PYTHONPATH=str(checkout.resolve()))
   process = subprocess.Popen(words, cwd=checkout, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -108,18 +121,18 @@ def start(checkout, config):
   def answer():
     line = process.stdout.readline()
     if not line:
-      raise SystemExit(f'error: the worker of {checkout} ended with exit code {process.wait()}; why is above')
+      raise SystemExit(f'error: the worker of {checkout} ended with exit code {process.wait()}; see its output above')
     return json.loads(line)
 
   def timed(steps):
     print(steps, file=process.stdin, flush=True)
     return answer()
-  print(f'{checkout}: {answer():.1f} s to compile and do two steps', file=sys.stderr)
+  print(f'{checkout}: {answer():.1f} s to compile and run two steps', file=sys.stderr)
   return timed, process
 
 
 def measure(old, new, rounds, steps):
-  """Seconds of a step in every turn: (of the old [rounds], of the new [rounds])."""
+  """Seconds per step in every turn: (of the old [rounds], of the new [rounds])."""
   seconds = [], []
   for turn in range(rounds):
     for side in ((0, 1), (1, 0))[turn % 2]:
@@ -132,7 +145,7 @@ def report(old, new, steps):
   ratios = [b / a for a, b in zip(old, new)]
   low, _, high = statistics.quantiles(ratios, n=4)
   for name, side, median in zip(('old', 'new'), (old, new), medians):
-    print(f'{name}  {1e3 * median:.3f} ms a step (from {1e3 * min(side):.3f} to {1e3 * max(side):.3f})')
+    print(f'{name}  {1e3 * median:.3f} ms per step (from {1e3 * min(side):.3f} to {1e3 * max(side):.3f})')
   print(f'new / old  {medians[1] / medians[0]:.4f}, quartiles of the turns {low:.4f} and {high:.4f}; '
         f'{len(old)} turns of {steps} steps, load {os.getloadavg()[0]:.1f}')
 
@@ -148,7 +161,7 @@ def main():
     report(*measure(*(timed for timed, _ in workers), options.rounds, options.steps), options.steps)
   finally:
     for _, process in workers:
-      process.stdin.close()  # it ends by itself
+      process.stdin.close()  # then it ends by itself
       process.wait()
 
 

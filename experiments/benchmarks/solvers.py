@@ -1,10 +1,11 @@
-r"""What a solver costs besides the network: compile time by number of steps, and steps a second with a network that does nothing.
+r"""The cost of a solver besides the network: compile time by number of steps, and steps per second without a network.
 
-  python -m experiments.benchmarks.solvers                       64 pictures of 16x16x3
+  python -m experiments.benchmarks.solvers                       64 images of 16x16x3
   python -m experiments.benchmarks.solvers --batch=8 --rounds=9
 
-A step is one evaluation. Solvers take turns in one run; the table gives medians, and each solver's time relative to ddim's beside
-what that would be of a step with the main job's network (README: 277 pictures a second). Solvers that draw noise pay for it.
+A step is one evaluation. The solvers take turns; the table gives medians, the time of each relative to ddim, and that
+ratio for a step that includes the main job's network (277 images per second, see the README). Solvers that draw noise
+also pay for the noise.
 """
 import argparse
 import statistics
@@ -12,9 +13,9 @@ import time
 
 from diffusion.system import platform
 
-SOLVERS = ('ddim', 'dpmpp_2m', 'dpmpp_3m', 'unipc(2)', 'unipc(3)', 'flow_pc(2)', 'deis(3)', 'lms(4)', 'plms(4)', 'heun', 'dpmpp_2s', 'ddpm',
-           'dpmpp_sde_2m', 'churn')
-FORWARD = 277  # pictures a second of the main job's network on the machine of the README
+SOLVERS = ('ddim', 'dpmpp_2m', 'dpmpp_3m', 'unipc(2)', 'unipc(3)', 'flow_pc(2)', 'deis(3)', 'lms(4)', 'plms(4)',
+           'heun', 'dpmpp_2s', 'ddpm', 'dpmpp_sde_2m', 'churn')
+FORWARD = 277  # images per second of the main job's network on the machine of the README
 
 
 def main():
@@ -28,9 +29,8 @@ def main():
   import numpy as np
   from diffusion import samplers
   from diffusion.core import grids, schedules
+  from diffusion.core.gaussian import expand_to, from_x0
   from diffusion.setup import build
-  from diffusion.core.gaussian import expand_to
-  from diffusion.core.gaussian import from_x0
   schedule, keys = schedules.cosine(), samplers.sample_keys(0, np.arange(options.batch))
   x = samplers.gaussian(keys, 0, jnp.zeros((options.batch, 16, 16, 3)))
   denoise = lambda x, noise: from_x0(expand_to(noise, x), x, .5 * x)
@@ -50,11 +50,13 @@ def main():
       jax.block_until_ready(program(keys, x))
       seconds[name].append((time.perf_counter() - start) / evaluations)
   base = statistics.median(seconds['ddim'])
-  print('| solver | compile, 10 steps, s | compile, 1000 steps, s | steps/s without network | time to ddim | with the network |')
-  print('|---|---|---|---|---|---|')
+  print('| solver | compile, 10 steps, s | compile, 1000 steps, s | steps/s without network | relative to ddim | '
+        'with the network |\n|---|---|---|---|---|---|')
   for name in SOLVERS:
     step, network = statistics.median(seconds[name]), options.batch / FORWARD
-    print(f'| {name} | {short[name][2]:.2f} | {long[name][2]:.2f} | {1 / step:,.0f} | {step / base:.2f} | {(network + step) / (network + base):.4f} |')
+    whole = (network + step) / (network + base)
+    cells = f'{short[name][2]:.2f} | {long[name][2]:.2f} | {1 / step:,.0f} | {step / base:.2f} | {whole:.4f}'
+    print(f'| {name} | {cells} |')
 
 
 if __name__ == '__main__':
