@@ -34,15 +34,15 @@ def main():
   data = build.load_data(config)
   run = build.build(config, data.train.images.shape[1:], data.train.classes, sharding.make_mesh())
   params = jax.device_put(run.init(jax.random.key(0)), sharding.replicated(run.mesh))
-  cond, wanted = sample_metrics.conditions(run, config, data, number)
-  draw, fixed = sampling.make_draw(run, 0, config.sample.batch), sample_metrics.make_protocol(run, config, data)
+  cond, wanted = sample_metrics.conditions(run, data, number)
+  draw, fixed = sampling.make_draw(run, 0, config.sample.batch), sample_metrics.make_protocol(run, data)
   images = data.train.images[:number]  # of the same size as samples
-  seen, _ = extract_all(fixed.see, [images], run.mesh)
+  seen, _ = extract_all(fixed.extract, [images], run.mesh)
   wide = [np.random.default_rng(i).normal(size=(4096, 2048)).astype(np.float32) for i in range(2)] if options.wide else []
   wide_moments = [gaussian_stats.moments([points]) for points in wide]
   work = dict(
     drawing=lambda: draw(params, np.arange(number), cond),
-    features=lambda: extract_all(fixed.see, [images], run.mesh),
+    features=lambda: extract_all(fixed.extract, [images], run.mesh),
     frechet=lambda: frechet.both(seen.moments, fixed.split.moments),
     neighbours=lambda: measure.copies(seen.points, fixed.train, fixed.heldout[0].points, run.mesh),
     everything=lambda: measure.measure(seen, fixed.split, 0, wanted, run.mesh))
