@@ -36,13 +36,13 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import load_file
 
-here = Path(__file__).parent
+folder = Path(__file__).parent
 number, seed = [int(word) for word in sys.argv[1:] + ['16', '0'][len(sys.argv) - 1:]]
-record = json.loads((here / 'config.json').read_text())
-sampler = jax.export.deserialize((here / 'sampler.stablehlo').read_bytes())
+record = json.loads((folder / 'config.json').read_text())
+sampler = jax.export.deserialize((folder / 'sampler.stablehlo').read_bytes())
 ids = np.arange(number, dtype=np.int32)  # image k is the same for any number
 conds = [np.float32(rows)[ids % len(rows)] for rows in record['conditions']]
-images = np.asarray(sampler.call(load_file(here / 'weights.safetensors'), ids, np.uint32(seed), *conds))
+images = np.asarray(sampler.call(load_file(folder / 'weights.safetensors'), ids, np.uint32(seed), *conds))
 columns = math.ceil(number ** .5)
 page = np.zeros((-(-number // columns) * columns, *images.shape[1:]), np.uint8)
 page[:number] = images

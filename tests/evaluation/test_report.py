@@ -30,34 +30,34 @@ def experiment(**changes):
   return build.build(config, (8, 8, 1), DATA.train.classes, sharding.make_mesh(devices=jax.devices()[:1]))
 
 
-def test_samples_are_asked_for_in_the_proportions_of_the_data_unless_classes_are_named():
+def test_conditions_have_the_proportions_of_the_data_unless_classes_are_named():
   run = experiment()
-  cond, wanted = sample_metrics.conditions(run, DATA, 400)
-  assert wanted.sum() == LABELS.sum() and cond.shape == (400, 2) and (cond.argmax(1) == wanted).all()
+  cond, labels = sample_metrics.conditions(run, DATA, 400)
+  assert labels.sum() == LABELS.sum() and cond.shape == (400, 2) and (cond.argmax(1) == labels).all()
   few, _ = sample_metrics.conditions(run, DATA, 50)
-  np.testing.assert_array_equal(few, cond[:50])  # sample k is asked for the same whatever the number
+  np.testing.assert_array_equal(few, cond[:50])  # the same for sample k whatever the number
   assert len(sample_metrics.conditions(run, DATA, 1000)[0]) == 1000
   run.config.sample.classes = 'seldom'
   assert (sample_metrics.conditions(run, DATA, 7)[1] == 1).all()
 
 
-def test_named_classes_come_equally_often_but_in_random_order_so_that_groups_of_samples_are_alike():
+def test_named_classes_come_equally_often_in_random_order():
   run = experiment()
   run.config.sample.classes = 'often, seldom'
-  cond, wanted = sample_metrics.conditions(run, DATA, 600)
-  assert wanted.sum() == 300 and (cond.argmax(1) == wanted).all()
-  groups = wanted.reshape(-1, 12).mean(0)
+  cond, labels = sample_metrics.conditions(run, DATA, 600)
+  assert labels.sum() == 300 and (cond.argmax(1) == labels).all()
+  groups = labels.reshape(-1, 12).mean(0)
   assert np.all((groups > .2) & (groups < .8))  # in turn they would be 0 and 1
-  np.testing.assert_array_equal(sample_metrics.conditions(run, DATA, 31)[1], wanted[:31])
+  np.testing.assert_array_equal(sample_metrics.conditions(run, DATA, 31)[1], labels[:31])
 
 
-def test_attributes_are_asked_for_as_in_the_data():
+def test_attributes_are_those_of_the_data():
   run = experiment()
   vectors = RNG.random((400, 2)).astype(np.float32)
   data = DATA._replace(train=DATA.train._replace(labels=vectors))
-  cond, wanted = sample_metrics.conditions(run, data, 50)
-  np.testing.assert_array_equal(cond, wanted)
-  assert {tuple(row) for row in wanted} <= {tuple(row) for row in vectors}
+  cond, labels = sample_metrics.conditions(run, data, 50)
+  np.testing.assert_array_equal(cond, labels)
+  assert {tuple(row) for row in labels} <= {tuple(row) for row in vectors}
 
 
 NO_IMAGES = DATA.heldout._replace(images=IMAGES[:0], labels=LABELS[:0])
@@ -74,7 +74,8 @@ def test_parts_that_the_model_or_its_data_do_not_allow_are_left_out_with_a_note(
 
 
 @pytest.mark.parametrize('heldout, field, value, words', [
-  (NO_IMAGES, 'evaluate.parts', 'loss, bound', r"config\.evaluate\.parts='loss, bound': nothing is left .*no held-out images"),
+  (NO_IMAGES, 'evaluate.parts', 'loss, bound',
+   r"config\.evaluate\.parts='loss, bound': nothing is left .*no held-out images"),
   (DATA.heldout._replace(images=IMAGES[:5], labels=LABELS[:5]), 'evaluate.split', 'heldout',
    r"config\.evaluate\.split='heldout' .*at least 16 .* 5"),
   (DATA.heldout, 'sample.class_mix', '.5 * often + .5 * seldom', r"config\.sample\.class_mix='\.5 \* often"),
@@ -87,15 +88,15 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(heldout, fi
     report.prepare(run, DATA._replace(heldout=heldout))
 
 
-def test_a_stream_is_seen_alike_however_it_is_cut_and_keeps_only_so_much():
-  see = lambda images: Features(images.reshape(len(images), -1)[:, :5].astype(np.float32), None)
+def test_the_features_of_a_stream_do_not_depend_on_its_batches_and_only_so_many_are_kept():
+  extract = lambda images: Features(images.reshape(len(images), -1)[:, :5].astype(np.float32), None)
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  whole, first = sample_metrics.extract_all(see, [IMAGES], mesh)
-  cut, _ = sample_metrics.extract_all(see, np.split(IMAGES, [3, 100, 250]), mesh)
+  whole, first = sample_metrics.extract_all(extract, [IMAGES], mesh)
+  cut, _ = sample_metrics.extract_all(extract, np.split(IMAGES, [3, 100, 250]), mesh)
   for a, b in zip(whole.moments, cut.moments):
     np.testing.assert_allclose(a, b, rtol=1e-6)
   np.testing.assert_array_equal(whole.points, cut.points)
-  few, images = sample_metrics.extract_all(see, np.split(IMAGES, [3, 100, 250]), mesh, limit=120)
+  few, images = sample_metrics.extract_all(extract, np.split(IMAGES, [3, 100, 250]), mesh, limit=120)
   assert all(a.base is None for a in (few.points, images))  # no view of all that was seen
   np.testing.assert_array_equal(few.points, whole.points[:120])
   np.testing.assert_array_equal(images, IMAGES[:120])
@@ -123,7 +124,8 @@ def test_guided_sampling_counts_its_network_calls_twice():
     subject = report.subject(run, {}, 8, 'w', {})
     assert subject['evaluations'] == 4 and subject['network_calls'] == 4 * calls
   assert subject['config']['sampler'] == 'ddim' and subject['step'] == 8
-  assert report.subject(experiment(sampler='adaptive'), {}, 8, 'w', {})['evaluations'] is None  # each sample has its own
+  adaptive = report.subject(experiment(sampler='adaptive'), {}, 8, 'w', {})
+  assert adaptive['evaluations'] is adaptive['network_calls'] is None  # each sample has its own
 
 
 @pytest.mark.parametrize('field, value, words', [

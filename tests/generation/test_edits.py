@@ -25,10 +25,12 @@ def files(tmp_path_factory):
     return str(folder / name)
   half = np.zeros((16, 16)) + 255 * (np.arange(16)[:, None] >= 8)
   paths = dict(
-    image=save('image.png', rng.integers(0, 256, (16, 16, 3))), other=save('other.bmp', rng.integers(0, 256, (16, 16, 3))),
+    image=save('image.png', rng.integers(0, 256, (16, 16, 3))),
+    other=save('other.bmp', rng.integers(0, 256, (16, 16, 3))),
     grey=save('grey.png', rng.integers(0, 256, (16, 16))), small=save('small.png', rng.integers(64, 192, (8, 8, 3))),
-    wide=save('wide.jpg', rng.integers(0, 256, (20, 30, 3))), half=save('half.png', half), black=save('black.png', 0 * half),
-    white=save('white.png', 0 * half + 255), wide_mask=save('wide_mask.png', np.eye(20, 30) * 255))
+    wide=save('wide.jpg', rng.integers(0, 256, (20, 30, 3))), half=save('half.png', half),
+    black=save('black.png', 0 * half), white=save('white.png', 0 * half + 255),
+    wide_mask=save('wide_mask.png', np.eye(20, 30) * 255))
   (folder / 'text.png').write_text('no image')
   return paths | dict(text=str(folder / 'text.png'), nowhere=str(folder / 'nowhere.png'))
 
@@ -62,12 +64,14 @@ def read(trained, changes, **options):
 
 
 def test_the_command_paints_what_is_white_in_the_mask_and_nothing_else(trained, files, command):
-  done = command('--mode=edit', f'--workdir={trained}', '--config.edit.task=repaint', f'--config.edit.image={files["image"]}',
-                 f'--config.edit.mask={files["half"]}', '--config.edit.classes=hero, food', '--config.edit.num_samples=3', '--config.edit.jump=2',
+  done = command('--mode=edit', f'--workdir={trained}', '--config.edit.task=repaint',
+                 f'--config.edit.image={files["image"]}', f'--config.edit.mask={files["half"]}',
+                 '--config.edit.classes=hero, food', '--config.edit.num_samples=3', '--config.edit.jump=2',
                  '--config.edit.repeats=2', '--config.sampler=dpmpp_2m')
   assert done.returncode == 0, done.stderr
   [folder] = (trained / 'edits').iterdir()
-  assert {path.name for path in folder.iterdir()} == {'before_after.png', 'edit_00.png', 'edit_01.png', 'edit_02.png', 'samples.npz', 'record.json'}
+  assert {path.name for path in folder.iterdir()} == {
+    'before_after.png', 'edit_00.png', 'edit_01.png', 'edit_02.png', 'samples.npz', 'record.json'}
   assert str(folder / 'before_after.png') in done.stdout and 'repaint' in done.stdout
   original = pixels(files['image'])
   results = [pixels(folder / f'edit_{i:02d}.png') for i in range(3)]
@@ -80,8 +84,9 @@ def test_the_command_paints_what_is_white_in_the_mask_and_nothing_else(trained, 
 
 
 def test_outpainting_keeps_the_shifted_pixels_and_paints_the_rest(trained, files, command):
-  done = command('--mode=edit', f'--workdir={trained}', '--config.edit.task=outpaint', f'--config.edit.image={files["image"]}',
-                 '--config.edit.shift=(3, -5)', '--config.edit.num_samples=1', '--config.edit.repeats=1')
+  done = command('--mode=edit', f'--workdir={trained}', '--config.edit.task=outpaint',
+                 f'--config.edit.image={files["image"]}', '--config.edit.shift=(3, -5)', '--config.edit.num_samples=1',
+                 '--config.edit.repeats=1')
   assert done.returncode == 0, done.stderr
   folder = max((trained / 'edits').iterdir())
   np.testing.assert_array_equal(pixels(folder / 'edit_00.png')[3:, :11], pixels(files['image'])[:13, 5:])
@@ -107,7 +112,7 @@ def test_inversion_records_its_error_and_an_interpolation_ends_there(trained, fi
   assert not np.array_equal(arrays['images'][1], arrays['images'][2])
   rms = json.loads((folder / 'record.json').read_text())['reconstruction_rms']
   assert rms == pytest.approx(np.sqrt(np.mean((arrays['images'][0].astype(float) - pixels(files['image'])) ** 2)))
-  _, path = edited(trained, task='interpolate', image=files['other'], target=files['image'], classes='hero', num_samples=3)
+  _, path = edited(trained, task='interpolate', image=files['other'], target=files['image'], classes='hero')
   np.testing.assert_allclose(path['images'][-1].astype(int), arrays['images'][0].astype(int), atol=1)
   assert path['images'].shape == (3, 16, 16, 3) and not np.allclose(path['images'][0], path['images'][-1], atol=9)
 
@@ -147,7 +152,7 @@ MISTAKES = [
   (dict(task='img2img', image='image', strength=1.5), r'config\.edit\.strength=1\.5'),
   (dict(task='img2img', image='image', mask='half'), r'config\.edit\.mask=.*half.png.*img2img does not use'),
   (dict(task='interpolate', image='image'), r'config\.edit\.target=FILE'),
-  (dict(task='interpolate', image='image', target='other', num_samples=1), r'config\.edit\.num_samples=1: .* from 2 to'),
+  (dict(task='interpolate', image='image', target='other', num_samples=1), r'config\.edit\.num_samples=1: .*from 2 '),
   (dict(task='repaint', image='image', mask='half', jump=0), r'config\.edit\.jump=0'),
   (dict(task='outpaint', image='image'), r'config\.edit\.image=.*fills all 16x16 .*config\.edit\.shift'),
   (dict(task='outpaint', image='image', shift=(20, 0)), r'config\.edit\.shift=\(20, 0\).* 16x16'),
@@ -158,7 +163,7 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize('options, message', MISTAKES, ids=[message.replace(r'config\.edit\.', '')[:20] for _, message in MISTAKES])
+@pytest.mark.parametrize('options, message', MISTAKES)
 def test_mistakes_are_named_before_the_checkpoint_is_read(options, message, trained, files, monkeypatch):
   def too_late(*_):
     raise AssertionError('the mistake came to light too late')
