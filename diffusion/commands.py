@@ -10,8 +10,8 @@ from diffusion.data.dataset import describe
 from diffusion.errors import InputError
 from diffusion.evaluation import report as evaluation, sample_metrics
 from diffusion.evaluation.metrics import record
-from diffusion.generation import edits, export as exporting, pages, sample_report
-from diffusion.generation.sampling import class_conditions
+from diffusion.generation import edit_inputs, edits, export as exporting, pages, sample_report
+from diffusion.generation.sampling import class_conditions, make_draw
 from diffusion.setup import build
 from diffusion.setup.validate import check
 from diffusion.system import consensus, multihost, sharding
@@ -50,16 +50,16 @@ def train_alone(config, workdir, profile):
   if parts.guide.model:
     raise InputError(f'config.guide={config.guide!r} names a second model, which is for --mode=sample: train without it')
   sharding.check_batch('config.batch', config.batch, sharding.make_mesh(config.fsdp), config.grad_accumulation)
-  sample_report.wanted_shows(config.sample.show)
+  sample_report.parse_show(config.sample.show)
   report('data', config.data)
   data = build.load_data(config)
   report('', describe(data))
   run, checkpoints, meta = open_run(config, workdir, data, config.fsdp, parts, report)
-  sample_report.check(run, config.sample)
+  sample_report.check(run)
   consensus.require_same('data', f'{data.train.images.shape} {data.train.labels[:64].tolist()}')
   consensus.run_together(lambda: write_examples(run, config, workdir, data.train))
   if config.evaluate.at_end or config.evaluate.every:
-    evaluation.prepare(run, config, data)
+    evaluation.prepare(run, data)
   state = restore(run, checkpoints, report=report)
   if state is None:
     state = make_state(run, jax.random.key(config.seed))
@@ -107,7 +107,8 @@ def progress_images(run, config, workdir, log):
   """Draws and keeps the grid that is followed during training: always the same noises and conditions."""
   if run.denoise is None:
     return lambda step, params: None
-  draw, number, _ = sample_report.make_draw(run, config.sample)
+  number = sample_report.batch_size(config.sample)
+  draw = make_draw(run, config.sample.seed, number, trace=sample_report.traced(config.sample))  # as sampling compiles it
   cond, labels = class_conditions(run.classes, '', number)
   def show(step, params):
     page = sample_report.page(draw(params, range(number), cond)[0], labels, f'step {step}')
@@ -120,7 +121,7 @@ def curve(run, config, workdir, data):
   """None, or the curve that config.evaluate.every asks for, with a notice when it has become flat."""
   if run.denoise is None or not config.evaluate.every:
     return None
-  point = sample_metrics.make_curve(run, config, data)
+  point = sample_metrics.make_curve(run, data)
   lines = read_metrics(workdir / 'metrics.jsonl') if multihost.is_main() else ()
   past = [(line['step'], line['fd_infinity'], line['fd_infinity_error']) for line in lines if 'fd_infinity' in line]
   def measure(step, params):
@@ -136,7 +137,7 @@ def curve(run, config, workdir, data):
 def sample(config, workdir):
   """Draws pictures from the newest checkpoint."""
   run, checkpoints, _ = open_run(config, workdir, report=report)
-  sample_report.check(run, config.sample)
+  sample_report.check(run)
   if run.denoise is None:
     raise InputError(f'{workdir} holds a classifier, which draws nothing; it guides another model: "--config.guide=classifier({workdir}, 2)"')
   write_samples(run, config, workdir, restore(run, checkpoints, report=report))
@@ -148,7 +149,7 @@ def evaluate(config, workdir):
   evaluation.check(config)
   data = build.load_data(config)
   run, checkpoints, _ = open_run(config, workdir, data, parts=parts, report=report)
-  sample_report.check(run, config.sample)
+  sample_report.check(run)
   write_evaluation(run, config, workdir, restore(run, checkpoints, report=report), data)
 
 
@@ -161,28 +162,28 @@ def write_evaluation(run, config, workdir, state, data):
       raise InputError(f'{there} is of other settings or another step; name another config.evaluate.folder')
     report('complete', f'{there} is there already')
     return
-  report_files(evaluation.evaluate(run, config, choose_params(run, state, workdir), int(state.step), data, workdir, versions(), report))
+  report_files(evaluation.evaluate(run, choose_params(run, state, workdir), int(state.step), data, workdir, versions(), report))
 
 
 def edit(config, workdir):
   """Edits the user's picture as config.edit says, with the newest checkpoint."""
-  edits.check(config.edit)
+  edit_inputs.check(config.edit)
   run, checkpoints, _ = open_run(config, workdir, report=report)
-  sample_report.check(run, config.sample)
-  given = edits.read(run, config)
+  sample_report.check(run)
+  inputs = edit_inputs.read(run)
   state = restore(run, checkpoints, report=report)
   report('editing', f'{config.edit.image}: {config.edit.task}, step {int(state.step)}, {config.grid}')
-  report_files(edits.write(run, config, given, workdir / 'edits', choose_params(run, state, workdir), int(state.step), versions()))
+  report_files(edits.write(run, inputs, workdir / 'edits', choose_params(run, state, workdir), int(state.step), versions()))
 
 
 def export(config, workdir):
   """Writes the newest checkpoint's weights and its sampler for programs without this package."""
   run, checkpoints, _ = open_run(config, workdir, report=report)
-  sample_report.check(run, config.sample)
+  sample_report.check(run)
   state = restore(run, checkpoints, report=report)
   step = int(state.step)
   report('exporting', f'step {step}, {config.sampler}, {config.grid}')
-  folder = exporting.write(run, config, choose_params(run, state, workdir), step, workdir / 'exports' / f'step_{step}', versions())
+  folder = exporting.write(run, choose_params(run, state, workdir), step, workdir / 'exports' / f'step_{step}', versions())
   report_files(folder)
   report('try next', f'cd {folder} && python sample.py 16    (needs only jax, numpy, safetensors and pillow)')
 
@@ -192,7 +193,7 @@ def write_samples(run, config, workdir, state, data=None):
   run, params = with_guide_model(run, choose_params(run, state, workdir), config.sample.classes)
   steps, options = len(run.levels.logsnr) - 1, config.sample
   report('sampling', f'{options.num_samples} pictures of step {int(state.step)}, {steps} steps of {config.sampler} each')
-  report_files(sample_report.write(run, config, workdir / 'samples', params, int(state.step), versions(), data))
+  report_files(sample_report.write(run, workdir / 'samples', params, int(state.step), versions(), data))
 
 
 def closing(config, workdir, step, classes):

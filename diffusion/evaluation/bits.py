@@ -1,4 +1,4 @@
-"""Bits per dimension of held-out pictures, by the variational bound and by the probability-flow ODE."""
+"""Bits per dimension of held-out images, by the variational bound and by the probability-flow ODE."""
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,107 +14,138 @@ from diffusion.core.schedules import evaluate
 from diffusion.data.prefetch import host_batch
 from diffusion.evaluation import elbo, ode_likelihood
 from diffusion.evaluation.metrics import record
-from diffusion.setup.validate import spec_name
 from diffusion.system import sharding
 
-STEPS = 128      # evaluations of the network for the bound of a picture
+STEPS = 128      # network evaluations per image for the bound
 ODE_STEPS = 16   # Runge-Kutta steps of the ODE, 4 evaluations each
-FITTED = 32      # levels at which the errors of the model are measured, for the variances of the bound
+FITTED = 32      # levels at which the error of the model is measured, for the variances of the bound
 SMALL = 64       # dimensions up to which the trace of the ODE is exact
 BATCH = 32
 
 
-def _each(run, config, params, pictures, measure, what):
-  """measure(keys, denoise, x0) of config.evaluate.likelihood_samples of the pictures of a Dataset: a tree of arrays [.., number]."""
-  number, seed = min(config.evaluate.likelihood_samples, len(pictures.images)), config.evaluate.seed
-  order, batch = np.random.default_rng(0).permutation(len(pictures.images))[:number], -(-BATCH // run.mesh.size) * run.mesh.size
+def per_image(run, params, data, measure, title):
+  """Measures images of a Dataset, config.evaluate.likelihood_samples of them, drawn at random.
+
+  Args:
+    measure: (keys [B], denoise, x0 [B, ...]) -> a tree of arrays [.., B]; it is traced.
+    title: of the progress bar.
+  Returns:
+    The tree, of arrays [.., number].
+  """
+  options = run.config.evaluate
+  number, batch = min(options.likelihood_samples, len(data.images)), -(-BATCH // run.mesh.size) * run.mesh.size
+  order = np.random.default_rng(0).permutation(len(data.images))[:number]
 
   @partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
-  def some(params, ids, batch):
+  def measure_batch(params, ids, batch):
     x0, cond = run.task.encode(None, batch)
-    return measure(samplers.sample_keys(seed, ids), run.plain(params, cond), x0)
+    return measure(samplers.sample_keys(options.seed, ids), run.plain(params, cond), x0)
 
-  found = []
-  for first in tqdm(range(0, number, batch), what, unit='batch', leave=False, delay=2, disable=None):
+  results = []
+  for first in tqdm(range(0, number, batch), title, unit='batch', leave=False, delay=2, disable=None):
     index = order[np.minimum(np.arange(first, first + batch), number - 1)]
-    placed = sharding.put_batch((index, host_batch(pictures, index)), run.mesh)
-    found.append(jax.device_get(some(params, *placed)))
-  return jax.tree.map(lambda *parts: np.concatenate(parts, -1)[..., :number], *found)
+    placed = sharding.put_batch((index, host_batch(data, index)), run.mesh)
+    results.append(jax.device_get(measure_batch(params, *placed)))
+  return jax.tree.map(lambda *parts: np.concatenate(parts, -1)[..., :number], *results)
 
 
 class ChainStart(NamedTuple):
-  """From where on a model describes pictures by noise levels; what is finer is the decoder's."""
+  """The cleanest level of the chain; finer detail is left to the decoder."""
   schedule: Any    # the table from that level on, or the curve
-  smallest: float  # t of that level, of a curve
-  logsnr: float    # there
+  smallest: float  # t of that level, for a curve
+  logsnr: float    # of that level
   variance: Any    # of a table's steps, or None
-  std: Any         # of x0 around the model's there, of a curve, or None
+  std: Any         # of x0 around the model's estimate at that level, for a curve, or None
 
 
-def chain_start(run, config, params, train, levels=256):
-  """The Cut that makes the bound smallest on training pictures; wherever it is, the bound of the levels that are left is one.
+def chain_start(run, params, train, levels=256):
+  """The ChainStart of the smallest bound on training images; with any other the bound is still one.
 
-  A level finer than the model can follow, or than the steps of the data, costs more bits than it saves the decoder. What both would cost
-  follows from the mean square error of the model's x0 at FITTED levels: half of log(1 + gain e) a dimension for a step of a table with
-  the best variance (see bound.fitted), half of gain e for a small one of a curve, and the entropy of a Gaussian of variance e for the decoder.
+  A level finer than the model can resolve, or than the steps of the data, costs more bits than it saves the decoder.
+  Both costs follow from e, the mean square error of the model's x0, which is measured at FITTED levels: per dimension
+  log(1 + gain e) / 2 for a step of a table with the best variance (elbo.fit_variances), gain e / 2 for a small step of
+  a curve, and for the decoder the entropy of a Gaussian of variance e.
   """
-  schedule, times = run.schedule, None
-  if callable(schedule):
-    times = np.linspace(0, 1, 4001)[:-1]
-    times = times[evaluate(schedule, times).logsnr <= 2 * np.log(levels - 1)]  # noise of half a step of the data
-    path = evaluate(schedule, times)
-  else:
-    path = take(schedule, slice(min(int(np.sum(schedule.logsnr > 2 * np.log(levels - 1))), len(schedule.logsnr) - 2), None))
-  shares = np.clip(-path.logsnr, -20, 20)  # levels evenly in log-SNR
+  curve = callable(run.schedule)
+  path, times = _candidates(run.schedule, levels)
+  shares = np.clip(-path.logsnr, -20, 20)  # evenly in log-SNR
   index = np.unique(np.searchsorted(shares, np.linspace(shares[0], shares[-1], FITTED)).clip(0, len(shares) - 1))
-  error = np.exp(np.interp(-path.logsnr, -path.logsnr[index], np.log(_errors(run, config, params, train, take(path, index)))))
+  fitted = np.log(_errors(run, params, train, take(path, index)))
+  error = np.exp(np.interp(-path.logsnr, -path.logsnr[index], fitted))
   gain = -np.diff(np.exp(path.logsnr)) * error[1:]
-  steps = .5 * (gain if times is not None else np.log1p(gain))
+  steps = .5 * (gain if curve else np.log1p(gain))
   decoder = np.maximum(.5 * np.log(2 * np.pi * np.e * error) + np.log((levels - 1) / 2), 0.)
   best = int(np.argmin(decoder[:-1] + np.cumsum(steps[::-1])[::-1]))
-  if times is not None:
-    return ChainStart(schedule, float(times[best]), float(path.logsnr[best]), None, float(np.sqrt(error[best])))
+  if curve:
+    return ChainStart(run.schedule, float(times[best]), float(path.logsnr[best]), None, float(np.sqrt(error[best])))
   best = min(best, len(path.logsnr) - 2)
   table = take(path, slice(best, None))
   return ChainStart(table, 0., float(table.logsnr[0]), elbo.fit_variances(table, error[best:]), None)
 
 
-def _errors(run, config, params, train, levels):
-  """The mean square error of the model's x0 at some levels, [len(levels)]."""
+def _candidates(schedule, levels):
+  """(levels that a chain may start at, their times or None): those with noise of at least half a step of the data."""
+  cleanest = 2 * np.log(levels - 1)
+  if not callable(schedule):
+    first = min(int(np.sum(schedule.logsnr > cleanest)), len(schedule.logsnr) - 2)
+    return take(schedule, slice(first, None)), None
+  times = np.linspace(0, 1, 4001)[:-1]
+  times = times[evaluate(schedule, times).logsnr <= cleanest]
+  return evaluate(schedule, times), times
+
+
+def _errors(run, params, train, levels):
+  """The mean square error of the model's x0 at some levels, float64 [len(levels)]."""
   rows = Noise(*(jnp.asarray(a, jnp.float32) for a in levels))
 
   def measure(keys, denoise, x0):
     def error(_, step):
       row, i = step
-      return None, jnp.mean(jnp.square(denoise(q_sample(x0, row, samplers.gaussian(keys, i, x0)), row).x0 - x0), tuple(range(1, x0.ndim)))
+      gap = denoise(q_sample(x0, row, samplers.gaussian(keys, i, x0)), row).x0 - x0
+      return None, jnp.mean(jnp.square(gap), tuple(range(1, x0.ndim)))
     return jax.lax.scan(error, None, (rows, jnp.arange(len(rows.logsnr))))[1]
-  return _each(run, config, params, train, measure, 'errors').mean(-1).astype(np.float64)
+  return per_image(run, params, train, measure, 'errors').mean(-1).astype(np.float64)
 
 
-def by_bound(run, config, params, data, cut):
-  """The variational bound: (Estimate, facts for the record, curve).
+def learns_variance(run, params):
+  """Whether the network predicts the variance of its reverse steps."""
+  shape = lambda *sizes: jax.ShapeDtypeStruct((1, *sizes), np.float32)
+  noise = Noise(*map(np.float32, evaluate(run.schedule, .5)))
+  cond = shape(len(run.classes)) if run.classes else None
+  predict = lambda params, x, cond: run.plain(params, cond)(x, noise)
+  return jax.eval_shape(predict, params, shape(*run.shape), cond).variance is not None
 
-  Of a learned variance, of all levels, as it was trained; else of those of the Cut.
-  facts: the mean terms, and how they were measured. curve: {'logsnr', 'rate'}: [STEPS, pictures], bits per unit of log-SNR.
+
+def by_bound(run, params, data, start):
+  """The variational bound, with a learned variance over all levels, as in training, or else from the ChainStart on.
+
+  Returns:
+    (Estimate of the bits per dimension,
+     facts for the record: the mean of each term, and how they were measured,
+     {'logsnr', 'rate'}: [STEPS, number], bits per dimension and unit of log-SNR).
   """
-  learned = spec_name(config, 'variance') == 'learned'
-  told = dict(variance='learned') if learned else dict(variance=cut.variance, std=cut.std, smallest=cut.smallest)
-  schedule = run.schedule if learned else cut.schedule
-  def measure(keys, denoise, x0):
-    return elbo.bound(keys, denoise, schedule, x0, steps=STEPS, **told)
-  terms, curve = _each(run, config, params, data.heldout, measure, 'bound')
+  learned = learns_variance(run, params)
+  schedule = run.schedule if learned else start.schedule
+  fitted = dict(variance=start.variance, std=start.std, smallest=start.smallest)
+  options = dict(variance='learned') if learned else fitted
+  measure = lambda keys, denoise, x0: elbo.bound(keys, denoise, schedule, x0, steps=STEPS, **options)
+  terms, curve = per_image(run, params, data.heldout, measure, 'bound')
   facts = {key: float(terms[key].mean()) for key in ('prior', 'diffusion', 'decoder')}
-  how = dict(steps=STEPS, variance='learned' if learned else 'fitted on training pictures',
-             cleanest_logsnr=float(evaluate(schedule, 0.).logsnr) if learned else cut.logsnr, conditional=bool(run.classes), guidance=1, levels=256)
-  return record.mean(terms['total']), facts | how, curve
+  facts |= dict(steps=STEPS, variance='learned' if learned else 'fitted on training images',
+                cleanest_logsnr=float(evaluate(schedule, 0.).logsnr) if learned else start.logsnr,
+                conditional=bool(run.classes), guidance=1, levels=256)
+  return record.mean(terms['total']), facts, curve
 
 
-def by_ode(run, config, params, data, cut):
-  """The probability-flow ODE with Hutchinson's estimate, down to the level of the Cut: (Estimate, facts for the record)."""
+def by_ode(run, params, data, start):
+  """The probability-flow ODE, down to the level of the ChainStart: (Estimate, facts for the record)."""
   noisiest = float(np.exp(-.5 * evaluate(run.schedule, 1.).logsnr))
-  levels = grids.exponential(2 * ODE_STEPS + 1, sigma_min=float(np.exp(-.5 * cut.logsnr)), sigma_max=80. if noisiest > 80 else None)(run.schedule)
-  trace = ode_likelihood.exact() if np.prod(run.shape) <= SMALL else ode_likelihood.hutchinson(2)
+  sigma_min, sigma_max = float(np.exp(-.5 * start.logsnr)), 80. if noisiest > 80 else None
+  levels = grids.exponential(2 * ODE_STEPS + 1, sigma_min=sigma_min, sigma_max=sigma_max)(run.schedule)
+  exact = np.prod(run.shape) <= SMALL
+  trace = ode_likelihood.exact() if exact else ode_likelihood.hutchinson(2)
   measure = lambda keys, denoise, x0: ode_likelihood.bits(keys, denoise, levels, x0, trace=trace)
-  found = _each(run, config, params, data.heldout, measure, 'likelihood')
-  facts = dict(ode_likelihood.protocol(levels), trace='exact' if np.prod(run.shape) <= SMALL else 'Hutchinson, 2 Rademacher probes', probe_error=float(np.sqrt(np.mean(found['error'] ** 2))), conditional=bool(run.classes), guidance=1)
-  return record.mean(found['total']), facts
+  values = per_image(run, params, data.heldout, measure, 'likelihood')
+  facts = dict(ode_likelihood.protocol(levels), trace='exact' if exact else 'Hutchinson, 2 Rademacher probes',
+               probe_error=float(np.sqrt(np.mean(values['error'] ** 2))), conditional=bool(run.classes), guidance=1)
+  return record.mean(values['total']), facts

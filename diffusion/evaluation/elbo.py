@@ -1,18 +1,21 @@
-"""Bits per dimension by the variational bound, of a chain of levels (a table) or of continuous time (a curve).
+"""Bits per dimension by the variational bound, for a chain of levels (a table) or in continuous time (a curve).
 
-  -log p(x0) <= KL(q(x_T | x0) || prior)  +  sum or integral over the levels of how far x0 is from its estimate  -  E log p(x0 | cleanest level)
+  -log p(x0) <= KL(q(x_T | x0) || prior)
+                + sum or integral over the levels of the error of the estimated x0
+                - E log p(x0 | cleanest level)
 
-  table   steps  KL(q(x_s | x_t, x0) || p(x_s | x_t)), rows 1 .. T-1 (DDPM, arXiv:2006.11239, equation 5), with the small variance
-                 (SNR_s - SNR_t) |x0 - estimate|^2 / 2 in every scaling
+  table   steps  KL(q(x_s | x_t, x0) || p(x_s | x_t)), rows 1 .. T-1 (DDPM, arXiv:2006.11239, equation 5), with the
+                 small variance (SNR_s - SNR_t) |x0 - estimate|^2 / 2 in every scaling
   curve   integral of -dSNR/dt |x0 - estimate|^2 / 2 over t (VDM, arXiv:2107.00630, equation 15)
 
-The prior is what generation starts from (samplers.prior), N(0, sigma_T^2): with the variance-preserving scaling all but N(0, 1), to alpha_T^4 / 4
-nats. The last term, `decoder`, is a Gaussian around the model's x0 at the cleanest level, on the steps of the data (DDPM, equation 13).
-Of a table its variance is that of row 0 as in likelihood.reverse; of a curve (sigma / alpha)^2 at the smallest t, which is all that is not
-known of x0 there without a model. What is best depends on the network, and any value gives a bound: `fitted` finds it for every row of a
-table (Analytic-DPM, arXiv:2201.06503), and `std` sets it for a curve.
+The prior is that of sampling (samplers.prior), N(0, sigma_T^2): with the variance-preserving scaling it is N(0, 1) up
+to alpha_T^4 / 4 nats. The last term, `decoder`, is a Gaussian around the model's x0 at the cleanest level, on the
+steps of the data (DDPM, equation 13). For a table its variance is that of row 0 as in likelihood.reverse; for a curve
+(sigma / alpha)^2 at the smallest t, the uncertainty of x0 without a model. The best variance depends on the network,
+and any value gives a bound: `fit_variances` finds it for every row of a table (Analytic-DPM, arXiv:2201.06503), and
+`std` sets it for a curve.
 
-A chain is a table: to measure a sampler's own levels, turn its grid around and drop the clean end with `chain`.
+A chain is a table: to measure the levels of a sampling grid, reverse it and drop its clean end with `chain`.
 """
 from typing import Callable, NamedTuple
 
@@ -30,9 +33,9 @@ VARIANCES = ('small', 'large', 'learned')
 
 
 class Plan(NamedTuple):
-  """What there is to sum over."""
-  count: int         # evaluations of the network
-  point: Callable    # (keys, k) -> (noise [B], weight [B], nats: (pred, x0) -> elementwise, width [B]: of the step in log-SNR)
+  """The terms of the sum over levels."""
+  count: int         # network evaluations
+  point: Callable    # (keys, k) -> (noise [B], weight [B], nats: (pred, x0) -> elementwise, width [B] in log-SNR)
   first: Noise       # the cleanest level
   last: Noise        # the noisiest
   decoder: Callable  # pred -> log std of x0 around pred.x0
@@ -44,7 +47,7 @@ def chain(levels):
 
 
 def variance_shares(variance, T):
-  """`variance` as (float64 [T], whether the network says it instead): where log variances lie from the small (0) to the large (1).
+  """(float64 [T], whether the network predicts it instead): log variances from the small (0) to the large (1).
 
   Raises:
     InputError: neither a known name nor T numbers.
@@ -52,23 +55,24 @@ def variance_shares(variance, T):
   if isinstance(variance, str) and variance in VARIANCES:
     return np.full(T, float(variance == 'large')), variance == 'learned'
   if isinstance(variance, str) or np.shape(variance) != (T,) or not np.all(np.isfinite(variance)):
-    raise InputError(f'variance={variance!r}: expected {", ".join(VARIANCES)}, or a number for each of the {T} levels (see fitted)')
+    raise InputError(f'variance={variance!r}: expected {", ".join(VARIANCES)}, or a number for each of the {T} levels '
+                     '(see fit_variances)')
   return np.asarray(variance, np.float64), False
 
 
 def learned_variance(pred):
-  """The variance that a network has learned.
+  """The variance that the network predicts.
 
   Raises:
-    InputError: it has not.
+    InputError: it predicts none.
   """
   if pred.variance is None:
-    raise InputError("variance='learned' needs a network that learns its variance; use 'small' or 'large'")
+    raise InputError("variance='learned' needs a network that predicts its variance; use 'small' or 'large'")
   return pred.variance
 
 
 def errors(keys, denoise, table, x0):
-  """The mean square error of the model's x0 at every row of a table, float64 [T]; not inside jit. Takes pictures as `bound` does."""
+  """The mean square error of the model's x0 at each row of a table, float64 [T]; not inside jit. See `bound`."""
   @jax.jit
   def error(keys, x0, noise, index):
     return jnp.mean(jnp.square(denoise(q_sample(x0, noise, gaussian(keys, index, x0)), noise).x0 - x0))
@@ -77,53 +81,57 @@ def errors(keys, denoise, table, x0):
 
 
 def fit_variances(table, error):
-  """The variance of every row that makes the bound smallest: shares float64 [T], for `bound` and the codec.
+  """The variance of every row that minimises the bound: shares float64 [T], for `bound` and the codec.
 
-  The best variance of a step is the posterior's times 1 + (SNR_s - SNR_t) e, where e is the mean square error of the model's x0; the best of
-  x0 itself at row 0 is e (arXiv:2201.06503, theorem 1; with the error of an imperfect model, arXiv:2206.07309).
+  The best variance of a step is the posterior's times 1 + (SNR_s - SNR_t) e, where e is the mean square error of the
+  model's x0; the best of x0 itself at row 0 is e (arXiv:2201.06503, theorem 1; with the error of an imperfect model,
+  arXiv:2206.07309).
 
   Args:
     table: the chain.
-    error: [T], as from `errors`, on training pictures; a few dozen do.
+    error: [T], as from `errors`, on training images; a few dozen are enough.
   """
   steps = likelihood.reverse(table)
   return np.append(np.log(error[0]) - steps.log_small[0], np.log1p(steps.gain * error)[1:]) / steps.log_ratio
 
 
 def _even(logsnr, count, most=20.):
-  """Positions 0 .. n-1 (float, [count + 1]) that share out the fall of logsnr [n] evenly, which a term's size follows; beyond +-most it is cut."""
+  """Positions in 0 .. n-1 (float [count + 1]) that divide the fall of logsnr [n], clipped to +-most, evenly."""
   fall = -np.clip(logsnr, -most, most)
   positions = np.interp(np.linspace(fall[0], fall[-1], count + 1), fall, np.arange(len(fall)))
   return np.concatenate([[0.], positions[1:-1], [len(fall) - 1.]])
 
 
 def _of_table(table, count, variance, dtype):
-  """The Plan of a table: every row, or one drawn from each of at most `count` runs of rows."""
+  """The Plan of a table: every row, or a random one from each of at most `count` runs of rows."""
   steps, T = likelihood.reverse(table), len(table.logsnr)
   fixed, learned = variance_shares(variance, T)
-  edges = np.arange(1, T + 1) if count is None or count >= T - 1 else np.unique(np.round(_even(table.logsnr, count))).astype(int) + 1
+  every = count is None or count >= T - 1
+  edges = np.arange(1, T + 1) if every else np.unique(np.round(_even(table.logsnr, count))).astype(int) + 1
   low, high = jnp.asarray(edges[:-1]), jnp.asarray(edges[1:])
   widths = np.append(0., -np.diff(table.logsnr))
   rows = jax.tree.map(lambda a: jnp.asarray(a, dtype), (table, steps, widths, fixed))
 
   def point(keys, k):
     index = jax.vmap(lambda key: jax.random.randint(key, (), low[k], high[k]))(keys)
-    noise, here, width, share = jax.tree.map(lambda a: a[index], rows)
+    noise, reverse, width, share = jax.tree.map(lambda a: a[index], rows)
     def nats(pred, x0):
-      gain, log_ratio, v = (jnp.reshape(a, (-1,) + (1,) * (x0.ndim - 1)) for a in (here.gain, here.log_ratio, share))
+      shape = (-1,) + (1,) * (x0.ndim - 1)
+      gain, log_ratio, v = (jnp.reshape(a, shape) for a in (reverse.gain, reverse.log_ratio, share))
       return likelihood.step_kl(learned_variance(pred) if learned else v, log_ratio, gain, pred.x0 - x0)
     return noise, high[k] - low[k], nats, width
 
   def decoder(pred):
-    return .5 * (float(steps.log_small[0]) + (learned_variance(pred) if learned else float(fixed[0])) * float(steps.log_ratio[0]))
+    share = learned_variance(pred) if learned else float(fixed[0])
+    return .5 * (float(steps.log_small[0]) + share * float(steps.log_ratio[0]))
   return Plan(len(low), point, take(table, 0), take(table, -1), decoder)
 
 
 def _of_curve(schedule, count, smallest, dtype):
-  """The Plan of a curve: one time drawn from each of `count` pieces of [smallest, 1]."""
+  """The Plan of a curve: a random time from each of `count` pieces of [smallest, 1]."""
   first, last = (Noise(*map(float, evaluate(schedule, t))) for t in (smallest, 1.))
   if not (0 <= smallest < 1 and np.isfinite(first.logsnr)):
-    raise InputError(f'smallest={smallest!r}: expected a time in [0, 1) at which this schedule still has noise, such as 0.001')
+    raise InputError(f'smallest={smallest!r}: expected a time in [0, 1) with noise in the schedule, such as 0.001')
   count, fine = count or 1000, np.linspace(smallest, 1., 20_001)
   edges = np.interp(_even(evaluate(schedule, fine).logsnr, count), np.arange(len(fine)), fine)
   starts, lengths = jnp.asarray(edges[:-1], dtype), jnp.asarray(np.diff(edges), dtype)
@@ -141,31 +149,34 @@ def _of_curve(schedule, count, smallest, dtype):
 
 
 def bound(keys, denoise, schedule, x0, *, steps=None, variance='small', std=None, levels=256, smallest=0.):
-  """The variational bound of each picture, in bits per dimension; a lax.scan over the levels, to be wrapped in jit.
+  """The variational bound of each image, in bits per dimension; a lax.scan over the levels, to be wrapped in jit.
 
-  The mean over keys is the bound, whatever `steps`: a picture's value is an unbiased estimate, from its key and x0 alone, whatever the batch.
+  The mean over keys is the bound for any `steps`: the value of an image is an unbiased estimate that depends on its
+  key and x0 alone, not on the batch.
 
   Args:
-    keys: one a picture, [B] (samplers.sample_keys).
-    denoise: (x, noise [B] or scalar) -> Pred; without guidance, which makes it no likelihood of anything.
+    keys: one per image, [B] (samplers.sample_keys).
+    denoise: (x, noise [B] or scalar) -> Pred, without guidance: a guided model has no likelihood.
     schedule: a table of at least 2 rows, or a curve.
     x0: data [B, ...], in [-1, 1].
-    steps: evaluations of the network, and one more for the decoder. Of a table, None: every row; or one row, drawn at random, for each of so many runs
-      of rows (or fewer) that are alike in log-SNR. Of a curve as many times; None is 1000.
-    variance: of a table's steps: 'small', 'large', 'learned' (see samplers.ddpm), or what `fitted` gives. A curve has none.
-    std: standard deviation of x0 around the model's at the cleanest level; None: see the module.
-    levels: of the data between -1 and 1; None: x0 is continuous, and the result is the bound of minus its log density.
-    smallest: of a curve, the time from which x0 is decoded; the log-SNR must be finite there.
+    steps: network evaluations, besides one for the decoder. A table is divided into this many runs of rows (or
+      fewer), even in log-SNR, with a random row from each; None: every row. A curve: this many times; None is 1000.
+    variance: of the steps of a table: 'small', 'large', 'learned' (see samplers.ddpm), or as from `fit_variances`.
+    std: standard deviation of x0 around the model's at the cleanest level; None: see the module docstring.
+    levels: of the data between -1 and 1; None: x0 is continuous, and the result bounds minus its log density.
+    smallest: for a curve, the time from which x0 is decoded; the log-SNR must be finite there.
   Returns:
     ({'prior', 'diffusion', 'decoder', 'total'}: [B],
-     {'logsnr', 'rate'}: [steps, B], for a plot: bits per dimension and unit of log-SNR at the noisier end of a step, whose area is 'diffusion').
+     {'logsnr', 'rate'}: [steps, B], for a plot: bits per dimension and unit of log-SNR at the noisier end of a step;
+       the area is 'diffusion').
   Raises:
     InputError: a table that is too short, a time without noise, an unknown variance.
   """
   if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-    raise InputError(f'steps={steps!r}: expected a number of evaluations of at least 1')
+    raise InputError(f'steps={steps!r}: expected a number of evaluations, at least 1')
   dtype = jnp.promote_types(x0.dtype, jnp.float32)
-  plan = _of_curve(schedule, steps, smallest, dtype) if callable(schedule) else _of_table(schedule, steps, variance, dtype)
+  curve = callable(schedule)
+  plan = _of_curve(schedule, steps, smallest, dtype) if curve else _of_table(schedule, steps, variance, dtype)
   eps_keys, level_keys = (jax.vmap(lambda key: jax.random.fold_in(key, i))(keys) for i in (0, 1))
 
   def bits(nats):
@@ -181,9 +192,9 @@ def bound(keys, denoise, schedule, x0, *, steps=None, variance='small', std=None
     term = bits(nats(estimate(noise, k), x0))
     return total + weight * term, dict(logsnr=noise.logsnr, rate=term / width)
 
-  diffusion, shown = jax.lax.scan(body, jnp.zeros(len(x0), dtype), jnp.arange(plan.count))
+  diffusion, rates = jax.lax.scan(body, jnp.zeros(len(x0), dtype), jnp.arange(plan.count))
   pred = estimate(Noise(*(jnp.asarray(a, dtype) for a in plan.first)), plan.count)
   log_std = plan.decoder(pred) if std is None else np.log(std)
   decoder = -bits(likelihood.data_log_likelihood(x0, pred.x0, jnp.asarray(log_std, dtype), levels))
   prior = bits(.5 * np.exp(plan.last.logsnr) * jnp.square(x0))
-  return dict(prior=prior, diffusion=diffusion, decoder=decoder, total=prior + diffusion + decoder), shown
+  return dict(prior=prior, diffusion=diffusion, decoder=decoder, total=prior + diffusion + decoder), rates

@@ -1,6 +1,6 @@
-"""The loss on held-out pictures by log-SNR: a table, a plot, JSON.
+"""The loss on held-out images by log-SNR: a table, a plot, JSON.
 
-It is the squared error of the output, unweighted; of a classifier, its cross-entropy.
+The loss is the unweighted squared error of the output; for a classifier, its cross-entropy.
 """
 import io
 import json
@@ -17,20 +17,20 @@ from diffusion.training.state import LOGSNR_EDGES
 
 
 def heldout_by_logsnr(run, params, data, draws=8, seed=0):
-  """The squared error of the network's output on held-out pictures, each noised `draws` times.
+  """The squared error of the network's output on held-out images, each noised `draws` times.
 
   Args:
     run: the Experiment.
-    params: weights to evaluate.
+    params: parameters to evaluate.
     data: a Dataset.
   Returns:
-    {'what', 'loss', 'loss_error', 'number', 'bins': [{'low', 'high', 'mean', 'error', 'count'}]}; errors are standard errors, over
-    pictures for the loss and over draws in a bin.
+    {'what', 'loss', 'loss_error', 'number', 'draws', 'seed', 'bins': [{'low', 'high', 'mean', 'error', 'count'}]};
+    errors are standard errors, over images for the loss and over draws within a bin.
   Raises:
-    InputError: there are no held-out pictures.
+    InputError: there are no held-out images.
   """
   if not len(data.images):
-    raise InputError('this data set has no held-out pictures; give its source a held-out share')
+    raise InputError('config.data has no held-out images; set its argument heldout, such as heldout=64')
 
   @partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
   def measure(params, batch, key):
@@ -41,19 +41,19 @@ def heldout_by_logsnr(run, params, data, draws=8, seed=0):
   key = lambda draw, i: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), draw), i)
   squared, logsnr = np.empty((2, draws, n), np.float32)
   for i, first in enumerate(range(0, n, size)):
-    # Pictures that stay on the disk are read once for all draws.
+    # Images that stay on disk are read once for all draws.
     batch = sharding.put_batch(host_batch(data, np.arange(first, first + size) % n), run.mesh)
-    here = slice(first, min(first + size, n))
+    rows = slice(first, min(first + size, n))
     for draw in range(draws):
       parts = jax.device_get(measure(params, batch, key(draw, i)))
-      squared[draw, here] = parts['mse'][:here.stop - first]
-      logsnr[draw, here] = parts['logsnr'][:here.stop - first]
-  pictures = squared.mean(0)
+      squared[draw, rows] = parts['mse'][:rows.stop - first]
+      logsnr[draw, rows] = parts['logsnr'][:rows.stop - first]
+  images = squared.mean(0)
   edges = [-np.inf, *LOGSNR_EDGES, np.inf]
   bins = [_bin(low, high, squared[(logsnr > low) & (logsnr <= high)]) for low, high in zip(edges, edges[1:])]
   what = 'squared error of the output' if run.denoise else 'cross-entropy of the class'
-  return dict(what=what, loss=float(pictures.mean()), loss_error=_standard_error(pictures), number=n, draws=draws, seed=seed,
-              bins=[b for b in bins if b['count']])
+  return dict(what=what, loss=float(images.mean()), loss_error=_standard_error(images), number=n, draws=draws,
+              seed=seed, bins=[b for b in bins if b['count']])
 
 
 def _standard_error(values):
@@ -68,16 +68,18 @@ def _bin(low, high, values):
 def table(result):
   """The result as text."""
   lines = [f'held-out {result["what"]} {result["loss"]:.5f} +- {result["loss_error"]:.5f} '
-           f'({result["number"]} pictures, {result["draws"]} draws each)',
+           f'({result["number"]} images, {result["draws"]} draws each)',
            '     log-SNR          loss           +-    draws']
-  lines += [f'{b["low"]:5g} to {b["high"]:5g}  {b["mean"]:12.5f} {b["error"]:12.5f} {b["count"]:8d}' for b in result['bins']]
+  lines += [f'{b["low"]:5g} to {b["high"]:5g}  {b["mean"]:12.5f} {b["error"]:12.5f} {b["count"]:8d}'
+            for b in result['bins']]
   return '\n'.join(lines)
 
 
 def save(result, folder):
   """Writes heldout.json and heldout.png (loss against log-SNR) into `folder`; returns their paths."""
   finite = lambda x: None if isinstance(x, float) and not np.isfinite(x) else x
-  record = {k: finite(v) for k, v in result.items()} | dict(bins=[{k: finite(v) for k, v in b.items()} for b in result['bins']])
+  bins = [{k: finite(v) for k, v in b.items()} for b in result['bins']]
+  record = {k: finite(v) for k, v in result.items()} | dict(bins=bins)
   write_atomic(folder / 'heldout.json', json.dumps(record, indent=2).encode())
   write_atomic(folder / 'heldout.png', _plot(result))
   return folder / 'heldout.json', folder / 'heldout.png'
@@ -87,8 +89,10 @@ def _plot(result):
   from matplotlib.figure import Figure  # a second to import, and only needed here
   figure = Figure(figsize=(6, 3.6), layout='constrained')
   axes = figure.subplots()
-  centres = [(max(b['low'], LOGSNR_EDGES[0] - 3) + min(b['high'], LOGSNR_EDGES[-1] + 3)) / 2 for b in result['bins']]
-  axes.errorbar(centres, [b['mean'] for b in result['bins']], yerr=[b['error'] for b in result['bins']], marker='o', capsize=3)
+  low, high = LOGSNR_EDGES[0] - 3, LOGSNR_EDGES[-1] + 3
+  centres = [(max(b['low'], low) + min(b['high'], high)) / 2 for b in result['bins']]
+  means, errors = ([b[key] for b in result['bins']] for key in ('mean', 'error'))
+  axes.errorbar(centres, means, yerr=errors, marker='o', capsize=3)
   axes.set(xlabel='log-SNR (noisy on the left)', ylabel=result['what'], yscale='log',
            title=f'held-out {result["what"]} {result["loss"]:.4f} ± {result["loss_error"]:.4f}')
   axes.grid(alpha=.3)

@@ -1,12 +1,12 @@
-"""A trained model for programs without this package: its weights as safetensors, and its whole sampler as StableHLO.
+"""A trained model for programs without this package: its parameters as safetensors and its whole sampler as StableHLO.
 
 The folder of an export holds
-  weights.safetensors   {'path/of/a/parameter': array}, with the step and the config as metadata
-  sampler.stablehlo     (weights, ids, seed, and cond of a model with classes) -> uint8 pictures [B, H, W, C], for any
-                        B, on CPU, GPU and TPU, by jax.export. Picture k depends on (seed, k) and its condition alone,
-                        as in generate.make_stream. StableHLO promises that later versions read it for six months.
-  config.json           config, shape, classes, step, versions, and the conditions that sample.py takes in turn
-  sample.py             draws a page of pictures with jax, numpy, safetensors and pillow alone
+  weights.safetensors   {'path/of/a/parameter': array}; the metadata hold the step and the config
+  sampler.stablehlo     (weights, ids, seed, and cond of a model with classes) -> uint8 images [B, H, W, C], for any
+                        B, on CPU, GPU and TPU, by jax.export. Image k depends on (seed, k) and its condition alone,
+                        as in sampling.make_draw. StableHLO guarantees that later versions read it for six months.
+  config.json           config, shape, classes, step, versions, and the conditions that sample.py cycles through
+  sample.py             draws a page of images with jax, numpy, safetensors and pillow alone
 """
 import json
 import os
@@ -17,10 +17,9 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from safetensors import SafetensorError
 
 from diffusion.errors import InputError
-from diffusion.generation import sample_report, sampling
+from diffusion.generation import sampling
 from diffusion.setup import build
 from diffusion.system import sharding
 from diffusion.system.checksums import flat
@@ -29,7 +28,7 @@ from diffusion.training.open_model import with_guide_model
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 SAMPLE = '''\
-"""Draws pictures with the sampler beside this file: python sample.py [number] [seed]. Writes samples.png."""
+"""Draws images with the sampler beside this file: python sample.py [number] [seed]. Writes samples.png."""
 import json, math, sys
 from pathlib import Path
 import jax.export
@@ -37,13 +36,13 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import load_file
 
-here = Path(__file__).parent
+folder = Path(__file__).parent
 number, seed = [int(word) for word in sys.argv[1:] + ['16', '0'][len(sys.argv) - 1:]]
-record = json.loads((here / 'config.json').read_text())
-sampler = jax.export.deserialize((here / 'sampler.stablehlo').read_bytes())
-ids = np.arange(number, dtype=np.int32)  # picture k is the same whatever the number
+record = json.loads((folder / 'config.json').read_text())
+sampler = jax.export.deserialize((folder / 'sampler.stablehlo').read_bytes())
+ids = np.arange(number, dtype=np.int32)  # image k is the same for any number
 conds = [np.float32(rows)[ids % len(rows)] for rows in record['conditions']]
-images = np.asarray(sampler.call(load_file(here / 'weights.safetensors'), ids, np.uint32(seed), *conds))
+images = np.asarray(sampler.call(load_file(folder / 'weights.safetensors'), ids, np.uint32(seed), *conds))
 columns = math.ceil(number ** .5)
 page = np.zeros((-(-number // columns) * columns, *images.shape[1:]), np.uint8)
 page[:number] = images
@@ -52,37 +51,35 @@ Image.fromarray(np.vstack([np.hstack(row) for row in rows]).squeeze()).save('sam
 '''
 
 
-def write(run, config, params, step, folder, versions):
-  """Exports weights, and the sampler that config.sampler, config.grid, config.guide .. describe.
+def write(run, params, step, folder, versions):
+  """Exports the parameters and the sampler, with its grid and guidance.
 
-  Layers take the form that suits this machine (see nets/layers.py), which is right on every other, if not the fastest.
+  Layers are exported in the form that is fastest on this machine (see nets/layers.py); every platform runs it.
 
   Args:
     run: the Experiment, on any mesh.
-    config: its config.
-    params: weights, on devices of this process.
-    step: of the weights.
-    folder: where; it must not exist, and is made whole or not at all.
+    params: parameters, on devices of this process.
+    step: of the parameters.
+    folder: where; it must not exist, and is written whole or not at all.
     versions: of the software, for the record.
   Returns:
     The folder.
   Raises:
-    InputError: a classifier, several processes, an export that is there already, a folder that cannot be written.
+    InputError: a classifier, several processes, a folder that exists or cannot be written.
   """
-  folder = epath.Path(folder)
+  folder, config = epath.Path(folder), run.config
   if run.denoise is None:
     raise InputError('a classifier draws nothing and cannot be exported; export the model that it guides')
   if jax.process_count() > 1:
-    raise InputError(f'an export is made by one process, and here are {jax.process_count()}; start it on one host')
+    raise InputError(f'--mode=export needs a single process, but there are {jax.process_count()}; run it on one host')
   if folder.exists():
-    raise InputError(f'{folder} is there already; move it away to export again')
+    raise InputError(f'{folder} exists already; move it away to export again')
   # On a mesh of one device: a batch of unknown size cannot be divided over several.
   run = build.build(config, run.shape, run.classes, sharding.make_mesh(devices=jax.local_devices()[:1]))
   run, params = with_guide_model(run, params, config.sample.classes)
   weights = {path: np.asarray(leaf, order='C') for path, leaf in flat(jax.device_get(params)).items()}
   record = dict(step=step, config=json.loads(config.to_json()))
-  facts = dict(shape=list(run.shape), classes=list(run.classes), versions=versions,
-               conditions=conditions(run, config.sample))
+  facts = dict(shape=list(run.shape), classes=list(run.classes), versions=versions, conditions=conditions(run))
   _write_folder(folder, {
     'weights.safetensors': safetensors.numpy.save(weights, {key: json.dumps(value) for key, value in record.items()}),
     'sampler.stablehlo': bytes(sampler(run, params).serialize()),
@@ -94,8 +91,8 @@ def write(run, config, params, step, folder, versions):
 def sampler(run, params):
   """The sampler of an Experiment on one device, as jax.export.Exported.
 
-  It takes weights {path: array}, ids int32 [B], seed uint32 [] and, where there are classes, cond float32 [B, K]; it
-  gives uint8 [B, H, W, C]. Of `params` only the shapes count.
+  Its arguments are weights {path: array}, ids int32 [B], seed uint32 [] and, for a model with classes, cond float32
+  [B, K]; its result is uint8 [B, H, W, C]. Only the shapes of `params` matter.
   """
   tree, leaves = jax.tree.structure(params), flat(params)
 
@@ -111,16 +108,14 @@ def sampler(run, params):
   return export(weights, shape((batch,), jnp.int32), shape((), jnp.uint32), *cond)
 
 
-def conditions(run, options):
-  """The conditions that pictures take in turn, as config.sample says: [rows [R][K]], or [] without classes."""
-  options = options.copy_and_resolve_references()
-  options.num_samples = len([name for name in options.classes.split(',') if name.strip()] or run.classes)
-  rows = sample_report.conditions(run, options)[0]
+def conditions(run):
+  """The conditions that images cycle through, as config.sample says: [rows [R][K]], or [] without classes."""
+  rows, _ = sampling.conditions(run, len(sampling.split_names(run.config.sample.classes) or run.classes))
   return [] if rows is None else [rows.tolist()]
 
 
 def _write_folder(folder, files):
-  """All of {name: bytes}, or nothing: a temporary neighbour first, then one rename."""
+  """Writes all of {name: bytes} or nothing: into a temporary folder beside it, which is then renamed."""
   part = folder.parent / f'.{folder.name}.{os.getpid()}.part'
   try:
     try:
@@ -133,31 +128,4 @@ def _write_folder(folder, files):
         part.rmtree()
       raise
   except OSError as error:
-    raise InputError(f'cannot write {folder}: {error}; make room there, or mend the access') from error
-
-
-def read_weights(path, like):
-  """The weights of an export.
-
-  Args:
-    path: weights.safetensors, or another file of that format with the same names.
-    like: tree of arrays or ShapeDtypeStructs, such as the parameters.
-  Returns:
-    A tree like that of NumPy arrays, bit for bit as they were.
-  Raises:
-    InputError: a file that is missing or damaged; arrays that are missing, unexpected, or of another shape or type.
-  """
-  try:
-    there = safetensors.numpy.load(epath.Path(path).read_bytes())
-  except (OSError, SafetensorError) as error:
-    raise InputError(f'{path} cannot be read ({error}); expected the weights.safetensors of an export') from error
-  here, show = flat(like), lambda a: f'{a.dtype} {list(a.shape)}'
-  wrong = [f'{name} is missing' for name in here if name not in there]
-  wrong += [f'{name} is unexpected' for name in there if name not in here]
-  wrong += [f'{name} is {show(there[name])}, expected {show(here[name])}' for name in here
-            if name in there and show(there[name]) != show(here[name])]
-  if wrong:
-    more = f' and {len(wrong) - 4} more' if len(wrong) > 4 else ''
-    raise InputError(f'{path} holds the weights of another model: {"; ".join(wrong[:4])}{more}; '
-                     'use the config it was exported with')
-  return jax.tree.unflatten(jax.tree.structure(like), [there[name] for name in here])
+    raise InputError(f'cannot write {folder}: {error}; free some space or check permissions') from error

@@ -1,8 +1,8 @@
-"""Pages of pictures to look at: grids with captions, labelled rows, animations.
+"""Pages of images to look at: grids with captions, labelled rows, animations.
 
-Arrays in are uint8 [..., H, W, C] with C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA); transparency shows
-white. Small pictures are enlarged by a whole factor, nearest neighbour, until their longer side has at least
-64 pixels, so that pixel art stays exact; larger ones are left alone. Out comes an RGB `PIL.Image`.
+Input arrays are uint8 [..., H, W, C] with C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA); transparency is white.
+Small images are enlarged by an integer factor, nearest neighbour, until their longer side has at least 64 pixels, so
+that pixel art stays exact; larger ones are unchanged. The result is an RGB `PIL.Image`.
 """
 import io
 import math
@@ -13,119 +13,119 @@ from PIL import Image, ImageDraw, ImageFont
 from diffusion.errors import InputError
 from diffusion.system.files import write_atomic
 
-_READABLE = 64    # pixels on the longer side of a picture, at least
+_READABLE = 64    # pixels on the longer side of an image, at least
 _MARGIN = 10      # pixels around the page
-_GAP = 4          # pixels between pictures
+_GAP = 4          # pixels between images
 _FONT_SIZE = 13
-_LABEL_WIDTH = 240  # pixels for the labels of rows, at most
+_LABEL_WIDTH = 240  # pixels for row labels, at most
 _MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}
 
 
 def grid(images, columns=None, labels=None, title=None) -> Image.Image:
-  """A page with the pictures in reading order.
+  """A page with the images in reading order.
 
   Args:
     images: uint8 [N, H, W, C], N >= 1.
-    columns: pictures in a row; None takes about as many as there are rows.
-    labels: N captions, written under the pictures; one that is too long ends in an ellipsis.
-    title: a line above everything.
+    columns: images per row; None: about as many as rows.
+    labels: N captions, written under the images; long ones are cut with an ellipsis.
+    title: a line at the top.
   Raises:
-    InputError: images of another shape or dtype, or another number of labels than of images.
+    InputError: images of another shape or dtype, or not one label per image.
   """
   tiles = _tiles(images, 'images')
   columns = _columns(len(tiles)) if columns is None else min(columns, len(tiles))
   if columns < 1:
-    raise InputError(f'columns must be at least 1, got {columns}')
+    raise InputError(f'columns={columns}: expected at least 1')
   if labels is not None and len(labels) != len(tiles):
-    raise InputError(f'{len(tiles)} images need as many labels, got {len(labels)}')
+    raise InputError(f'labels: expected one for each of the {len(tiles)} images, got {len(labels)}')
   return _page(_chunks(tiles, columns), under=labels and _chunks(list(labels), columns), title=title)
 
 
 def rows(rows, labels, column_labels=None, title=None) -> Image.Image:
-  """A page with one labelled row for each array: a film strip, two samplers side by side, an interpolation.
+  """A page with one labelled row per array: a film strip, two samplers, an interpolation.
 
   Args:
     rows: arrays uint8 [K, H, W, C]; K may differ from row to row.
-    labels: one for each row, written at its left.
-    column_labels: one for each picture of the longest row, written above.
-    title: a line above everything.
+    labels: one per row, written at its left.
+    column_labels: one per image of the longest row, written above.
+    title: a line at the top.
   Raises:
-    InputError: a row of another shape or dtype, or labels that do not fit the rows.
+    InputError: a row of another shape or dtype, or labels that do not match the rows.
   """
   if not len(rows) or len(labels) != len(rows):
-    raise InputError(f'rows need a label each and be at least one: {len(rows)} rows, {len(labels)} labels')
+    raise InputError(f'rows: expected at least one, with a label each; got {len(rows)} rows and {len(labels)} labels')
   cells = [_tiles(row, f'row {label!r}') for row, label in zip(rows, labels)]
   longest = max(len(row) for row in cells)
   if column_labels is not None and len(column_labels) != longest:
-    raise InputError(f'the longest row has {longest} pictures, got {len(column_labels)} column_labels')
+    raise InputError(f'column_labels: expected {longest}, one per image of the longest row; got {len(column_labels)}')
   return _page(cells, left=labels, top=column_labels, title=title)
 
 
 def save_png(image, path) -> None:
-  """Writes a PIL image, or one uint8 picture [H, W, C], as PNG; the file is there whole or not at all."""
+  """Writes a PIL image, or uint8 [H, W, C], as PNG, whole or not at all."""
   if not isinstance(image, Image.Image):
-    image = _picture(_checked(np.asarray(image)[None], 'image')[0])
+    image = _pil(_checked(np.asarray(image)[None], 'image')[0])
   buffer = io.BytesIO()
   image.save(buffer, 'PNG')
   write_atomic(path, buffer.getvalue())
 
 
 def save_gif(frames, path, columns=None, labels=None, title=None, fps=10, hold_last=2.0) -> None:
-  """Writes an endless animation of a grid, such as the denoising of N samples; written whole or not at all.
+  """Writes a looping animation of a grid, such as the denoising of N samples, whole or not at all.
 
   Args:
-    frames: uint8 [F, N, H, W, C], in the order of time.
-    path: where to write; parents are made.
+    frames: uint8 [F, N, H, W, C], in order of time.
+    path: of the file; missing parent folders are made.
     columns, labels, title: as for `grid`.
-    fps: frames in a second, up to 50.
-    hold_last: seconds that the last frame stays.
+    fps: frames per second, up to 50.
+    hold_last: seconds that the last frame is shown.
   Raises:
-    InputError: frames that `grid` would refuse, none at all, or fps outside (0, 50].
+    InputError: frames that `grid` refuses, no frames, or fps outside (0, 50].
   """
   if not 0 < fps <= 50:
-    raise InputError(f'fps must lie in (0, 50], got {fps}')
+    raise InputError(f'fps={fps}: expected a number in (0, 50]')
   if not len(frames):
-    raise InputError('an animation needs at least one frame, got none')
-  pages = [_indexed(grid(frame, columns, labels, title)) for frame in frames]
-  durations = [round(1000 / fps)] * (len(pages) - 1) + [round(1000 * hold_last)]
+    raise InputError('frames: expected at least one, got none')
+  frame_pages = [_indexed(grid(frame, columns, labels, title)) for frame in frames]
+  durations = [round(1000 / fps)] * (len(frame_pages) - 1) + [round(1000 * hold_last)]
   buffer = io.BytesIO()
-  pages[0].save(buffer, 'GIF', save_all=True, append_images=pages[1:], duration=durations, loop=0)
+  frame_pages[0].save(buffer, 'GIF', save_all=True, append_images=frame_pages[1:], duration=durations, loop=0)
   write_atomic(path, buffer.getvalue())
 
 
 def _checked(images, name) -> np.ndarray:
-  """The images as an array [N, H, W, C], or the InputError that says what is wrong with them."""
+  """The images as an array [N, H, W, C]; raises InputError if they are none."""
   images = np.asarray(images)
   if images.ndim != 4 or images.shape[-1] not in _MODES or 0 in images.shape:
-    raise InputError(f'{name} must have the shape [N, H, W, C] with C from 1 to 4, got {list(images.shape)}')
+    raise InputError(f'{name}: expected the shape [N, H, W, C] with C from 1 to 4, got {list(images.shape)}')
   if images.dtype != np.uint8:
-    raise InputError(f'{name} must be uint8 from 0 to 255, got {images.dtype}; scale and round it first')
+    raise InputError(f'{name}: expected uint8 from 0 to 255, got {images.dtype}; scale and round first')
   return images
 
 
-def _picture(array) -> Image.Image:
-  """uint8 [H, W, C] -> PIL, nothing lost."""
+def _pil(array) -> Image.Image:
+  """uint8 [H, W, C] -> PIL, lossless."""
   mode = _MODES[array.shape[-1]]
   return Image.fromarray(np.ascontiguousarray(array[..., 0] if mode == 'L' else array))
 
 
 def _tiles(images, name) -> list:
-  """uint8 [N, H, W, C] -> N opaque RGB pictures, enlarged where they are small."""
+  """uint8 [N, H, W, C] -> N opaque RGB images, enlarged if small."""
   images = _checked(images, name)
   height, width = images.shape[1:3]
   factor = math.ceil(_READABLE / max(height, width))
   tiles = []
   for array in images:
-    picture = _picture(array)
-    if picture.mode in ('LA', 'RGBA'):
-      picture = picture.convert('RGBA')
-      picture = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture)
-    tiles.append(picture.convert('RGB').resize((width * factor, height * factor), Image.Resampling.NEAREST))
+    tile = _pil(array)
+    if tile.mode in ('LA', 'RGBA'):
+      tile = tile.convert('RGBA')
+      tile = Image.alpha_composite(Image.new('RGBA', tile.size, 'white'), tile)
+    tiles.append(tile.convert('RGB').resize((width * factor, height * factor), Image.Resampling.NEAREST))
   return tiles
 
 
 def _columns(n) -> int:
-  """About the square root of n, and a divisor of n where one is near, so that the last row is full."""
+  """About the square root of n; a divisor of n if one is near, so that the last row is full."""
   root = math.ceil(math.sqrt(n))
   return next((c for c in range(root, 2 * root) if n % c == 0), root)
 
@@ -135,7 +135,7 @@ def _chunks(items, size) -> list:
 
 
 def _fit(text, font, width) -> str:
-  """The text as one line, cut to `width` pixels with an ellipsis where it is longer."""
+  """The text as one line, cut with an ellipsis if it is wider than `width` pixels."""
   text = ' '.join(str(text).split())
   if font.getlength(text) <= width:
     return text
@@ -145,10 +145,10 @@ def _fit(text, font, width) -> str:
 
 
 def _page(cells, left=None, top=None, under=None, title=None) -> Image.Image:
-  """Pictures [R][K] with labels at the left of the rows, above the columns and under each picture."""
+  """Tiles [R][K] with labels at the left of rows, above columns and under tiles."""
   font = ImageFont.load_default(_FONT_SIZE)
   line = sum(font.getmetrics()) + 2
-  # Captions need a wider gap than pictures do, or two neighbours read as one.
+  # Captions need a wider gap than images, or two neighbours read as one.
   gap = 3 * _GAP if top or under else _GAP
   width = max(tile.width for row in cells for tile in row)
   width = max(width, _READABLE) if top or under else width
@@ -182,7 +182,7 @@ def _page(cells, left=None, top=None, under=None, title=None) -> Image.Image:
 
 
 def _indexed(page) -> Image.Image:
-  """The page with a palette of its own: exact up to 256 colours, else the nearest, and never dithered."""
+  """The page with its own palette: exact up to 256 colours, else the nearest ones, never dithered."""
   pixels = np.asarray(page).reshape(-1, 3)
   colours, index = np.unique(pixels @ np.array([65536, 256, 1]), return_inverse=True)
   if len(colours) > 256:

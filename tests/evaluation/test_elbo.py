@@ -1,4 +1,4 @@
-"""The variational bound on data whose density, denoiser and chain are known, against dense Gaussian algebra and SciPy in float64."""
+"""The variational bound of data with a known density, denoiser and chain, against dense Gaussian algebra and SciPy."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,10 +18,10 @@ LOG2 = np.log(2)
 ENTROPY = .5 * np.log2(2 * np.pi * np.e * STD ** 2)  # bits of one continuous N(MEAN, STD^2)
 
 
-def told(variance, share):
-  """The exact denoiser, which says `share` of its variance."""
+def learned_denoiser(share):
+  """The exact denoiser, with `share` as its learned variance."""
   def denoise(x, noise):
-    return gaussian_denoiser(MEAN, STD)(x, noise)._replace(variance=jnp.full_like(x, share) if variance == 'learned' else None)
+    return gaussian_denoiser(MEAN, STD)(x, noise)._replace(variance=jnp.full_like(x, share))
   return denoise
 
 
@@ -40,7 +40,7 @@ def mean(values):
 
 
 def joint(first, steps):
-  """(mean [n], covariance [n, n]) of a linear Gaussian chain: its first variable, then rows (gain, offset, variance)."""
+  """(mean [n], covariance [n, n]) of a linear Gaussian chain: first variable, then (gain, offset, variance)."""
   means, rows, noise = [first[0]], [np.eye(1)[0]], [first[1]]
   for gain, offset, variance in steps:
     means.append(gain * means[-1] + offset)
@@ -51,7 +51,7 @@ def joint(first, steps):
 
 
 def exact_bound(table, share):
-  """The bound of the chain for one dimension: entropy of the data, and the divergence of the two joint laws of (x0, x_1 .. x_T)."""
+  """The bound of the chain for one dimension: entropy of the data, and the KL of the joint laws of (x0 .. x_T)."""
   a, v = np.asarray(table.alpha), np.asarray(table.sigma) ** 2
   forward = [(a[0], 0., v[0])]
   backward = []
@@ -61,21 +61,25 @@ def exact_bound(table, share):
     gain = a[i] * STD ** 2 / (a[i] ** 2 * STD ** 2 + v[i])  # of x0 given x_t
     to_x0, to_xt = a[i - 1] * extra / v[i], ratio * v[i - 1] / v[i]  # the posterior's mean as DDPM writes it
     small = v[i - 1] * extra / v[i]
-    backward.append((to_xt + to_x0 * gain, to_x0 * (1 - gain * a[i]) * MEAN, small ** (1 - share[i]) * extra ** share[i]))
+    variance = small ** (1 - share[i]) * extra ** share[i]
+    backward.append((to_xt + to_x0 * gain, to_x0 * (1 - gain * a[i]) * MEAN, variance))
   gain = a[0] * STD ** 2 / (a[0] ** 2 * STD ** 2 + v[0])
   large = v[0] / a[0] ** 2
   small = large * (1 - a[1] ** 2 / v[1] * large)
   backward.insert(0, (gain, (1 - gain * a[0]) * MEAN, small ** (1 - share[0]) * large ** share[0]))
   m, q = joint((MEAN, STD ** 2), forward)
   n, p = (array[(slice(None, None, -1),) * array.ndim] for array in joint((0., v[-1]), backward[::-1]))
-  kl = .5 * (np.trace(np.linalg.solve(p, q)) - len(m) + (n - m) @ np.linalg.solve(p, n - m) + np.linalg.slogdet(p)[1] - np.linalg.slogdet(q)[1])
+  log_determinants = np.linalg.slogdet(p)[1] - np.linalg.slogdet(q)[1]
+  kl = .5 * (np.trace(np.linalg.solve(p, q)) - len(m) + (n - m) @ np.linalg.solve(p, n - m) + log_determinants)
   return ENTROPY + kl / LOG2
 
 
 def test_a_chain_of_few_steps_has_the_bound_of_its_joint_gaussian():
-  table, keys, x0 = elbo.chain(grids.trailing(6)(schedules.cosine())), samplers.sample_keys(0, np.arange(20_000)), jnp.asarray(data(20_000))
-  found = jax.jit(lambda x0: [elbo.bound(keys, told(variance, .3), table, x0, variance=variance, levels=None)[0] for variance in ('small', 'learned')])(x0)
-  for got, share in zip(found, (0., .3)):
+  table, keys = elbo.chain(grids.trailing(6)(schedules.cosine())), samplers.sample_keys(0, np.arange(20_000))
+  denoisers = dict(small=gaussian_denoiser(MEAN, STD), learned=learned_denoiser(.3))
+  bounds = jax.jit(lambda x0: [elbo.bound(keys, denoise, table, x0, variance=variance, levels=None)[0]
+                               for variance, denoise in denoisers.items()])(jnp.asarray(data(20_000)))
+  for got, share in zip(bounds, (0., .3)):
     value, error = mean(got['total'])
     assert error < .008
     assert value == pytest.approx(exact_bound(table, np.full(6, share)), abs=4 * error)
@@ -83,7 +87,8 @@ def test_a_chain_of_few_steps_has_the_bound_of_its_joint_gaussian():
 
 def test_with_fitted_variances_any_number_of_levels_gives_the_density_of_a_gaussian():
   table, x0, denoise = elbo.chain(grids.trailing(6)(schedules.cosine())), data(20_000), gaussian_denoiser(MEAN, STD)
-  shares = elbo.fit_variances(table, elbo.errors(samplers.sample_keys(5, np.arange(20_000)), denoise, table, data(20_000, seed=2)))
+  errors = elbo.errors(samplers.sample_keys(5, np.arange(20_000)), denoise, table, data(20_000, seed=2))
+  shares = elbo.fit_variances(table, errors)
   got, _ = measure(table, x0, denoise, variance=shares, levels=None)
   value, error = mean(np.asarray(got['total']) + stats.norm(MEAN, STD).logpdf(x0).mean(1) / LOG2)
   assert error < .008 and abs(value) < 4 * error
@@ -101,24 +106,29 @@ def test_row_0_and_its_variance_are_those_of_the_code_of_ddpm():
   np.testing.assert_allclose(np.exp(steps.log_small + steps.log_ratio)[1:], betas[1:], rtol=1e-9)
 
 
-def test_some_of_the_rows_estimate_all_of_them_without_bias():
+def test_a_random_part_of_the_rows_is_an_unbiased_estimate():
   table, x0, denoise = schedules.cosine(30), jnp.asarray(data(4000)), gaussian_denoiser(MEAN, STD)
   keys = samplers.sample_keys(0, np.arange(len(x0)))
-  every, some = jax.jit(lambda x0: [elbo.bound(keys, denoise, table, x0, steps=steps, levels=None)[0] for steps in (None, 7)])(x0)
-  value, error = mean(np.asarray(some['diffusion']) - np.asarray(every['diffusion']))
+  bound = lambda x0, steps: elbo.bound(keys, denoise, table, x0, steps=steps, levels=None)[0]
+  every, part = jax.jit(lambda x0: [bound(x0, steps) for steps in (None, 7)])(x0)
+  value, error = mean(np.asarray(part['diffusion']) - np.asarray(every['diffusion']))
   assert 0 < error < .05 and abs(value) < 4 * error
-  np.testing.assert_allclose(some['prior'], every['prior'])
+  np.testing.assert_allclose(part['prior'], every['prior'])
 
 
-@pytest.mark.parametrize('curve, smallest', [(schedules.linear(None), 1e-3), (schedules.flow(), .005)], ids=['vp', 'flow'])
+CURVES = [(schedules.linear(None), 1e-3), (schedules.flow(), .005)]
+
+
+@pytest.mark.parametrize('curve, smallest', CURVES, ids=['vp', 'flow'])
 def test_the_continuous_bound_of_an_exact_denoiser_is_the_density_itself(curve, smallest):
   covariance = np.array([[.25, .15], [.15, .2]])
   x0 = np.random.default_rng(0).multivariate_normal([.3, -.2], covariance, 8000).astype(np.float32)
   truth = -stats.multivariate_normal([.3, -.2], covariance).logpdf(x0) / 2 / LOG2
-  got, shown = measure(curve, x0, correlated_denoiser(np.array([.3, -.2]), covariance), levels=None, smallest=smallest, steps=100)
+  denoise = correlated_denoiser(np.array([.3, -.2]), covariance)
+  got, rates = measure(curve, x0, denoise, levels=None, smallest=smallest, steps=100)
   value, error = mean(np.asarray(got['total']) - truth)
   assert error < .015 and abs(value) < 4 * error + .002  # and the noise at the smallest time
-  area = float(np.trapezoid(np.mean(shown['rate'], 1), -np.mean(shown['logsnr'], 1)))
+  area = float(np.trapezoid(np.mean(rates['rate'], 1), -np.mean(rates['logsnr'], 1)))
   assert area == pytest.approx(float(np.mean(got['diffusion'])), rel=.05)
 
 
@@ -147,29 +157,33 @@ def test_bits_of_quantised_data_are_never_below_the_entropy():
 
 def test_the_scaling_does_not_matter_and_a_last_level_without_signal_costs_no_prior():
   logsnr, x0 = np.linspace(8, -8, 12), data(16)
-  tables = [scaling(np.arange(12.), logsnr) for scaling in (vp, ve, flow)] + [elbo.chain(grids.trailing(12)(schedules.flow()))]
+  tables = [scaling(np.arange(12.), logsnr) for scaling in (vp, ve, flow)]
+  tables.append(elbo.chain(grids.trailing(12)(schedules.flow())))
   keys, denoise = samplers.sample_keys(0, np.arange(16)), gaussian_denoiser(MEAN, STD)
-  found = jax.jit(lambda x0: [elbo.bound(keys, denoise, table, x0) for table in tables])(x0)
-  for got, _ in found[1:3]:
-    np.testing.assert_allclose(got['total'], found[0][0]['total'], rtol=2e-4)
-  got, shown = found[3]
-  assert np.isfinite(got['total']).all() and np.isfinite(shown['rate']).all()
+  bounds = jax.jit(lambda x0: [elbo.bound(keys, denoise, table, x0) for table in tables])(x0)
+  (first, _), *others, (got, rates) = bounds
+  for terms, _ in others:
+    np.testing.assert_allclose(terms['total'], first['total'], rtol=2e-4)
+  assert np.isfinite(got['total']).all() and np.isfinite(rates['rate']).all()
   np.testing.assert_array_equal(got['prior'], 0)
 
 
-def test_a_picture_has_its_bits_wherever_it_stands():
+def test_the_bits_of_an_image_do_not_depend_on_its_place_in_the_batch():
   x0, denoise = jnp.asarray(data(6)), gaussian_denoiser(MEAN, STD)
   keys = samplers.sample_keys(3, np.arange(6))
-  some = jax.jit(lambda keys, x0: [elbo.bound(keys, denoise, schedule, x0, steps=5)[0]['total'] for schedule in (schedules.cosine(20), schedules.cosine(None))])
+  bits = jax.jit(lambda keys, x0: [elbo.bound(keys, denoise, schedule, x0, steps=5)[0]['total']
+                                   for schedule in (schedules.cosine(20), schedules.cosine(None))])
   order = jnp.array([2, 2, 5, 0, 1, 4])
-  for moved, before in zip(some(keys[order], x0[order]), some(keys, x0)):
+  for moved, before in zip(bits(keys[order], x0[order]), bits(keys, x0)):
     np.testing.assert_allclose(moved, before[order], rtol=1e-5)
 
 
 @pytest.mark.parametrize('options, text', [
-  (dict(schedule=take(schedules.cosine(5), slice(0, 1))), 'at least 2 levels'), (dict(variance='medium'), "'medium': expected small"), (dict(variance=np.zeros(4)), 'each of the 5'),
-  (dict(variance='learned'), 'learns its variance'), (dict(steps=0), 'steps=0'),
-  (dict(schedule=schedules.flow(), smallest=0.), 'smallest=0.0'), (dict(schedule=schedules.cosine(None), smallest=1.), 'smallest=1')])
+  (dict(schedule=take(schedules.cosine(5), slice(0, 1))), 'at least 2 levels'),
+  (dict(variance='medium'), "variance='medium': expected small"), (dict(variance=np.zeros(4)), 'each of the 5'),
+  (dict(variance='learned'), "variance='learned'"), (dict(steps=0), 'steps=0'),
+  (dict(schedule=schedules.flow(), smallest=0.), 'smallest=0.0'),
+  (dict(schedule=schedules.cosine(None), smallest=1.), 'smallest=1')])
 def test_bad_input_is_named(options, text):
   options = dict(schedule=schedules.cosine(5)) | options
   with pytest.raises(InputError, match=text):

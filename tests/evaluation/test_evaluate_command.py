@@ -10,13 +10,13 @@ from tests.conftest import COSINE
 from tests.test_main import refused
 
 DATA = '--config.data=sprites(size=16, n=256, heldout=64)'
-SAMPLES = {'fd_infinity', 'fd', 'kid', 'precision', 'recall', 'density', 'coverage', 'sliced_wasserstein', 'diversity', 'inception_score',
-           'class_accuracy', 'copies', 'authenticity'}
+SAMPLES = {'fd_infinity', 'fd', 'kid', 'precision', 'recall', 'density', 'coverage', 'sliced_wasserstein', 'diversity',
+           'inception_score', 'class_accuracy', 'copies', 'authenticity'}
 
 
-def test_an_evaluation_measures_what_is_asked_for_and_keeps_how_it_was_done(trained, command, tmp_path):
+def test_an_evaluation_measures_its_parts_and_records_how(trained, command, tmp_path):
   options = ('--mode=evaluate', f'--workdir={trained}', DATA, f'--config.evaluate.folder={tmp_path / "e"}',
-             '--config.evaluate.parts=loss, samples, bound', '--config.evaluate.features=own(5)')  # the other likelihood is in test_evaluate.py
+             '--config.evaluate.parts=loss, samples, bound', '--config.evaluate.features=own(5)')
   done = command(*options)
   assert done.returncode == 0, done.stderr
   made = record.read(tmp_path / 'e' / 'evaluation.json')
@@ -24,9 +24,9 @@ def test_an_evaluation_measures_what_is_asked_for_and_keeps_how_it_was_done(trai
   assert all(m['n'] == 16 for name, m in made['metrics'].items() if name in SAMPLES)
   assert SAMPLES - {'copies', 'authenticity'} == set(made['heldout'])
   assert all(made['heldout'][name]['n'] == made['metrics'][name]['n'] for name in made['heldout'])
-  assert made['metrics'].pop('copies')['value'] is None  # 64 held-out pictures cannot say what happens to one in a hundred
+  assert made['metrics'].pop('copies')['value'] is None  # 64 held-out images tell nothing of one in a hundred
   assert all(m['low'] < m['high'] for m in made['metrics'].values())
-  assert made['heldout']['fd_infinity']['value'] < made['metrics']['fd_infinity']['value']  # eight steps of training are not enough
+  assert made['heldout']['fd_infinity']['value'] < made['metrics']['fd_infinity']['value']  # after eight steps
   assert 'singular' in made['notes'][0] and made['notes'][0] in done.stdout  # 16 samples of 64 features
   assert made['subject']['evaluations'] == 4 and made['subject']['network_calls'] == 8
   assert len(made['protocol']['samples']['extractor_hash']) == len(made['subject']['weights_hash']) == 16
@@ -45,8 +45,8 @@ def test_an_evaluation_measures_what_is_asked_for_and_keeps_how_it_was_done(trai
 
 
 def test_a_run_can_follow_its_distance_and_end_with_an_evaluation(command, tmp_path):
-  done = command(COSINE, DATA, f'--workdir={tmp_path}', '--config.evaluate.every=4', '--config.evaluate.at_end=True', '--config.evaluate.parts=samples',
-                 '--config.evaluate.features=own(5)')
+  done = command(COSINE, DATA, f'--workdir={tmp_path}', '--config.evaluate.every=4', '--config.evaluate.at_end=True',
+                 '--config.evaluate.parts=samples', '--config.evaluate.features=own(5)')
   assert done.returncode == 0, done.stderr
   lines = read_metrics(tmp_path / 'metrics.jsonl')
   assert [line['step'] for line in lines if 'fd_infinity' in line] == [4, 8] and lines[-1]['fd_infinity_error'] > 0

@@ -46,7 +46,8 @@ def stored(folder, config, steps=(1,), classes=CLASSES):
   for step in steps:
     state = make_state(run, jax.random.key(step))
     weights[step] = state.ema
-    checkpoints.save(step, state, dict(config=json.loads(config.to_json()), shape=list(SHAPE), classes=list(classes), versions={}))
+    meta = dict(config=json.loads(config.to_json()), shape=list(SHAPE), classes=list(classes), versions={})
+    checkpoints.save(step, state, meta)
   checkpoints.close()
   return run, weights
 
@@ -75,30 +76,31 @@ def test_autoguidance_leads_away_from_the_weights_of_another_step(folders):
 
 
 def test_a_classifier_leads_the_unconditional_model_up_its_slope(folders):
-  root, run, weights, classifier, (scores) = folders
+  root, run, weights, classifier, scores = folders
   guided, params = guided_by(run, f'classifier({root}/classifier, 3)', weights[2])
-  told = guided.denoise(params, LABEL)(X, LEVEL)
+  pred = guided.denoise(params, LABEL)(X, LEVEL)
   free = run.plain(weights[2], 0 * LABEL)(X, LEVEL)
   direction = np.random.default_rng(0).normal(size=X.shape).astype(np.float32)
   log_prob = lambda x: float(classifier.log_prob(scores[1], LABEL)(x, LEVEL).sum())
   slope = (log_prob(X + 1e-2 * direction) - log_prob(X - 1e-2 * direction)) / 2e-2
-  moved = float(np.sum((told.eps - free.eps) * direction))
+  moved = float(np.sum((pred.eps - free.eps) * direction))
   assert moved == pytest.approx(-3 * LEVEL.sigma * slope, rel=.02)
 
 
 @pytest.mark.parametrize('guide, message', [
-  ('autoguidance({root}/nowhere, 3)', 'holds no checkpoint'), ('autoguidance({root}/model@7, 3)', 'no checkpoint of step 7; .*1, 2'),
+  ('autoguidance({root}/nowhere, 3)', 'nowhere holds no checkpoint'),
+  ('autoguidance({root}/model@7, 3)', 'no checkpoint of step 7; .*1, 2'),
   ('autoguidance({root}/model@last, 3)', 'one with a step'), ('autoguidance({root}/model, 1)', 'scale 1'),
   ('autoguidance({root}/classifier, 3)', 'names a classifier'), ('classifier({root}/model, 3)', 'noisy_classifier'),
   ('classifier', "'model'"), ('autoguidance(x) | classifier(y)', 'only one part'),
 ])
-def test_what_does_not_fit_is_named(folders, guide, message):
+def test_a_second_model_that_does_not_fit_is_refused(folders, guide, message):
   root, run, weights, *_ = folders
   with pytest.raises(InputError, match=message):
     guided_by(run, guide.format(root=root), weights[2])
 
 
-def test_a_classifier_leads_to_no_class_at_all_is_refused(folders):
+def test_a_classifier_without_a_class_to_lead_to_is_refused(folders):
   root, run, weights, *_ = folders
   run = build.build(config(guide=f'classifier({root}/classifier, 3)'), SHAPE, CLASSES, run.mesh)
   with pytest.raises(InputError, match="'none'"):
@@ -118,8 +120,8 @@ def test_an_unconditional_and_a_self_conditioned_model_are_led_too(tmp_path):
     guided, params = guided_by(run, f'autoguidance({tmp_path}/{name}@1, 3)', weights[2], **changes)
     cond = LABEL if classes else None
     good, bad = (run.plain(weights[i], cond, X / 2)(X, LEVEL).x0 for i in (2, 1))
-    told = guided.denoise(params, cond)(X, LEVEL, X / 2).x0
-    np.testing.assert_allclose(told, bad + 3 * (good - bad), atol=1e-4)
+    x0 = guided.denoise(params, cond)(X, LEVEL, X / 2).x0
+    np.testing.assert_allclose(x0, bad + 3 * (good - bad), atol=1e-4)
 
 
 def test_a_model_of_other_classes_is_refused(folders, tmp_path):

@@ -1,11 +1,11 @@
-"""Pages are checked by their pixels: pictures must be found in them unchanged, text must touch nothing."""
+"""Pages are checked by their pixels: images must be found in them unchanged, and text must overlap nothing."""
 from etils import epath
 import numpy as np
 from PIL import Image
 import pytest
 
 from diffusion.errors import InputError
-from diffusion.generation import pages as sheets
+from diffusion.generation import pages
 from diffusion.system.files import write_atomic
 
 RNG = np.random.default_rng(0)
@@ -15,15 +15,15 @@ def noise(n, size=16, channels=3):
   return RNG.integers(0, 256, (n, size, size, channels), np.uint8)
 
 
-def find(page, picture):
-  """Top left corners (y, x) at which `picture` stands in `page`, pixel for pixel."""
-  page, (height, width) = np.asarray(page), picture.shape[:2]
-  starts = np.argwhere((page == picture[0, 0]).all(-1))
-  return [(y, x) for y, x in starts.tolist() if np.array_equal(page[y:y + height, x:x + width], picture)]
+def find(page, image):
+  """Top left corners (y, x) at which `page` shows `image`, pixel for pixel."""
+  page, (height, width) = np.asarray(page), image.shape[:2]
+  starts = np.argwhere((page == image[0, 0]).all(-1))
+  return [(y, x) for y, x in starts.tolist() if np.array_equal(page[y:y + height, x:x + width], image)]
 
 
-def enlarged(picture, factor):
-  return np.repeat(np.repeat(picture, factor, 0), factor, 1)
+def enlarged(image, factor):
+  return np.repeat(np.repeat(image, factor, 0), factor, 1)
 
 
 def text_box(page, blank):
@@ -36,36 +36,36 @@ def overlap(a, b):
   return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
 
 
-def test_grid_shows_each_picture_once_unchanged_but_enlarged_and_in_reading_order():
+def test_grid_shows_each_image_once_unchanged_but_enlarged_and_in_reading_order():
   images = noise(6)
-  page = sheets.grid(images, columns=3, labels=list('abcdef'), title='six')
-  found = [find(page, enlarged(image, 4)) for image in images]
-  assert all(len(places) == 1 for places in found)
-  places = [place[0] for place in found]
-  assert places == sorted(places) and len({y for y, _ in places}) == 2 and len({x for _, x in places}) == 3
+  page = pages.grid(images, columns=3, labels=list('abcdef'), title='six')
+  corners = [find(page, enlarged(image, 4)) for image in images]
+  assert all(len(matches) == 1 for matches in corners)
+  corners = [matches[0] for matches in corners]
+  assert corners == sorted(corners) and len({y for y, _ in corners}) == 2 and len({x for _, x in corners}) == 3
 
 
 @pytest.mark.parametrize('size, shown', [(8, 64), (28, 84), (32, 64), (64, 64), (200, 200)])
-def test_small_pictures_reach_64_pixels_by_a_whole_factor_and_large_ones_stay(size, shown):
+def test_small_images_reach_64_pixels_by_a_whole_factor_and_large_ones_stay(size, shown):
   image = noise(1, size)
-  assert find(sheets.grid(image), enlarged(image[0], shown // size)) == [(10, 10)]
+  assert find(pages.grid(image), enlarged(image[0], shown // size)) == [(10, 10)]
 
 
 def test_grey_is_shown_as_grey_and_transparency_over_white():
   grey = noise(1, channels=1)
-  assert find(sheets.grid(grey), enlarged(np.repeat(grey[0], 3, -1), 4))
+  assert find(pages.grid(grey), enlarged(np.repeat(grey[0], 3, -1), 4))
   alpha = np.zeros((1, 16, 16, 4), np.uint8)
   alpha[..., 3] = np.arange(16) * 17
-  shade = np.asarray(sheets.grid(alpha))[10, 10:74:4, 0].astype(int)
+  shade = np.asarray(pages.grid(alpha))[10, 10:74:4, 0].astype(int)
   np.testing.assert_allclose(shade, 255 - np.arange(16) * 17, atol=1)
 
 
-def test_captions_touch_neither_pictures_nor_each_other_nor_the_edge_of_the_page():
+def test_captions_touch_neither_images_nor_each_other_nor_the_edge_of_the_page():
   images = np.full((4, 16, 16, 3), 200, np.uint8)
   long = 'WWWW gypsum jars, quite a long name'
-  blank = sheets.grid(images, 2, [''] * 4)
-  pages = [sheets.grid(images, 2, [long if i == k else '' for i in range(4)]) for k in range(4)]
-  boxes = [text_box(page, blank) for page in pages]
+  blank = pages.grid(images, 2, [''] * 4)
+  captioned = [pages.grid(images, 2, [long if i == k else '' for i in range(4)]) for k in range(4)]
+  boxes = [text_box(page, blank) for page in captioned]
   tiles = [(y, x, y + 63, x + 63) for y, x in find(blank, enlarged(images[0], 4))]
   assert len(tiles) == 4
   areas = boxes + tiles
@@ -75,8 +75,8 @@ def test_captions_touch_neither_pictures_nor_each_other_nor_the_edge_of_the_page
 
 def test_labels_of_rows_and_columns_and_the_title_touch_nothing_and_are_not_cut_off():
   strip = [np.full((3, 16, 16, 3), 200, np.uint8)] * 2
-  page = sheets.rows(strip, ['DDPM', 'DDIM (eta = 0), guidance'], ['t = 1000', 't = 500', 't = 0'],
-                       'A title that is wider than the page ' * 3)
+  page = pages.rows(strip, ['DDPM', 'DDIM (eta = 0), guidance'], ['t = 1000', 't = 500', 't = 0'],
+                    'A title that is wider than the page ' * 3)
   pixels = np.asarray(page)
   tiles = find(page, enlarged(strip[0][0], 4))
   assert len(tiles) == 6
@@ -84,21 +84,21 @@ def test_labels_of_rows_and_columns_and_the_title_touch_nothing_and_are_not_cut_
   left, top = min(x for _, x in tiles), min(y for y, _ in tiles)
   ink = pixels.min(-1) < 128
   assert ink[top:, :left].any() and not ink[top:, left - 6:left].any()
-  # Above the pictures stand two lines of text, the title and the labels of the columns, with white between.
+  # Above the images are two lines of text, the title and the column labels, with white between.
   starts = np.diff(ink[:top, left:].any(1).astype(int), prepend=0)
   assert (starts == 1).sum() == 2
 
 
 def test_a_text_that_is_too_long_ends_in_an_ellipsis_and_a_short_one_is_left_alone():
-  font = sheets.ImageFont.load_default(13)
-  assert sheets._fit('axe', font, 70) == 'axe'
-  cut = sheets._fit('a shield and a spear', font, 70)
+  font = pages.ImageFont.load_default(13)
+  assert pages._fit('axe', font, 70) == 'axe'
+  cut = pages._fit('a shield and a spear', font, 70)
   assert cut.endswith('…') and font.getlength(cut) <= 70 and 'a shield and a spear'.startswith(cut[:-1])
 
 
 def test_rows_of_different_lengths_keep_their_columns():
   first, second = noise(3), noise(2)
-  page = sheets.rows([first, second], ['DDPM', 'DDIM'])
+  page = pages.rows([first, second], ['DDPM', 'DDIM'])
   above = [find(page, enlarged(image, 4))[0] for image in first]
   below = [find(page, enlarged(image, 4))[0] for image in second]
   assert [x for _, x in above[:2]] == [x for _, x in below]
@@ -107,14 +107,14 @@ def test_rows_of_different_lengths_keep_their_columns():
 
 @pytest.mark.parametrize('n, columns', [(1, 1), (3, 3), (7, 3), (10, 5), (16, 4), (64, 8)])
 def test_columns_are_chosen_so_that_the_last_row_is_full_where_it_can_be(n, columns):
-  assert sheets._columns(n) == columns
+  assert pages._columns(n) == columns
 
 
 def test_gif_loops_for_ever_holds_the_last_frame_and_shows_few_colours_exactly(tmp_path):
   frames = noise(5 * 4).reshape(5, 4, 16, 16, 3)
   frames[-1] = frames[-1] // 128 * 255
   labels = ['a', 'b', 'c', 'd']
-  sheets.save_gif(frames, tmp_path / 'new' / 'x.gif', labels=labels, fps=10)
+  pages.save_gif(frames, tmp_path / 'new' / 'x.gif', labels=labels, fps=10)
   with Image.open(tmp_path / 'new' / 'x.gif') as gif:
     assert gif.n_frames == 5 and gif.info['loop'] == 0
     durations, shown = [], []
@@ -123,15 +123,15 @@ def test_gif_loops_for_ever_holds_the_last_frame_and_shows_few_colours_exactly(t
       durations.append(gif.info['duration'])
       shown.append(np.asarray(gif.convert('RGB')).astype(int))
   assert durations == [100] * 4 + [2000]
-  np.testing.assert_array_equal(shown[-1], np.asarray(sheets.grid(frames[-1], labels=labels)))
+  np.testing.assert_array_equal(shown[-1], np.asarray(pages.grid(frames[-1], labels=labels)))
   # Noise has more colours than a palette holds: close on average, and white stays white.
-  want = np.asarray(sheets.grid(frames[0], labels=labels)).astype(int)
-  assert np.abs(shown[0] - want).mean() < 20 and (shown[0][:5] == 255).all()
+  expected = np.asarray(pages.grid(frames[0], labels=labels)).astype(int)
+  assert np.abs(shown[0] - expected).mean() < 20 and (shown[0][:5] == 255).all()
 
 
 def test_png_keeps_every_pixel_and_makes_the_parents(tmp_path):
   image = noise(1, 20, 4)[0]
-  sheets.save_png(image, tmp_path / 'a' / 'b' / 'x.png')
+  pages.save_png(image, tmp_path / 'a' / 'b' / 'x.png')
   np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'a' / 'b' / 'x.png')), image)
 
 
@@ -150,18 +150,18 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_pa
   assert [p.name for p in tmp_path.iterdir()] == ['x.png'] and path.read_bytes() == b'old'
 
 
-@pytest.mark.parametrize('call, said', [
-    (lambda: sheets.grid(np.zeros((2, 8, 8, 3))), 'float64'),
-    (lambda: sheets.grid(np.zeros((2, 8, 8, 5), np.uint8)), r'\[2, 8, 8, 5\]'),
-    (lambda: sheets.grid(np.zeros((0, 8, 8, 3), np.uint8)), r'\[0, 8, 8, 3\]'),
-    (lambda: sheets.grid(noise(2), labels=['a']), '2 images'),
-    (lambda: sheets.grid(noise(2), columns=0), 'columns'),
-    (lambda: sheets.rows([noise(2)], ['a', 'b']), '2 labels'),
-    (lambda: sheets.rows([noise(2)], ['a'], ['x']), 'column_labels'),
-    (lambda: sheets.save_gif(noise(4)[:, None], 'never.gif', fps=0), 'fps'),
-    (lambda: sheets.save_gif([], 'never.gif'), 'none'),
+@pytest.mark.parametrize('call, message', [
+    (lambda: pages.grid(np.zeros((2, 8, 8, 3))), 'float64'),
+    (lambda: pages.grid(np.zeros((2, 8, 8, 5), np.uint8)), r'\[2, 8, 8, 5\]'),
+    (lambda: pages.grid(np.zeros((0, 8, 8, 3), np.uint8)), r'\[0, 8, 8, 3\]'),
+    (lambda: pages.grid(noise(2), labels=['a']), 'labels: .* 2 images, got 1'),
+    (lambda: pages.grid(noise(2), columns=0), 'columns=0'),
+    (lambda: pages.rows([noise(2)], ['a', 'b']), 'rows: .* 1 rows and 2 labels'),
+    (lambda: pages.rows([noise(2)], ['a'], ['x']), 'column_labels: expected 2.* got 1'),
+    (lambda: pages.save_gif(noise(4)[:, None], 'never.gif', fps=0), 'fps=0'),
+    (lambda: pages.save_gif([], 'never.gif'), 'frames: .* got none'),
 ])
-def test_bad_input_is_one_line_with_the_offending_value(call, said):
-  with pytest.raises(InputError, match=said) as caught:
+def test_bad_input_is_one_line_with_the_offending_value(call, message):
+  with pytest.raises(InputError, match=message) as caught:
     call()
   assert '\n' not in str(caught.value)

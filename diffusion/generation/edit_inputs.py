@@ -1,0 +1,161 @@
+"""What --mode=edit takes from the user: images, a mask and classes, checked and ready for the model.
+
+A mask is white (or transparent) where the image is repainted and black where it is kept. Images have the size of the
+model's; others are refused, or scaled and cropped with config.edit.resize.
+"""
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from diffusion.data.decode_images import decoder
+from diffusion.errors import InputError
+from diffusion.generation import sampling
+from diffusion.samplers import constraints
+from diffusion.setup import specs
+
+# The tasks, and the file that each needs besides the image.
+TASKS = dict(inpaint='mask', repaint='mask', outpaint='', img2img='', invert='', interpolate='target', colourise='',
+             upscale='')
+MASKED = ('inpaint', 'repaint', 'outpaint')  # known pixels are replaced at every level
+RANGES = dict(num_samples=(1, 10_000), factor=(2, 64), jump=(1, 10_000), repeats=(1, 10_000), seed=(0, 2 ** 31 - 1),
+              strength=(0, 1))
+
+
+class Inputs(NamedTuple):
+  """The user's input as the model takes it."""
+  image: np.ndarray        # uint8 [H, W, C]; of an upscale, the small one
+  target: np.ndarray       # the same, or None
+  mask: np.ndarray         # bool [H, W, 1], True where it is repainted; or None
+  cond: np.ndarray         # [number, K] or None
+  source_cond: np.ndarray  # [1, K] or None
+  labels: list             # one per result
+
+
+def check(options):
+  """Raises InputError for what is wrong with config.edit for any model."""
+  if options.task not in TASKS:
+    raise InputError(f'config.edit.task={options.task!r}: {specs.unknown(options.task, TASKS)}')
+  for field in ('image', 'mask', 'target'):
+    needed = field in ('image', TASKS[options.task])
+    if needed and not options[field]:
+      raise InputError(f'config.edit.task={options.task!r} needs a file: give --config.edit.{field}=FILE')
+    if options[field] and not needed:
+      raise InputError(f'config.edit.{field}={options[field]!r}: {options.task} does not use it; leave it empty')
+  for field, (low, high) in RANGES.items():
+    low = 2 if field == 'num_samples' and options.task == 'interpolate' else low
+    if not low <= options[field] <= high:
+      raise InputError(f'config.edit.{field}={options[field]}: expected a number from {low} to {high}')
+  if len(options.shift) != 2 or not all(type(n) is int for n in options.shift):
+    raise InputError(f'config.edit.shift={tuple(options.shift)}: expected pixels (down, right), such as (4, 0)')
+
+
+def read(run):
+  """The Inputs that config.edit describes.
+
+  Raises:
+    InputError: a missing or unreadable file; a size, a mask, a class or a colour that does not fit the model.
+  """
+  options = run.config.edit
+  if run.denoise is None:
+    raise InputError('--workdir holds a classifier, which draws nothing; give the work directory of a diffusion model')
+  size = _input_size(run)
+  if options.task in MASKED:
+    constraints.inpaint(run.sampler, 0., True).plan(run.levels)  # refuses samplers that skip levels
+  number = len(options.classes.split(',')) if options.task == 'invert' else options.num_samples
+  cond, labels = _conditions(run, 'classes', number)
+  source_cond, _ = _conditions(run, 'source_class', 1)
+  if options.task == 'outpaint':
+    image, mask = _canvas(options, size, run.shape[-1])
+  else:
+    image, mask = _image(options, 'image', size, run.shape[-1]), _mask(options, size) if options.mask else None
+  target = _image(options, 'target', size, run.shape[-1]) if options.target else None
+  return Inputs(image, target, mask, cond, source_cond, labels or [f'variant {i}' for i in range(options.num_samples)])
+
+
+def _input_size(run):
+  """(height, width) of the image that the task takes."""
+  options, size = run.config.edit, tuple(run.shape[:2])
+  if options.task == 'colourise' and run.shape[-1] != 3:
+    raise InputError(f"config.edit.task='colourise': this model has {run.shape[-1]} channels, expected 3 (RGB)")
+  if options.task != 'upscale':
+    return size
+  if any(side % options.factor for side in size):
+    raise InputError(f'config.edit.factor={options.factor} does not divide the size of this model, {_by(size)}')
+  return tuple(side // options.factor for side in size)
+
+
+def _conditions(run, field, number):
+  """(conditions, labels) of config.edit.classes or config.edit.source_class, where '' is unconditional."""
+  config, key = run.config, f'config.edit.{field}'
+  names, used = config.edit[field], field == 'classes' or config.edit.task == 'invert'
+  if used and not names and run.classes and not config.condition_dropout:
+    raise InputError(f"{key}='': this model was always trained with a class; give one of {', '.join(run.classes)}")
+  return sampling.class_conditions(run.classes, names or 'none', number, key)
+
+
+def _by(size):
+  return f'{size[0]}x{size[1]}'
+
+
+def _decode(options, field, **how):
+  path = options[field]
+  if not pathlib.Path(path).is_file():
+    raise InputError(f'config.edit.{field}={path!r}: no such file')
+  try:
+    return decoder(**how)(path)
+  except Exception as error:  # decoders of broken files raise nearly anything
+    why = ' '.join(str(error).split())
+    raise InputError(f'config.edit.{field}={path!r} cannot be read as an image ({why}); save it as PNG') from error
+
+
+def _image(options, field, size, channels):
+  """uint8 [*size, channels]; checked for size and colour."""
+  native, setting = _decode(options, field, channels=3), f'config.edit.{field}={options[field]!r}'
+  if channels < 3 and np.ptp(native, -1).any():
+    raise InputError(f'{setting} is in colour, and this model is grey; convert the image to grey')
+  if native.shape[:2] == size:
+    return _decode(options, field, channels=channels)
+  if not options.resize:
+    raise InputError(f'{setting} is {_by(native.shape)} (height x width), and {options.task} with this model '
+                     f'with this model takes {_by(size)}; crop it, or set --config.edit.resize=True to scale and crop')
+  return _decode(options, field, channels=channels, size=size)
+
+
+def _mask(options, size):
+  """bool [*size, 1]: True, repainted, where the file is lighter than mid-grey or transparent."""
+  setting = f'config.edit.mask={options.mask!r}'
+  native, image = _decode(options, 'mask', channels=1), _decode(options, 'image', channels=1)
+  if native.shape != image.shape:
+    raise InputError(f'{setting} is {_by(native.shape)} (height x width), and the image is {_by(image.shape)}; '
+                     'make them the same size')
+  if native.shape[:2] != size:
+    native = _decode(options, 'mask', channels=1, size=size, resample='nearest')
+  mask = native > 127
+  if not mask.any():
+    raise InputError(f'{setting} is black everywhere: nothing to paint; make the area to repaint white')
+  if mask.all():
+    raise InputError(f'{setting} is white (or transparent) everywhere: nothing of the image would be kept; '
+                     'make the area to keep black')
+  return mask
+
+
+def _canvas(options, size, channels):
+  """(image, mask) of an outpaint: the image at the centre of a white canvas, moved by config.edit.shift."""
+  native = _decode(options, 'image', channels=3)
+  fits = all(a <= b for a, b in zip(native.shape, size))
+  image = _image(options, 'image', native.shape[:2] if fits else size, channels)
+  (H, W), (h, w) = size, image.shape[:2]
+  canvas = np.full((3 * H, 3 * W, channels), 255, np.uint8)  # with room on all sides
+  mask = np.ones((3 * H, 3 * W, 1), bool)
+  down, right = np.clip(options.shift, -np.array(size), size)
+  top, left = H + (H - h) // 2 + down, W + (W - w) // 2 + right
+  canvas[top:top + h, left:left + w], mask[top:top + h, left:left + w] = image, False
+  canvas, mask = canvas[H:2 * H, W:2 * W], mask[H:2 * H, W:2 * W]
+  if not mask.any():
+    raise InputError(f'config.edit.image={options.image!r} fills all {_by(size)} pixels: nothing to paint; '
+                     "give a smaller image, or move it with --config.edit.shift='(4, 0)' (down, right)")
+  if mask.all():
+    raise InputError(f'config.edit.shift={tuple(options.shift)}: nothing of the image is left on {_by(size)} pixels; '
+                     'shift it by less')
+  return canvas, mask
