@@ -48,6 +48,18 @@ def condition_vectors(labels, classes):
   return (labels[:, None] == np.arange(len(classes))).astype('float32')
 
 
+def host_batch(data, indices):
+  """The examples at `indices` (int [B]) as the host arrays that Task.encode takes.
+
+  Returns:
+    {'images': uint8 [B, H, W, C]}, and 'cond': float32 [B, K] if there are classes.
+  """
+  batch = dict(images=data.images[indices])
+  if data.classes:
+    batch['cond'] = condition_vectors(data.labels[indices], data.classes)
+  return batch
+
+
 def batch_indices(n, batch, seed, step):
   """Indices of the batch at `step`: int64 [batch], values in [0, n).
 

@@ -17,7 +17,7 @@ from typing import Callable, NamedTuple
 
 import numpy as np
 
-from diffusion.data.dataset import batch_indices, condition_vectors, in_memory
+from diffusion.data.dataset import batch_indices, host_batch, in_memory
 from diffusion.errors import InputError
 
 
@@ -25,14 +25,6 @@ class Feed(NamedTuple):
   next: Callable    # () -> the device batch of the next step; StopIteration after the last
   waited: Callable  # () -> seconds that next() has waited since waited() was last called
   close: Callable   # () -> None; ends the thread and the processes, and may be called again
-
-
-def host_batch(data, indices):
-  """The examples at `indices` as the arrays that a task encodes."""
-  batch = dict(images=data.images[indices])
-  if data.classes:
-    batch['cond'] = condition_vectors(data.labels[indices], data.classes)
-  return batch
 
 
 def feed(data, batch, seed, start, stop, rows, put, workers=0, depth=2) -> Feed:

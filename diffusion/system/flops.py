@@ -121,7 +121,7 @@ def peak(device, dtype):
 
 
 # ---- memory
-def memory_there(device):
+def memory_available(device):
   """Bytes that a device lets programs have, or None where it does not say.
 
   Of the CPU: a share of what is available now, one for each device that is simulated on it.
@@ -174,7 +174,7 @@ def advice(needed, there, batch, devices, fsdp, accumulate, remat, state_bytes):
 
   Args:
     needed: bytes a device that the step needs (memory_needed).
-    there: bytes a device that there are (memory_there).
+    there: bytes a device that there are (memory_available).
     batch, devices, fsdp, accumulate, remat: as it was compiled; remat: whether blocks are rematerialised.
     state_bytes: of the state on one device, as it was compiled.
   """

@@ -61,7 +61,8 @@ def ours(options, fast=None):
   from diffusion.system import flops as flop_counts, sharding
   from diffusion.core.gaussian import denoiser
   from diffusion.nets.unet import UNet
-  from diffusion.training.state import init_state, train_step
+  from diffusion.training.loop import train_step
+  from diffusion.training.state import init_state
 
   mesh = sharding.make_mesh()
   init, net = nets.make(UNet(

@@ -11,8 +11,8 @@ from diffusion.setup import build
 from diffusion.setup.config import default, tiny
 from diffusion.system import sharding
 from diffusion.system.checkpoint import open_checkpoints
-from diffusion.training.loop import make_state
 from diffusion.training.open_model import with_guide_model
+from diffusion.training.state import make_state
 
 SHAPE, CLASSES = (8, 8, 1), ('a', 'b')
 NET = 'unet(channels=16, multipliers=(1,), blocks=1, attention=(), zero_init=False)'

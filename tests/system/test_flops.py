@@ -111,12 +111,12 @@ def test_memory_needed_counts_a_donated_argument_once():
   assert 2 * size <= needed(()) < 2.1 * size and size <= needed(0) < 1.1 * size
 
 
-def test_memory_there_is_what_the_machine_has():
+def test_memory_available_is_what_the_machine_has():
   device = jax.devices()[0]
   total = int(re.search(r'MemTotal: *(\d+)', open('/proc/meminfo').read()).group(1)) * 1024
-  assert 2 ** 20 < flops.memory_there(device) * len(jax.devices()) < total
-  assert flops.memory_there(SimpleNamespace(platform='tpu', memory_stats=lambda: dict(bytes_limit=7))) == 7
-  assert flops.memory_there(SimpleNamespace(platform='tpu', memory_stats=lambda: None)) is None
+  assert 2 ** 20 < flops.memory_available(device) * len(jax.devices()) < total
+  assert flops.memory_available(SimpleNamespace(platform='tpu', memory_stats=lambda: dict(bytes_limit=7))) == 7
+  assert flops.memory_available(SimpleNamespace(platform='tpu', memory_stats=lambda: None)) is None
 
 
 def test_peaks_are_known_by_kind_and_type():

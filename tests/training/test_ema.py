@@ -13,7 +13,8 @@ from diffusion.system.checkpoint import open_checkpoints
 from diffusion.core import ema
 from diffusion.setup.choices import parse_emas
 from diffusion.training import posthoc
-from diffusion.training.state import init_state, train_step
+from diffusion.training.loop import train_step
+from diffusion.training.state import init_state
 
 STEPS = 1000
 PAIR = (.05, .1)

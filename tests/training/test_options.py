@@ -15,8 +15,8 @@ from diffusion.setup import build
 from diffusion.setup.config import default, tiny
 from diffusion.system import sharding
 from diffusion.system.checkpoint import open_checkpoints
-from diffusion.training import loop
-from diffusion.training.state import init_state, train_step, TrainState
+from diffusion.training.loop import make_train_step, train_step
+from diffusion.training.state import abstract_state, init_state, make_state, TrainState
 
 SHAPE, CLASSES = (8, 8, 1), ('dark', 'light')
 
@@ -50,23 +50,23 @@ def run():
 
 
 def test_a_run_with_everything_resumes_bit_for_bit_with_what_its_times_remember(tmp_path, run):
-  step, key = loop.make_train_step(run), jax.random.key(0)
+  step, key = make_train_step(run), jax.random.key(0)
   checkpoints = open_checkpoints(tmp_path)
-  state = loop.make_state(run, key)
+  state = make_state(run, key)
   for done, batch in enumerate(batches(6), 1):
     state, metrics = step(state, sharding.put_batch(batch, run.mesh), key)
     if done == 3:
       checkpoints.save(3, state, {})
       checkpoints.wait()  # the state is donated
   assert np.isfinite(metrics['loss'])
-  again = checkpoints.restore(loop.abstract_state(run)).state
+  again = checkpoints.restore(abstract_state(run)).state
   checkpoints.close()
   for batch in list(batches(6))[3:]:
     again, _ = step(again, sharding.put_batch(batch, run.mesh), key)
   jax.tree.map(np.testing.assert_array_equal, state, again)
   mean_square, count = state.memory[0]
   assert int(count.sum()) == 6 * 8 and np.all(np.asarray(mean_square) > 0)
-  jax.tree.map(np.testing.assert_array_equal, loop.make_state(run, key).memory[0], np.zeros((2, 4)))  # what is donated is a copy
+  jax.tree.map(np.testing.assert_array_equal, make_state(run, key).memory[0], np.zeros((2, 4)))  # what is donated is a copy
 
 
 def test_a_run_with_everything_samples_with_the_variance_it_learned(run):
@@ -124,8 +124,8 @@ def test_what_does_not_fit_is_named(changes, message):
 def test_a_learned_schedule_moves_stays_monotone_and_is_what_samples_are_drawn_on(tmp_path):
   c = config(schedule='learned(pieces=6)', predict='eps', loss_weight='vlb', grid='trailing(5)', guide='', learning_rate=3e-2)
   run = build.build(c, SHAPE, CLASSES, sharding.make_mesh(devices=jax.devices()[:1]))
-  step, key = loop.make_train_step(run), jax.random.key(0)
-  state = loop.make_state(run, key)
+  step, key = make_train_step(run), jax.random.key(0)
+  state = make_state(run, key)
   before, losses = jax.device_get(state.params['curve']), []
   for batch in batches(12):
     state, metrics = step(state, sharding.put_batch(batch, run.mesh), key)
@@ -146,11 +146,11 @@ def test_a_learned_schedule_goes_with_the_bound_alone():
 
 
 def test_a_learned_uncertainty_moves_where_a_table_has_rows_without_signal_and_every_run_starts_anew():
-  run = experiment(logvar_channels=8, schedule='flow(20)', predict='v', loss_weight='one')
-  step, key = loop.make_train_step(run), jax.random.key(0)
+  run = experiment(uncertainty=8, schedule='flow(20)', predict='v', weight='one')
+  step, key = make_train_step(run), jax.random.key(0)
   starts = []
   for _ in range(2):  # the state of the first is donated
-    state = loop.make_state(run, key)
+    state = make_state(run, key)
     starts.append(np.asarray(state.params['uncertainty']))
     for batch in batches(3):
       state, metrics = step(state, sharding.put_batch(batch, run.mesh), key)
