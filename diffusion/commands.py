@@ -123,7 +123,7 @@ def measures(run, config, workdir, data):
   """What is measured during training: [(every so many steps, (step, params) -> values)]."""
   entries = []
   if len(data.heldout.images):
-    entries.append((config.heldout_every, make_heldout_loss(run, data.heldout, config.heldout_number)))
+    entries.append((config.val_every, make_heldout_loss(run, data.heldout, config.val_samples)))
   if run.denoise is not None and config.evaluate.every:
     entries.append((config.evaluate.every, curve(run, config, workdir, data)))
   return entries

@@ -4,7 +4,6 @@ import zipfile
 
 import numpy as np
 
-from diffusion.data.dataset import from_unit
 from diffusion.errors import InputError
 
 
@@ -17,6 +16,11 @@ def load(path, **options):
     return np.load(path, allow_pickle=False, **options)
   except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
     raise InputError(f'{path}: not a readable NumPy file without pickled objects ({error})') from error
+
+
+def from_unit(x):
+  """float [-1, 1] -> uint8 [0, 255], rounded and clipped; NumPy and JAX arrays."""
+  return ((x + 1.0) * 127.5).round().clip(0, 255).astype('uint8')
 
 
 def as_images(array, name):

@@ -27,16 +27,6 @@ class Source(NamedTuple):
   notes: tuple[str, ...] = ()       # one line each: what the user should know about how the data was read
 
 
-def to_unit(images):
-  """uint8 [0, 255] -> float32 [-1, 1]; NumPy and JAX arrays."""
-  return images.astype('float32') / 127.5 - 1.0
-
-
-def from_unit(x):
-  """float [-1, 1] -> uint8 [0, 255], rounded and clipped; the inverse of `to_unit` for all 256 values."""
-  return ((x + 1.0) * 127.5).round().clip(0, 255).astype('uint8')
-
-
 def condition_vectors(labels, classes):
   """What the network is told: float32 [B, K].
 
@@ -75,6 +65,15 @@ def batch_indices(n, batch, seed, step):
     here = epochs == epoch
     indices[here] = _permutation(n, seed, int(epoch))[offset[here]]
   return indices
+
+
+def padded_batches(n, size):
+  """Yields (indices int [size], count) of the batches that cover 0 .. n - 1 in order, all of one size.
+
+  The last batch is filled up by repeating index n - 1; only the first `count` of its results are to be used.
+  """
+  for first in range(0, n, size):
+    yield np.minimum(np.arange(first, first + size), n - 1), min(size, n - first)
 
 
 @functools.lru_cache(maxsize=4)

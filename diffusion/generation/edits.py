@@ -16,7 +16,6 @@ import numpy as np
 from diffusion import samplers
 from diffusion.core import operators
 from diffusion.core.gaussian import clip
-from diffusion.data.dataset import from_unit, to_unit
 from diffusion.data.decode_images import decoder
 from diffusion.errors import InputError
 from diffusion.generation import pages as sheets, sampling
@@ -25,7 +24,7 @@ from diffusion.samplers import constraints
 from diffusion.setup import build, specs
 from diffusion.system import sharding
 from diffusion.system.files import write_atomic
-from diffusion.training.open_model import with_guide_model
+from diffusion.tasks.image import from_unit, to_unit
 
 COLUMNS = 8  # of the before/after page
 TINT = np.array([255, 0, 160])  # of what is to be painted

@@ -10,10 +10,10 @@ from diffusion import samplers
 from diffusion.core import grids
 from diffusion.core.gaussian import Noise, q_sample
 from diffusion.core.schedules import evaluate
-from diffusion.data.dataset import from_unit, to_unit
 from diffusion.errors import InputError
 from diffusion.setup.specs import unknown
 from diffusion.system import sharding
+from diffusion.tasks.image import from_unit, to_unit
 
 COMPARED = (5, 10, 20, 50)  # steps at which DDPM stands beside DDIM
 SHOWN = ('film', 'gif', 'noising', 'interpolation', 'comparison')

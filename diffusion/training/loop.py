@@ -87,7 +87,7 @@ def error_by_logsnr(parts):
 def make_train_step(run):
   """The compiled step of an Experiment: (state, batch, key) -> (state, metrics). The state is donated."""
   step = partial(train_step, encode=run.task.encode, loss=run.loss, optimizer=run.optimizer, ema=run.ema,
-                 averages=tuple(decay for _, decay in run.averages), accumulate=run.plan.accumulate)
+                 averages=tuple(decay for _, decay in run.averages), accumulate=run.plan.grad_accumulation)
   places = jax.tree.map(lambda a: a.sharding, abstract_state(run))
   return jax.jit(step, donate_argnums=0, out_shardings=(places, sharding.replicated(run.mesh)))
 
@@ -124,7 +124,7 @@ def summarise(window, end):
     if not (np.isfinite(metrics['loss']) and np.isfinite(metrics['grad_norm'])):
       raise InputError(f'the loss is {metrics["loss"]} and the gradient norm {metrics["grad_norm"]} '
                        f'at step {end - len(window) + i}; training stopped, and the last good checkpoint is kept: '
-                       'lower config.learning_rate or set config.clip_norm')
+                       'lower config.learning_rate or set config.grad_clip')
   error, count = (sum(metrics[name] for metrics in window) for name in ('error', 'count'))
   bins = {name: e / c for name, e, c in zip(bin_names(), error, count) if c}
   return {name: float(np.mean([metrics[name] for metrics in window])) for name in ('loss', 'grad_norm')} | bins
@@ -232,7 +232,7 @@ def _beside(run, data, hooks, start):
   plan, rows = run.plan, sharding.local_rows(run.mesh, run.plan.batch)
   put = partial(sharding.put_rows, mesh=run.mesh, size=plan.batch)
   bar = progress(plan.steps, start, plan.batch) if multihost.is_main() else no_progress()
-  batches = feed(data, plan.batch, plan.seed, start, plan.steps, rows, put, plan.workers)
+  batches = feed(data, plan.batch, plan.seed, start, plan.steps, rows, put, plan.data_workers)
   saving = [hooks.checkpoints] + ([hooks.snapshots] if hooks.snapshots else [])
   with (stop_requests() as requests, contextlib.closing(bar), finishing(*saving), contextlib.closing(batches),
         trace(*hooks.profile) as profiled):
@@ -242,6 +242,6 @@ def _beside(run, data, hooks, start):
 def _warn_of_slow_data(waiting):
   """Warns if the fraction `waiting` of the time is spent waiting for data; whether it did."""
   if waiting > SLOW_DATA:
-    logging.warning('%.0f %% of the time is spent waiting for data: raise config.workers, or move the data closer',
+    logging.warning('%.0f %% of the time is spent waiting for data: raise config.data_workers, or move the data closer',
                     100 * waiting)
   return waiting > SLOW_DATA

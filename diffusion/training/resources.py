@@ -47,7 +47,7 @@ def forecast(run, config, data):
   state, (batch, key) = abstract_state(run), abstract_batch(run, data)
   device, options = run.mesh.local_devices[0], parse(config.net)[2]
   advise = lambda needed, available: flops.advice(
-    needed, available, run.plan.batch, run.mesh.size, config.fsdp, config.accumulate, bool(options.get('remat')),
+    needed, available, run.plan.batch, run.mesh.size, config.fsdp, config.grad_accumulation, bool(options.get('remat')),
     bytes_of(state))
   step = make_train_step(run)
   try:
@@ -58,7 +58,7 @@ def forecast(run, config, data):
     raise InputError(advise(*flops.exhausted(str(error)))) from error
   each, parameters = flops_per_image(run, state, batch, key), sum(a.size for a in jax.tree.leaves(state.params))
   lines = dict(
-    devices=_devices(run, config.accumulate),
+    devices=_devices(run, config.grad_accumulation),
     network=f'{parameters / 1e6:.2f} million parameters, {each / 1e9:.3g} GFLOP to train on an image')
   available = flops.memory_available(device)
   lines |= _memory(needed, bytes_of(state), available)

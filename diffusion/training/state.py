@@ -13,7 +13,7 @@ class TrainState(NamedTuple):
   ema: Any  # averaged parameters
   opt_state: Any
   memory: Any = ()  # statistics of the losses that loss-aware timesteps keep: () or a tuple of one array
-  averages: Any = ()  # further averaged parameters, one tree for each entry of config.averages
+  averages: Any = ()  # further averaged parameters, one tree for each entry of config.extra_emas
 
 
 def init_state(params, optimizer, memory=(), averages=0):

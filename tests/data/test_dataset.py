@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.data.dataset import (batch_indices, check, condition_vectors, Dataset, describe, from_unit, host_batch,
-                                    Source, take, to_unit)
+from diffusion.data.dataset import (batch_indices, check, condition_vectors, Dataset, describe, host_batch,
+                                    padded_batches, Source, take)
 from diffusion.data.holdout import by_part, split
 from diffusion.errors import InputError
 
@@ -15,21 +15,6 @@ def random_images(count, size=4, seed=0):
 
 def unlabelled(images):
   return Dataset(images, np.zeros(len(images), np.int32))
-
-
-@pytest.mark.parametrize('xp', [np, jnp])
-def test_all_256_values_come_back_from_the_unit_range(xp):
-  values = xp.arange(256, dtype=xp.uint8)
-  unit = to_unit(values)
-  assert unit.dtype == np.float32
-  assert (float(unit[0]), float(unit[255])) == (-1.0, 1.0)
-  assert np.array_equal(from_unit(unit), np.arange(256))
-  np.testing.assert_allclose(np.diff(np.asarray(unit, np.float64)), 2 / 255, rtol=1e-4)
-
-
-@pytest.mark.parametrize('xp', [np, jnp])
-def test_values_outside_the_unit_range_are_clipped(xp):
-  assert np.array_equal(from_unit(xp.array([-7.0, -1.001, 1.001, 9.0], xp.float32)), [0, 0, 255, 255])
 
 
 @pytest.mark.parametrize('n,batch', [(10, 3), (7, 7), (5, 12), (1, 4), (64, 16)])
@@ -72,6 +57,14 @@ def test_a_far_step_costs_one_permutation():
 def test_impossible_batches_are_refused(arguments):
   with pytest.raises(InputError, match='batch_indices'):
     batch_indices(*arguments)
+
+
+@pytest.mark.parametrize('n, size', [(7, 3), (6, 3), (2, 5), (1, 1), (0, 4)])
+def test_padded_batches_cover_every_index_once_and_are_filled_up_with_the_last(n, size):
+  batches = list(padded_batches(n, size))
+  assert [len(indices) for indices, _ in batches] == [size] * -(-n // size)
+  assert np.concatenate([[], *(indices[:count] for indices, count in batches)]).tolist() == list(range(n))
+  assert all((indices[count:] == n - 1).all() for indices, count in batches)
 
 
 @pytest.mark.parametrize('xp', [np, jnp])

@@ -33,7 +33,7 @@ TRAIN, HELDOUT = random_images(), random_images(20, 1)
 
 def experiment(**changes):
   c = tiny(default())
-  c.update(dict(net='unet(channels=16, multipliers=(1,), blocks=1, attention=())', decay='constant', batch=8) | changes)
+  c.update(dict(net='unet(channels=16, multipliers=(1,), blocks=1, attention=())', lr_schedule='constant(warmup=2)', batch=8) | changes)
   return build.build(c, (8, 8, 1), TRAIN.classes, sharding.make_mesh(devices=jax.devices()[:1]))
 
 
@@ -74,7 +74,7 @@ def test_errors_are_sorted_into_bins_of_log_snr():
 
 
 def heldout_loss(run):
-  return [(run.plan.heldout_every, make_heldout_loss(run, HELDOUT, run.plan.heldout_number))]
+  return [(run.plan.val_every, make_heldout_loss(run, HELDOUT, run.plan.val_samples))]
 
 
 def run_fit(run, folder, steps, measures=()):
@@ -107,7 +107,7 @@ def test_what_is_measured_on_the_way_sees_the_averaged_weights_and_is_logged(tmp
   def measure(step, params):
     seen[step] = jax.device_get(params)
     return dict(fd_infinity=10. / step)
-  run = experiment(log_every=100, save_every=100, heldout_every=100)
+  run = experiment(log_every=100, save_every=100, val_every=100)
   state, _ = run_fit(run, tmp_path, 10, measures=[(4, measure)])
   assert list(seen) == [4, 8, 10]
   jax.tree.map(np.testing.assert_array_equal, seen[10], jax.device_get(state.ema))
