@@ -17,7 +17,6 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from safetensors import SafetensorError
 
 from diffusion.errors import InputError
 from diffusion.generation import sample_report, sampling
@@ -134,30 +133,3 @@ def _write_folder(folder, files):
       raise
   except OSError as error:
     raise InputError(f'cannot write {folder}: {error}; make room there, or mend the access') from error
-
-
-def read_weights(path, like):
-  """The weights of an export.
-
-  Args:
-    path: weights.safetensors, or another file of that format with the same names.
-    like: tree of arrays or ShapeDtypeStructs, such as the parameters.
-  Returns:
-    A tree like that of NumPy arrays, bit for bit as they were.
-  Raises:
-    InputError: a file that is missing or damaged; arrays that are missing, unexpected, or of another shape or type.
-  """
-  try:
-    there = safetensors.numpy.load(epath.Path(path).read_bytes())
-  except (OSError, SafetensorError) as error:
-    raise InputError(f'{path} cannot be read ({error}); expected the weights.safetensors of an export') from error
-  here, show = flat(like), lambda a: f'{a.dtype} {list(a.shape)}'
-  wrong = [f'{name} is missing' for name in here if name not in there]
-  wrong += [f'{name} is unexpected' for name in there if name not in here]
-  wrong += [f'{name} is {show(there[name])}, expected {show(here[name])}' for name in here
-            if name in there and show(there[name]) != show(here[name])]
-  if wrong:
-    more = f' and {len(wrong) - 4} more' if len(wrong) > 4 else ''
-    raise InputError(f'{path} holds the weights of another model: {"; ".join(wrong[:4])}{more}; '
-                     'use the config it was exported with')
-  return jax.tree.unflatten(jax.tree.structure(like), [there[name] for name in here])
