@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion.system import checkpoint
+from diffusion.system import checkpoint_reading, checkpoint_writing
 
 
 class State(NamedTuple):
@@ -57,4 +57,5 @@ def python(code, *args, devices=1):
 
 def said(caplog):
   """What we log, without the tracebacks of orbax's threads, which `quiet_orbax` keeps from programs."""
-  return [record.getMessage() for record in caplog.records if record.pathname == checkpoint.__file__]
+  ours = checkpoint_reading.__file__, checkpoint_writing.__file__
+  return [record.getMessage() for record in caplog.records if record.pathname in ours]
