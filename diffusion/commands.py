@@ -18,9 +18,11 @@ from diffusion.system import consensus, multihost, sharding
 from diffusion.system.checkpoint import open_checkpoints
 from diffusion.system.lock import hold
 from diffusion.system.log import no_log, open_log, read_metrics, warn_only
-from diffusion.training.loop import fit, make_state
+from diffusion.training.heldout import make_heldout_loss
+from diffusion.training.loop import fit, Hooks
 from diffusion.training.open_model import choose_params, open_run, restore, versions, with_guide_model
 from diffusion.training.resources import forecast
+from diffusion.training.state import make_state
 
 
 def report(label, text):
@@ -36,7 +38,7 @@ def report_files(folder):
 
 
 def train(config, workdir, profile=None):
-  """Trains to config.steps, resuming where a checkpoint is, then samples. profile: see train.trace."""
+  """Trains to config.steps, resuming where a checkpoint is, then samples. profile: see run_control.trace."""
   consensus.require_same('config', f'{workdir} {config.to_json()}')
   with contextlib.ExitStack() as stack:
     consensus.run_together(lambda: stack.enter_context(hold(workdir)) if multihost.is_main() else None)
@@ -67,7 +69,7 @@ def train_alone(config, workdir, profile):
   report('training', f'steps {step} to {config.steps}, {config.batch} pictures each' if step < config.steps else
       f'complete: {step} steps are done; give a larger --config.steps to train on')
   if step < config.steps:
-    lines, usage, step_fn = forecast(run, config)
+    lines, usage, step_fn = forecast(run, config, data.train)
     for label, text in lines.items():
       report(label, text)
     consensus.all_gather_text()
@@ -78,8 +80,9 @@ def train_alone(config, workdir, profile):
     log.text('config', f'```\n{config}\n```')
     show, forgive = progress_images(run, config, workdir, log), warn_only if config.on_save_error == 'continue' else lambda write: write
     with contextlib.closing(log):
-      state, complete = fit(run, data, state, checkpoints, log._replace(scalars=forgive(log.scalars)), meta, forgive(show),
-                            curve(run, config, workdir, data), snapshots, usage, (profile, workdir / 'tensorboard'), step_fn)
+      hooks = Hooks(checkpoints, forgive(log.scalars), meta, forgive(show), measures(run, config, workdir, data), snapshots, usage,
+                    (profile, workdir / 'tensorboard'))
+      state, complete = fit(run, data.train, state, hooks, step_fn)
     first, last = (max(profile[0], step + 1), min(profile[1], int(state.step))) if profile else (1, 0)
     if first <= last:
       report('profile', f'of steps {first} to {last}: TensorBoard, Profile (pip install tensorboard-plugin-profile)')
@@ -117,10 +120,18 @@ def progress_images(run, config, workdir, log):
   return show
 
 
+def measures(run, config, workdir, data):
+  """What is measured during training: [(every so many steps, (step, params) -> values)]."""
+  entries = []
+  if len(data.heldout.images):
+    entries.append((config.val_every, make_heldout_loss(run, data.heldout, config.val_samples)))
+  if run.denoise is not None and config.evaluate.every:
+    entries.append((config.evaluate.every, curve(run, config, workdir, data)))
+  return entries
+
+
 def curve(run, config, workdir, data):
-  """None, or the curve that config.evaluate.every asks for, with a notice when it has become flat."""
-  if run.denoise is None or not config.evaluate.every:
-    return None
+  """The Frechet distance curve, (step, params) -> values, with a notice when it has become flat."""
   point = sample_metrics.make_curve(run, data)
   lines = read_metrics(workdir / 'metrics.jsonl') if multihost.is_main() else ()
   past = [(line['step'], line['fd_infinity'], line['fd_infinity_error']) for line in lines if 'fd_infinity' in line]
@@ -131,7 +142,7 @@ def curve(run, config, workdir, data):
       report('plateau', f'fd_infinity is {values["fd_infinity"]:.3g} +- {values["fd_infinity_error"]:.2g} at step {step}; no better than before, as far as '
           f'{config.evaluate.curve_samples} samples tell')
     return values
-  return config.evaluate.every, measure
+  return measure
 
 
 def sample(config, workdir):

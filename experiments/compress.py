@@ -55,8 +55,8 @@ def model(workdir):
   import jax
   from diffusion.core.gaussian import clip
   from diffusion.errors import InputError
+  from diffusion.data.dataset import host_batch
   from diffusion.setup import build
-  from diffusion.training.loop import host_batch
   from diffusion.training.open_model import load
   run, params, _ = load(workdir, guide='')
   data = build.load_data(run.config)

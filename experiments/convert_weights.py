@@ -15,11 +15,11 @@ import re
 import sys
 from pathlib import Path
 
-import numpy as np
 import safetensors.numpy
 
 from diffusion.errors import InputError
 from diffusion.system.files import write_atomic
+from diffusion.system.tensors import not_finite
 
 
 def state_dict(data, name):
@@ -61,7 +61,7 @@ def convert(source, target):
     raise InputError(f'{source}: its SHA-256 should begin with {promised[1]} as its name says, but is {digest} ({len(data)} bytes): '
                      'damaged or not the file; fetch it again')
   tensors = state_dict(data, source)
-  bad = [name for name, value in tensors.items() if not np.isfinite(value).all()]
+  bad = not_finite(tensors)
   if bad:
     raise InputError(f'{source}: {bad[0]} has values that are not finite')
   written = safetensors.numpy.save(tensors, metadata=dict(source_sha256=digest))

@@ -13,6 +13,7 @@ from diffusion.setup import build
 from diffusion.setup.config import default, tiny
 from diffusion.system import multihost, platform, sharding
 from diffusion.training import loop
+from diffusion.training.state import abstract_state, make_state
 
 devices, fsdp, accumulate = map(int, sys.argv[1:4])
 platform.start(devices)
@@ -33,10 +34,10 @@ mesh = sharding.make_mesh(fsdp)
 run = build.build(c, (8, 8, 1), ('a', 'b'), mesh)
 rng = np.random.default_rng(0)
 data = Dataset(rng.integers(0, 256, (100, 8, 8, 1), np.uint8), np.arange(100, dtype=np.int32) % 2, ('a', 'b'))
-state = loop.make_state(run, jax.random.key(0))
+state = make_state(run, jax.random.key(0))
 on_one = sum(shard.data.nbytes for a in jax.tree.leaves(state) for shard in a.addressable_shards if shard.device == jax.local_devices()[0])
 step = loop.make_train_step(run)
-text = step.lower(loop.abstract_state(run), *loop.abstract_batch(run)).compile().as_text()
+text = step.lower(abstract_state(run), *loop.abstract_batch(run, data)).compile().as_text()
 moved = [(m[2], m[1]) for m in re.finditer(r'= (\S+) (all-gather|all-to-all|collective-permute)\(', text)]
 
 batches = feed(data, B, 0, 0, 20, sharding.local_rows(mesh, B), lambda rows: sharding.put_rows(rows, mesh, B))

@@ -1,1 +1,1 @@
-"""Data: a source returns pictures in memory as uint8, split into a training and a held-out set."""
+"""Data: a source returns uint8 images, in memory or streamed, split into a training and a held-out set."""

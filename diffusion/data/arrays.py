@@ -1,15 +1,14 @@
-"""Pictures and labels given as arrays: accepted layouts become the one of Dataset, the rest is refused."""
+"""Images and labels from arrays: converts accepted layouts to that of Dataset and refuses all others."""
 import pathlib
 import zipfile
 
 import numpy as np
 
-from diffusion.data.dataset import from_unit
 from diffusion.errors import InputError
 
 
 def load(path, **options):
-  """np.load without pickles; InputError names a file that is missing, damaged or pickled."""
+  """np.load without pickles. Raises InputError for a file that is missing, damaged or pickled."""
   path = pathlib.Path(path).expanduser()
   if not path.is_file():
     raise InputError(f'{path}: no such file')
@@ -19,59 +18,68 @@ def load(path, **options):
     raise InputError(f'{path}: not a readable NumPy file without pickled objects ({error})') from error
 
 
+def from_unit(x):
+  """float [-1, 1] -> uint8 [0, 255], rounded and clipped; NumPy and JAX arrays."""
+  return ((x + 1.0) * 127.5).round().clip(0, 255).astype('uint8')
+
+
 def as_images(array, name):
   """[N, H, W, C] or [N, H, W] (grey) -> uint8 [N, H, W, C].
 
-  Taken: uint8; other whole numbers in 0..255; floats in [0, 1], or in [-1, 1] with some below 0. Refused as
-  ambiguous: whole numbers that are only 0 and 1, and floats beyond 1.
+  Accepts uint8, other integers in 0..255, and floats in [0, 1], or in [-1, 1] if any is negative. Raises InputError,
+  which starts with `name`, for everything else; integers that are all 0 or 1 and floats beyond 1 are ambiguous.
   """
   if array.ndim not in (3, 4):
-    raise InputError(f'{name}: pictures must be [N, height, width, channels], got shape {list(array.shape)}')
+    raise InputError(f'{name}: images must be [N, height, width, channels], got shape {list(array.shape)}')
   if array.dtype.kind not in 'uif':
-    raise InputError(f'{name}: pictures must be numbers (uint8), got {array.dtype}')
+    raise InputError(f'{name}: images must be numbers (uint8), got {array.dtype}')
   if array.ndim == 3:
     array = array[..., None]
   if array.shape[-1] not in (1, 2, 3, 4):
     hint = '; channels must come last' if array.shape[1] in (1, 3, 4) else ''
-    raise InputError(f'{name}: pictures must have 1 to 4 channels, got shape {list(array.shape)}{hint}')
+    raise InputError(f'{name}: images must have 1 to 4 channels, got shape {list(array.shape)}{hint}')
   if array.dtype == np.uint8 or array.size == 0:
     return array.astype(np.uint8, copy=False)
   low, high = array.min(), array.max()
-  found = f'{array.dtype} values from {low} to {high}'
+  values = f'{array.dtype} values from {low} to {high}'
   if not (np.isfinite(low) and np.isfinite(high)):
-    raise InputError(f'{name}: pictures must be finite, found {found}')
+    raise InputError(f'{name}: images must be finite, got {values}')
   if array.dtype.kind in 'ui':
     if low < 0 or high > 255 or high <= 1:
-      raise InputError(f'{name}: {found} are not clearly pictures; save uint8 from 0 to 255')
+      raise InputError(f'{name}: {values} are ambiguous as images; save uint8 from 0 to 255')
     return array.astype(np.uint8)
   if low < -1 or high > 1:
-    raise InputError(f'{name}: {found} are not clearly pictures; '
+    raise InputError(f'{name}: {values} are ambiguous as images; '
                      'save uint8 0 to 255, or floats in [0, 1] or [-1, 1]')
   return from_unit(np.asarray(array) if low < 0 else np.asarray(array) * 2 - 1)
 
 
 def as_labels(array, classes, name):
-  """-> (labels, classes): int32 [N] class indices, or float32 [N, K] vectors if the rows are not all one-hot.
+  """(labels, classes) as in Dataset: int32 [N] class indices, or float32 [N, K] vectors if not all rows are one-hot.
 
-  array: whole numbers [N] or [N, 1], names [N], or numbers [N, K].
-  classes: names, or () to call them '0', '1', ...
+  Args:
+    array: integers [N] or [N, 1], class names [N], or numbers [N, K].
+    classes: names, or () for '0', '1', ...
+    name: of the file, for error messages.
+  Raises:
+    InputError: labels of another kind or not finite, names that are not among the classes.
   """
   if array.ndim == 2 and array.shape[1] == 1:
     array = array[:, 0]
   if array.ndim == 1 and array.dtype.kind == 'U':
     return _named(array, classes, name)
   if array.ndim not in (1, 2) or array.dtype.kind not in 'buif':
-    raise InputError(f'{name}: labels must be whole numbers [N], names [N] or vectors [N, K], '
+    raise InputError(f'{name}: labels must be integers [N], names [N] or vectors [N, K], '
                      f'got {array.dtype} {list(array.shape)}')
   finite = np.isfinite(array.reshape(len(array), -1)).all(1)
   if not finite.all():
-    raise InputError(f'{name}: labels must be finite, number {finite.argmin()} is not')
+    raise InputError(f'{name}: labels must be finite; number {finite.argmin()} is not')
   if array.ndim == 2:
     classes = classes or tuple(str(k) for k in range(array.shape[1]))
     one_hot = np.isin(array, (0, 1)).all() and (array.sum(1) == 1).all()
     return (array.argmax(1).astype(np.int32) if one_hot else array.astype(np.float32)), classes
   if (array != np.round(array)).any():
-    raise InputError(f'{name}: class labels must be whole numbers, got {array[array != np.round(array)][0]}')
+    raise InputError(f'{name}: class labels must be integers, got {array[array != np.round(array)][0]}')
   count = int(array.max()) + 1 if len(array) else 0
   return array.astype(np.int32), classes or tuple(str(k) for k in range(count))
 

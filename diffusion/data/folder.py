@@ -1,4 +1,4 @@
-"""Which pictures a folder holds, and their classes and captions: sub-folders, metadata.jsonl, .txt files."""
+"""The images in a folder, and their classes and captions: sub-folders, metadata.jsonl, .txt files."""
 import collections
 import json
 import os
@@ -9,25 +9,30 @@ from PIL import Image
 
 from diffusion.errors import InputError
 
-_NO_PICTURES = {'BUFR', 'GRIB', 'HDF5', 'MPEG', 'WMF'}   # Pillow knows their names, not how to read them
+_UNREADABLE = {'BUFR', 'GRIB', 'HDF5', 'MPEG', 'WMF'}  # Pillow knows these formats but cannot read them
 _KNOWN_TEXT = {'.txt', '.jsonl'}
 _PARTS = {'train': 'train', 'test': 'heldout', 'val': 'heldout', 'valid': 'heldout', 'validation': 'heldout'}
 
 
 class Listing(NamedTuple):
-  names: list        # paths relative to the root, sorted
-  part: list         # 'train' or 'heldout' for each, or None for each: not split yet
-  labels: list       # class name for each, or [] if unlabelled
-  captions: list     # text for each, or []
-  attributes: list   # dict for each, or []
+  names: list  # paths relative to the root, sorted
+  part: list  # 'train' or 'heldout' for each image, or None for each: not split yet
+  labels: list  # class name for each, or [] if unlabelled
+  captions: list  # text for each, or []
+  attributes: list  # dict for each, or []
   notes: list
 
 
 def listing(root, labelled=True):
-  """Finds the pictures below `root`. Hidden files and folders and files of other types are left out.
+  """Lists the images below `root`, without hidden files and folders and files of other types.
 
-  labelled: the first sub-folder is the class; False ignores sub-folders. Sub-folders train and test (or val,
-  valid, validation) are the two parts of the data, not classes.
+  Args:
+    root: the folder.
+    labelled: whether the first sub-folder is the class. Sub-folders train and test (or val, valid, validation) are the
+      two sides of the split, not classes.
+  Raises:
+    InputError: no such folder or no images in it; metadata.jsonl that is invalid or names other files; images beside
+      the class sub-folders.
   """
   root = pathlib.Path(root).expanduser()
   if not root.is_dir():
@@ -37,21 +42,21 @@ def listing(root, labelled=True):
   if metadata:
     missing = sorted(set(metadata) - set(names))
     if missing:
-      raise InputError(f'{root}/metadata.jsonl: {missing[0]} is not a picture in this folder '
+      raise InputError(f'{root}/metadata.jsonl: {missing[0]} is not an image in this folder '
                        f'({len(missing)} such lines)')
     if len(metadata) < len(names):
-      notes.append(f'{len(names) - len(metadata)} pictures left out that metadata.jsonl does not list')
+      notes.append(f'{len(names) - len(metadata)} images skipped that metadata.jsonl does not list')
     names = [name for name in names if name in metadata]
   if not names:
-    found = f' ({notes[0]})' if notes else ''
-    raise InputError(f'{root}: no pictures here; expected .png, .jpg, ... or sub-folders of them{found}')
+    skipped = f' ({notes[0]})' if notes else ''
+    raise InputError(f'{root}: no images in this folder; expected .png, .jpg, ... or sub-folders of them{skipped}')
   parts, classes = _folders(root, names, labelled)
   captions, attributes = _texts(root, names, metadata, notes)
   return Listing(names, parts, classes, captions, attributes, notes)
 
 
 def stamp(path):
-  """(bytes, time of the last change) by which a changed file is noticed; None for a dangling link."""
+  """(size in bytes, modification time), from which a changed file is recognised; None for a dangling link."""
   try:
     status = path.stat()
   except OSError:
@@ -62,7 +67,7 @@ def stamp(path):
 def _find(root):
   Image.init()
   readable = {ending for ending, kind in Image.EXTENSION.items() if kind in Image.OPEN
-              and kind not in _NO_PICTURES}
+              and kind not in _UNREADABLE}
   names, others = [], collections.Counter()
   for folder, subfolders, files in os.walk(root):
     subfolders[:] = sorted(name for name in subfolders if not name.startswith(('.', '__')))
@@ -75,12 +80,12 @@ def _find(root):
       else:
         others[ending or 'no ending'] += 1
   kinds = ', '.join(f'{count} {ending}' for ending, count in others.most_common(4))
-  return sorted(names), [f'{others.total()} files of other types left out: {kinds}'] if others else []
+  return sorted(names), [f'{others.total()} files of other types skipped: {kinds}'] if others else []
 
 
 def _metadata(root):
-  """metadata.jsonl in the root or below -> {relative name: its other fields}."""
-  found = {}
+  """Reads metadata.jsonl in the root and below: {name relative to the root: its other fields}."""
+  records = {}
   for path in sorted(root.rglob('metadata.jsonl')):
     for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
       if not line.strip():
@@ -91,12 +96,12 @@ def _metadata(root):
       except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f'{path}, line {number}: expected {{"file_name": ..., "text": ...}}, '
                          f'got {line[:80]}') from error
-      found[name] = fields
-  return found
+      records[name] = fields
+  return records
 
 
 def _folders(root, names, labelled):
-  """-> (part for each, class name for each or [])."""
+  """(part, labels) of a Listing."""
   paths = [name.split('/') for name in names]
   parts = [None] * len(names)
   tops = {path[0].lower() for path in paths if len(path) > 1}
@@ -108,13 +113,13 @@ def _folders(root, names, labelled):
     return parts, []
   if not all(nested):
     beside = names[nested.index(False)]
-    raise InputError(f'{root}: {nested.count(False)} pictures lie beside the class sub-folders, '
+    raise InputError(f'{root}: {nested.count(False)} images are beside the class sub-folders, '
                      f'such as {beside}; move them into one, or set labelled=False to ignore the sub-folders')
   return parts, [path[0] for path in paths]
 
 
 def _texts(root, names, metadata, notes):
-  """-> (captions, attributes), each for every picture or []."""
+  """(captions, attributes) of a Listing; adds to the notes."""
   if metadata:
     captions = [str(metadata[name].pop('text', None) or '') for name in names]
     attributes = [metadata[name] for name in names]
@@ -123,5 +128,5 @@ def _texts(root, names, metadata, notes):
     captions = [path.read_text(encoding='utf-8').strip() if path.is_file() else '' for path in beside]
     attributes = []
   if any(captions) and not all(captions):
-    notes.append(f'{captions.count("")} of {len(captions)} pictures have no caption')
+    notes.append(f'{captions.count("")} of {len(captions)} images have no caption')
   return captions if any(captions) else [], attributes if any(attributes) else []

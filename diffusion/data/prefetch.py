@@ -1,8 +1,8 @@
-"""Batches for the training loop, read ahead of it and put onto the devices while the step before is at work.
+"""Batches for the training loop, read ahead and put onto the devices while the previous step runs.
 
-The batch of a step is a pure function of the data and (seed, step): `batch_indices`, a permutation of all pictures for
-each epoch. So there is no iterator whose state would have to be saved. The step in the checkpoint is the position in
-the data, and a run goes on exactly, with any number of hosts, worker processes and batches read ahead.
+The batch of a step is a pure function of the data and (seed, step): `batch_indices`, a permutation of all examples per
+epoch. So there is no iterator state to save: the step in the checkpoint is the position in the data, and a run resumes
+exactly, with any number of hosts, worker processes and prefetched batches.
 """
 import contextlib
 import gc
@@ -17,22 +17,14 @@ from typing import Callable, NamedTuple
 
 import numpy as np
 
-from diffusion.data.dataset import batch_indices, condition_vectors, in_memory
+from diffusion.data.dataset import batch_indices, host_batch, in_memory
 from diffusion.errors import InputError
 
 
 class Feed(NamedTuple):
-  next: Callable    # () -> the device batch of the next step; StopIteration after the last
+  next: Callable  # () -> the device batch of the next step; StopIteration after the last
   waited: Callable  # () -> seconds that next() has waited since waited() was last called
-  close: Callable   # () -> None; ends the thread and the processes, and may be called again
-
-
-def host_batch(data, indices):
-  """The examples at `indices` as the arrays that a task encodes."""
-  batch = dict(images=data.images[indices])
-  if data.classes:
-    batch['cond'] = condition_vectors(data.labels[indices], data.classes)
-  return batch
+  close: Callable  # () -> None; ends the thread and the processes, and may be called again
 
 
 def feed(data, batch, seed, start, stop, rows, put, workers=0, depth=2) -> Feed:
@@ -40,25 +32,34 @@ def feed(data, batch, seed, start, stop, rows, put, workers=0, depth=2) -> Feed:
 
   Args:
     data: a Dataset.
-    batch: examples in a batch, of all hosts together.
-    seed: of the order, 0 or above.
-    start, stop: the first step and the one after the last.
-    rows: whole numbers, which rows of every batch this process reads.
+    batch: examples in a batch, over all hosts.
+    seed: of the order, at least 0.
+    start, stop: the first step, and the one after the last.
+    rows: integers, the rows of every batch that this process reads.
     put: host batch of those rows -> device batch; called in a thread.
-    workers: processes that read and decode a Stream; 0: this one, in threads. Data in memory need none. A program
-      that asks for them guards its main module by `if __name__ == '__main__'`, as each of them imports it.
-    depth: device batches, at most, that wait to be taken; 2 is double buffering.
+    workers: number of processes that read and decode a Stream; 0: threads of this process. Data in memory need none. A
+      program that uses workers guards its main module by `if __name__ == '__main__'`, since each worker imports it.
+    depth: maximum number of device batches that wait to be taken; 2 is double buffering.
   Raises:
-    InputError: workers below 0 or depth below 1; and from next() what was raised while reading: a picture that has
-      gone or is damaged, a worker that died.
+    InputError: workers below 0 or depth below 1. next() raises whatever was raised while reading: an image that is
+      missing or damaged, a worker that died.
   """
   if workers < 0 or depth < 1:
-    raise InputError(f'{workers=} must be 0 or more, and {depth=} at least 1')
+    raise InputError(f'{workers=} must be at least 0, and {depth=} at least 1')
   read = partial(_read, data, batch, seed, np.asarray(rows))
   if in_memory(data):
     batches = (read(step) for step in range(start, stop))
   else:
     batches = _streamed(read, start, stop, workers)
+  return _read_ahead(batches, put, depth)
+
+
+def _read(data, batch, seed, rows, step):
+  return host_batch(data, batch_indices(len(data.images), batch, seed, step)[rows])
+
+
+def _read_ahead(batches, put, depth) -> Feed:
+  """A Feed of put(batch) for each batch of a generator, which runs in a thread."""
   ready, room, leaving, waiting = queue.SimpleQueue(), threading.Semaphore(depth), threading.Event(), [0.]
 
   def fill():
@@ -70,16 +71,16 @@ def feed(data, batch, seed, start, stop, rows, put, workers=0, depth=2) -> Feed:
           if leaving.is_set():
             break
           ready.put((put(item), None))
-    except BaseException as error:   # is raised by next(), on the thread that can act on it
+    except BaseException as error:  # raised by next(), in the thread that can act on it
       end = error
     ready.put((None, end))
 
   def take():
-    begun = time.perf_counter()
+    start = time.perf_counter()
     item, end = ready.get()
-    waiting[0] += time.perf_counter() - begun
+    waiting[0] += time.perf_counter() - start
     if end is not None:
-      ready.put((None, end))   # for whoever asks again
+      ready.put((None, end))  # for later calls
       raise end
     room.release()
     return item
@@ -91,27 +92,23 @@ def feed(data, batch, seed, start, stop, rows, put, workers=0, depth=2) -> Feed:
   def close():
     leaving.set()
     room.release()
-    thread.join()   # until the batch that it is reading is complete
+    thread.join()  # until the batch that it is reading is complete
 
   thread = threading.Thread(target=fill, name='feed', daemon=True)
   thread.start()
   return Feed(take, waited, close)
 
 
-def _read(data, batch, seed, rows, step):
-  return host_batch(data, batch_indices(len(data.images), batch, seed, step)[rows])
-
-
 def _streamed(read, start, stop, workers):
-  """The batches of steps in order; of several processes, the k-th reads every k-th of them."""
+  """Generates the batches of steps in order; the workers read them in turn."""
   from absl import flags
   import grain
   if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()   # grain asks its own, which are at their defaults outside absl's app.run
+    flags.FLAGS.mark_as_parsed()  # grain reads its own flags, which keep their defaults outside absl's app.run
   data, *rest = read.args
   if workers:
-    data = data._replace(images=data.images.alone(), captions=(), attributes=())   # what a worker takes with it
-  # One batch after the other: the pictures of a batch are decoded side by side, and so are the processes' batches.
+    data = data._replace(images=data.images.single_threaded(), captions=(), attributes=())  # copied to each worker
+  # One batch at a time: the images of a batch are decoded in parallel, and so are the batches of the workers.
   one = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
   several = grain.MultiprocessingOptions(num_workers=min(workers, stop - start), per_worker_buffer_size=1)
   steps = grain.MapDataset.range(start, stop).map(partial(_read, data, *rest)).to_iter_dataset(one)
@@ -119,36 +116,38 @@ def _streamed(read, start, stop, workers):
   try:
     yield from map(_copied, batches)
   except Exception as error:
-    failed = _alone(error) if workers else error
+    failed = _without_frames(error) if workers else error
   finally:
     batches.close()
     if workers:
       del batches
-      gc.collect()   # pipes and semaphores of the workers are part of reference cycles
+      gc.collect()  # pipes and semaphores of the workers are part of reference cycles
   if isinstance(failed, RuntimeError) and 'Worker process' in str(failed):
-    raise InputError(f'a process that reads pictures has died ({failed.args[0]}); where memory is short, lower config.data_workers')
+    raise InputError(f'a process that reads images has died ({failed.args[0]}); '
+                     'if memory is short, lower config.data_workers')
   if failed:
     raise failed
 
 
-def _alone(error):
-  """The error without the frames that it and those before it have been through: they keep alive what is closed then."""
-  before = error
-  while before is not None:
-    before.__traceback__ = None
-    before = before.__cause__ or before.__context__
+def _without_frames(error):
+  """The error without tracebacks, also of its causes: their frames keep alive what is about to be closed."""
+  cause = error
+  while cause is not None:
+    cause.__traceback__ = None
+    cause = cause.__cause__ or cause.__context__
   return error
 
 
 def _copied(batch):
-  """The same in memory of its own: what workers share is given back at once."""
+  """A copy, so that the memory shared with the workers is released at once."""
   return {name: np.array(values) for name, values in batch.items()}
 
 
 def _start_worker(index, count):
-  """Runs first in each worker: it must neither touch the devices nor end before, or live longer than, the run."""
-  import jax   # grain has imported it
+  """Runs first in each worker, which must not touch the devices, end before the run or outlive it."""
+  import jax  # grain has imported it
   jax.config.update('jax_platforms', 'cpu')
-  for number in (signal.SIGINT, signal.SIGTERM):   # may come to the whole group; the run saves, then ends its workers
+  # These may go to the whole process group; the run saves, then ends its workers.
+  for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)
   threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()

@@ -1,12 +1,12 @@
-"""Where pictures come from. Every public function here is a source that a config may name.
+"""Where images come from: every public function is a data source that a config may name.
 
-A source returns `Source(train, heldout, notes)` with all pictures as uint8: in memory, or with stream=True on the
-disk, from which they are read while training. To add one, write a function that makes a `Dataset` and ends with
-`split(...)`; name it in setup/choices.py.
+A source returns `Source(train, heldout, notes)` with all images as uint8: in memory, or with stream=True on disk, from
+which they are read during training. To add one, write a function that creates a `Dataset` and ends with `split(...)`,
+and name it in setup/choices.py.
 
-`heldout` is everywhere a number of pictures (int) or a share of them (float); which ones are held out depends
-on the pictures and on `seed` only, and copies and mirror images are never divided between the two sides. Of pictures
-that are streamed, names or numbers decide in place of their content, and copies are not noticed.
+`heldout` is always a number of images (int) or a fraction of them (float). Which ones are held out depends on the
+images and on `seed` alone, and duplicates and mirror images are never split between the two sides. Streamed images are
+split by name or number instead of content, and duplicates are not noticed.
 """
 import pathlib
 
@@ -24,14 +24,18 @@ __all__ = ['digits', 'folder', 'npy', 'npz', 'sprites', 'tfds']
 def sprites(size=16, n=20000, heldout=1000, seed=0):
   """Generated game sprites on white, RGB, in six classes, with attributes and captions; no download.
 
-  size: 16, 32 or 64 pixels. n, heldout: how many to train on and to hold out. No held-out combination of
-  attributes and no held-out picture, mirrored or not, occurs in training.
+  No held-out combination of attributes and no held-out image, mirrored or not, occurs in training.
+
+  Args:
+    size: 16, 32 or 64 pixels.
+    n, heldout: number of images to train on and to hold out.
+    seed: other seeds give other images.
   """
   if size not in (16, 32, 64):
     raise InputError(f'sprites: size={size!r} is not available; choose 16, 32 or 64')
-  for what, value, least in (('n', n, 1), ('heldout', heldout, 0), ('seed', seed, 0)):
+  for argument, value, least in (('n', n, 1), ('heldout', heldout, 0), ('seed', seed, 0)):
     if type(value) is not int or value < least:
-      raise InputError(f'sprites: {what}={value!r} must be a whole number from {least} up')
+      raise InputError(f'sprites: {argument}={value!r} must be an integer of at least {least}')
 
   def make():
     train, held = art.generate(n, heldout, seed)
@@ -50,7 +54,7 @@ def sprites(size=16, n=20000, heldout=1000, seed=0):
 def digits(size=8, resample='bilinear', heldout=0.1, seed=0):
   """1,797 real handwritten digits, 8x8 grey (UCI, in scikit-learn), scaled from 0..16 to 0..255; no download.
 
-  size: pixels to resize to, or (height, width). resample: 'nearest', 'bilinear', ...
+  size: pixels to resize to, or (height, width). resample: 'nearest', 'bilinear', ...; see decode_images.decoder.
   """
   try:
     from sklearn.datasets import load_digits
@@ -70,10 +74,12 @@ def digits(size=8, resample='bilinear', heldout=0.1, seed=0):
 
 
 def npy(images, labels=None, classes=(), heldout=0.05, seed=0):
-  """NumPy files. images: path of [N, H, W, C], uint8, or floats in [0, 1] or [-1, 1]; [N, H, W] is grey.
+  """NumPy files.
 
-  labels: path of class indices [N], one-hot rows or any context vectors [N, K]; None = unconditional.
-  classes: K names.
+  Args:
+    images: path of [N, H, W, C] or grey [N, H, W], uint8, or floats in [0, 1] or [-1, 1].
+    labels: path of class indices [N], one-hot rows or any context vectors [N, K]; None: unconditional.
+    classes: K names; (): '0', '1', ...
   """
   array = arrays.as_images(arrays.load(images, mmap_mode='r'), images)
   if labels is None:
@@ -84,10 +90,10 @@ def npy(images, labels=None, classes=(), heldout=0.05, seed=0):
 
 
 def npz(path, heldout=0.05, seed=0):
-  """One .npz file with images (or arr_0) and perhaps labels, names (or classes), captions; see npy."""
+  """One .npz file with images (or arr_0) and optionally labels, names (or classes) and captions; see npy."""
   file = arrays.load(path)
   if isinstance(file, np.ndarray):
-    raise InputError(f'{path}: this is one array, not an .npz file; use npy({path})')
+    raise InputError(f'{path}: this is a single array, not an .npz file; use npy({path})')
   with file:
     key = next((key for key in ('images', 'arr_0') if key in file.files), None)
     if key is None:
@@ -112,70 +118,76 @@ def _without_pickles(file, path):
 
 def folder(path, size=None, channels=3, background='white', fit='crop', resample='lanczos', unreadable='skip',
            labelled=True, heldout=0.05, seed=0, stream=False):
-  """Picture files of any format below a folder, in sorted order.
+  """Image files of any format below a folder, in sorted order.
 
-  Sub-folders are classes (labelled=False ignores them); sub-folders train and test are the parts of the data.
-  Captions come from metadata.jsonl (`file_name`, `text`) or from a .txt file beside each picture.
-  size, channels, background, fit, resample: see `pictures.decoder`.
-  unreadable: 'skip' or 'stop' at pictures that cannot be read.
-  stream: leave the pictures on the disk and read them while training, for more than fit in memory; `size` may be
-    None if all have one. An unreadable one is met in training only: 'skip' puts the next of its class in its place.
+  Captions come from metadata.jsonl (`file_name`, `text`) or from a .txt file beside each image.
+
+  Args:
+    path: the folder. Sub-folders are classes; sub-folders train and test are the two sides of the split.
+    size, channels, background, fit, resample: see decode_images.decoder.
+    unreadable: 'skip' or 'stop' at images that cannot be read.
+    labelled: False ignores the sub-folders.
+    stream: leave the images on disk and read them during training, for data that do not fit into memory; `size` may be
+      None if all are of one size. Unreadable images are found in training only: 'skip' replaces one by the next of its
+      class.
   """
   decode = decode_images.decoder(size, channels, background, fit, resample)
   root = pathlib.Path(path).expanduser()
-  found = folders.listing(root, labelled)
+  listed = folders.listing(root, labelled)
   if stream:
-    return _streamed_folder(root, found, decode, unreadable, heldout, seed)
+    return _streamed_folder(root, listed, decode, unreadable, heldout, seed)
 
   def make():
-    images, good, notes = decode_images.read_all(decode, found.names, lambda i: root / found.names[i], unreadable)
+    images, good, notes = decode_images.read_all(decode, listed.names, lambda i: root / listed.names[i], unreadable)
     return dict(images=images, good=good, notes=cache.pack_text(notes))
 
   options = [str(root.resolve()), size, channels, background, fit, resample, unreadable]
-  stamps = [(name, folders.stamp(root / name)) for name in found.names]
+  stamps = [(name, folders.stamp(root / name)) for name in listed.names]
   stored = cache.cached('folder', [options, stamps], make, min_seconds=5)
   good = stored['good']
   keep = lambda values: tuple(values[i] for i in good) if values else ()
-  labels, classes = _classes(found)
-  data = Dataset(stored['images'], labels[good], classes, keep(found.captions), keep(found.attributes))
-  notes = tuple(found.notes + cache.unpack_text(stored['notes']))
-  if found.part[0] is None:
+  labels, classes = _classes(listed)
+  data = Dataset(stored['images'], labels[good], classes, keep(listed.captions), keep(listed.attributes))
+  notes = tuple(listed.notes + cache.unpack_text(stored['notes']))
+  if listed.part[0] is None:
     return splitting.split(data, heldout, seed, str(path), notes)
-  return splitting.by_part(data, keep(found.part), str(path), notes)
+  return splitting.by_part(data, keep(listed.part), str(path), notes)
 
 
-def _classes(found):
-  """(int32 [N], names) of a folder's listing."""
-  classes = tuple(sorted(set(found.labels)))
+def _classes(listed):
+  """(labels int32 [N], class names) of a Listing."""
+  classes = tuple(sorted(set(listed.labels)))
   index = {name: k for k, name in enumerate(classes)}
-  return np.array([index[name] for name in found.labels] or np.zeros(len(found.names)), np.int32), classes
+  return np.array([index[name] for name in listed.labels] or np.zeros(len(listed.names)), np.int32), classes
 
 
-def _streamed_folder(root, found, decode, unreadable, heldout, seed):
+def _streamed_folder(root, listed, decode, unreadable, heldout, seed):
   decode_images.one_of('unreadable', unreadable, ('skip', 'stop'))
-  names, (labels, classes) = found.names, _classes(found)
+  names, (labels, classes) = listed.names, _classes(listed)
   fetch = lambda numbers: [(names[i], root / names[i]) for i in numbers]
   groups = labels if unreadable == 'skip' else None
   images = streams.open_stream(fetch, decode, len(names), '\0'.join(names), groups)
-  data = Dataset(images, labels, classes, tuple(found.captions), tuple(found.attributes))
-  if found.part[0] is None:
-    return splitting.split(data, heldout, seed, str(root), found.notes, names)
-  return splitting.by_part(data, found.part, str(root), found.notes)
+  data = Dataset(images, labels, classes, tuple(listed.captions), tuple(listed.attributes))
+  if listed.part[0] is None:
+    return splitting.split(data, heldout, seed, str(root), listed.notes, names)
+  return splitting.by_part(data, listed.part, str(root), listed.notes)
 
 
 def tfds(name, data_dir=None, size=None, channels=None, background='black', fit='crop', resample='lanczos',
          train='train', test=None, heldout=0.05, seed=0, stream=False):
   """A data set prepared by TFDS as array_record; read without TensorFlow, and nothing is downloaded.
 
-  name: as TFDS has it, such as 'cifar10' or 'name/config:1.0.0'.
-  data_dir: None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
-  train, test: its splits; test None takes 'test' or 'validation', or else holds out `heldout` of train.
-  stream: leave the pictures on the disk and read them while training; their labels are read once and kept in the
-    cache, in one pass over the records.
-  Other arguments: see `pictures.decoder`; size=32, fit='pad' puts a border around 28x28 pictures.
+  Args:
+    name: in TFDS, such as 'cifar10' or 'name/config:1.0.0'.
+    data_dir: None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    size, channels, background, fit, resample: see decode_images.decoder; size=32, fit='pad' adds a border to 28x28
+      images. channels None: as stored.
+    train, test: its splits; test None is 'test' or 'validation' if available, otherwise `heldout` of train.
+    stream: leave the images on disk and read them during training; their labels are read once, in one pass over the
+      records, and cached.
   """
   decode_options = dict(size=size, channels=channels, background=background, fit=fit, resample=resample)
-  decode_images.decoder(**{**decode_options, 'channels': channels or 3})   # refuses bad options at once
+  decode_images.decoder(**{**decode_options, 'channels': channels or 3})  # refuses invalid options at once
   where, info = tfds_reader.find(name, data_dir)
   train, test = tfds_reader.pick_splits(info, train, test)
 

@@ -17,10 +17,13 @@ _CHUNK = 1024
 
 
 def find(name, data_dir):
-  """-> (folder of the prepared data set, its dataset_info.json as a dict).
+  """(folder of a prepared data set, its dataset_info.json as a dict).
 
-  name: 'cifar10', 'name/config', 'name:version' or 'name/config:version'. data_dir: None is $TFDS_DATA_DIR or
-  ~/tensorflow_datasets. Raises InputError, with the command that prepares it, if it is not there.
+  Args:
+    name: 'cifar10', 'name/config', 'name:version' or 'name/config:version'; without a version, the newest.
+    data_dir: None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
+  Raises:
+    InputError: it is not prepared, with the command that prepares it; several configurations; another file format.
   """
   data_dir = pathlib.Path(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
   base, _, version = name.partition(':')
@@ -34,17 +37,17 @@ def find(name, data_dir):
   configs = sorted({path.parent.parent.name for path in infos})
   if len(configs) > 1:
     raise InputError(f'data set {name!r} is prepared in several configurations; name one, such as '
-                     f'{base}/{configs[0]} (there are {", ".join(configs)})')
+                     f'{base}/{configs[0]} (available: {", ".join(configs)})')
   newest = max(infos, key=lambda path: [int(number) for number in path.parent.name.split('.')])
   info = json.loads(newest.read_text(encoding='utf-8'))
   if info.get('fileFormat') != 'array_record':
     raise InputError(f'data set {name!r} in {newest.parent} is stored as {info.get("fileFormat")}, '
-                     f'which only TensorFlow reads; prepare it once more as array_record: {command}')
+                     f'which only TensorFlow reads; prepare it again as array_record: {command}')
   return newest.parent, info
 
 
 def pick_splits(info, train, heldout):
-  """Checks the names of the splits; heldout None takes 'test' or 'validation' if there is one, else ''."""
+  """(train, heldout), checked; heldout None becomes 'test' or 'validation' if available, else ''."""
   names = [split['name'] for split in info['splits']]
   if heldout is None:
     heldout = next((name for name in ('test', 'validation') if name in names and name != train), '')
@@ -55,8 +58,8 @@ def pick_splits(info, train, heldout):
 
 
 def read(folder, split, decode_options):
-  """-> dict(images uint8 [N, H, W, C], labels int32 [N], classes str [K]); unlabelled: zeros and K = 0."""
-  data = _opened(str(folder), split)
+  """dict(images uint8 [N, H, W, C], labels int32 [N], classes str [K]); without labels: zeros and K = 0."""
+  data = _open(str(folder), split)
   records = [record for chunk in _chunks(data.examples) for record in chunk]
   names = [f'{data.name} {i}' for i in range(len(records))]
   decode = _decoder(data, decode_options)
@@ -66,8 +69,8 @@ def read(folder, split, decode_options):
 
 
 def read_labels(folder, split):
-  """-> dict(labels int32 [N], classes str [K]), in one pass over the records, in which no picture is decoded."""
-  data = _opened(str(folder), split)
+  """dict(labels int32 [N], classes str [K]), in one pass over the records without decoding images."""
+  data = _open(str(folder), split)
   labels = np.zeros(len(data.examples), np.int32)
   if data.label:
     chunks = tqdm(_chunks(data.examples), 'reading labels (once)', -(-len(labels) // _CHUNK), delay=1, leave=False,
@@ -77,40 +80,40 @@ def read_labels(folder, split):
 
 
 def open_stream(folder, split, decode_options):
-  """A Stream of the pictures of a split; its files are opened when they are first read, in each process anew."""
+  """A Stream of the images of a split; each process opens the files when it first reads them."""
   folder = str(folder)
 
   def fetch(numbers):
-    data = _opened(folder, split)
+    data = _open(folder, split)
     records = data.examples.__getitems__([int(i) for i in numbers])
     return [(f'{data.name} {i}', io.BytesIO(record[data.image])) for i, record in zip(numbers, records)]
 
-  data = _opened(folder, split)
-  mark = f'{os.path.realpath(folder)} {split}'   # the folder is called as the version
+  data = _open(folder, split)
+  mark = f'{os.path.realpath(folder)} {split}'  # the name of the folder is the version
   return stream.open_stream(fetch, _decoder(data, decode_options), len(data.examples), mark)
 
 
-class _Opened(NamedTuple):
-  name: str        # data set and split
-  examples: Any    # records by random access, with pictures as bytes
-  image: str       # key of the picture
-  label: Any       # key of the class label, or None
+class _Split(NamedTuple):
+  name: str  # data set and split
+  examples: Any  # records by random access, with images as bytes
+  image: str  # key of the image
+  label: Any  # key of the class label, or None
   features: Any
 
 
 @functools.lru_cache(maxsize=8)
-def _opened(folder, split):
+def _open(folder, split):
   import tensorflow_datasets
   builder = tensorflow_datasets.builder_from_directory(folder)
   name, features = builder.info.name, builder.info.features
   image, label = _keys(features, name)
   skip = {image: tensorflow_datasets.decode.SkipDecoding()}
-  return _Opened(f'{name} {split}', builder.as_data_source(split=split, decoders=skip), image, label, features)
+  return _Split(f'{name} {split}', builder.as_data_source(split=split, decoders=skip), image, label, features)
 
 
 def _chunks(examples):
   for start in range(0, len(examples), _CHUNK):
-    # Seven times as fast as one by one.
+    # Seven times as fast as one record at a time.
     yield examples.__getitems__(list(range(start, min(start + _CHUNK, len(examples)))))
 
 
@@ -124,11 +127,11 @@ def _classes(data):
 
 
 def _keys(features, name):
-  """The picture's key, and the class label's or None."""
+  """(key of the image, key of the class label or None)."""
   kinds = {key: type(feature).__name__ for key, feature in features.items()}
   image_keys = [key for key, kind in kinds.items() if kind == 'Image']
   label_keys = [key for key, kind in kinds.items() if kind == 'ClassLabel']
   if not image_keys:
-    raise InputError(f'data set {name!r} holds no pictures, only {", ".join(kinds)}')
-  best = lambda keys, usual: usual if usual in keys else (keys[0] if keys else None)
+    raise InputError(f'data set {name!r} holds no images, only {", ".join(kinds)}')
+  best = lambda keys, default: default if default in keys else (keys[0] if keys else None)
   return best(image_keys, 'image'), best(label_keys, 'label')

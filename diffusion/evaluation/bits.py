@@ -11,7 +11,7 @@ from diffusion import samplers
 from diffusion.core import grids
 from diffusion.core.gaussian import Noise, q_sample, take
 from diffusion.core.schedules import evaluate
-from diffusion.data.prefetch import host_batch
+from diffusion.data.dataset import host_batch
 from diffusion.evaluation import elbo, ode_likelihood
 from diffusion.evaluation.metrics import record
 from diffusion.system import sharding

@@ -9,11 +9,11 @@ from functools import partial
 import jax
 import numpy as np
 
-from diffusion.data.prefetch import host_batch
+from diffusion.data.dataset import host_batch
 from diffusion.errors import InputError
 from diffusion.system import sharding
 from diffusion.system.files import write_atomic
-from diffusion.training.state import LOGSNR_EDGES
+from diffusion.training.loop import LOGSNR_EDGES
 
 
 def heldout_by_logsnr(run, params, data, draws=8, seed=0):

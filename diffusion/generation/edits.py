@@ -13,12 +13,12 @@ import numpy as np
 from diffusion import samplers
 from diffusion.core import operators
 from diffusion.core.gaussian import clip
-from diffusion.data.dataset import from_unit, to_unit
 from diffusion.generation import pages, sampling, strips
 from diffusion.generation.sample_report import new_folder
 from diffusion.samplers import constraints
 from diffusion.system import sharding
 from diffusion.system.files import write_atomic
+from diffusion.tasks.image import from_unit, to_unit
 from diffusion.training.open_model import with_guide_model
 
 COLUMNS = 8  # of before_after.png

@@ -9,7 +9,7 @@ from diffusion import samplers
 from diffusion.core import grids
 from diffusion.core.gaussian import Noise, q_sample
 from diffusion.core.schedules import evaluate
-from diffusion.data.dataset import from_unit, to_unit
+from diffusion.tasks.image import from_unit, to_unit
 from diffusion.generation.sampling import make_draw, mix_condition
 
 COMPARED = (5, 10, 20, 50)  # numbers of steps at which DDPM and DDIM are compared

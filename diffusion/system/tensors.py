@@ -1,4 +1,4 @@
-"""Weights of published networks, from a .safetensors file: read without running what is in it, checked name by name, and hashed."""
+"""Tensors in .safetensors files: read without running code, checked name by name, and hashed."""
 import hashlib
 from typing import NamedTuple
 
@@ -9,94 +9,127 @@ import safetensors.numpy
 from etils import epath
 
 from diffusion.errors import InputError
+from diffusion.system.checksums import flat
 
 CONVERT = 'python -m experiments.convert_weights IN.pth OUT.safetensors'
 
 
 class Weights(NamedTuple):
-  """What a file holds."""
+  """The contents of a file."""
   path: str
-  tensors: dict  # {name: array}
-  digest: str    # SHA-256 of the file
+  tensors: dict  # {name: NumPy array}
+  digest: str  # SHA-256 of the file, hexadecimal
   expected: str  # what it should hold and where that comes from, for error messages
 
 
 def refuse(weights, problem):
-  """Raises InputError: what is wrong, what was expected, and the checksum of what was found."""
-  found = f'{len(weights.tensors)} tensors, SHA-256' if weights.tensors else 'SHA-256'
-  raise InputError(f'{weights.path}: {problem}; expected {weights.expected}. Found {found} {weights.digest}')
+  """Raises InputError: the problem, what was expected, and the checksum of the file."""
+  contents = f'{len(weights.tensors)} tensors, SHA-256' if weights.tensors else 'SHA-256'
+  raise InputError(f'{weights.path}: {problem}; expected {weights.expected}. Found {contents} {weights.digest}')
 
 
 def read(path, expected):
   """The tensors of a .safetensors file.
 
   Args:
-    path: of the file; local, or a bucket's.
-    expected: what it should hold and where that comes from.
+    path: str; local or gs://.
+    expected: what it should hold and where that comes from, for error messages.
   Returns:
     Weights.
   Raises:
-    InputError: it is not there, cannot be read, is a pickle (.pth, .bin, .pt), or is not safetensors or not whole.
+    InputError: the file cannot be read, is a pickle (.pth, .bin, .pt), is not safetensors, or is incomplete.
   """
   if not path or not isinstance(path, str):
-    raise InputError(f'{path!r} is no path of weights; expected {expected}')
+    raise InputError(f'{path!r} is not the path of a weights file; expected {expected}')
   try:
     data = epath.Path(path).expanduser().read_bytes()
   except OSError as error:
     raise InputError(f'{path} cannot be read ({error.strerror or error}); expected {expected}') from error
   weights = Weights(path, {}, hashlib.sha256(data).hexdigest(), expected)
   if data[:4] == b'PK\x03\x04' or data[:1] == b'\x80':
-    refuse(weights, f"is a pickle of PyTorch's, which could run code when read: convert it with {CONVERT}")
+    refuse(weights, f'is a PyTorch pickle, which could run code when read: convert it with {CONVERT}')
   try:
     return weights._replace(tensors=safetensors.numpy.load(data))
   except KeyError as error:
-    refuse(weights, f'has tensors of type {error.args[0]}, which NumPy does not know: save them as F32')
+    refuse(weights, f'has tensors of type {error.args[0]}, which NumPy does not have: save them as F32')
   except (safetensors.SafetensorError, ValueError) as error:
-    refuse(weights, f'is no safetensors file, or not a whole one ({len(data)} bytes: {" ".join(str(error).split())})')
+    refuse(weights, f'is not a complete safetensors file ({len(data)} bytes: {" ".join(str(error).split())})')
+
+
+def read_tree(path, like, expected):
+  """A tree of NumPy arrays from a file that holds exactly its leaves under their paths, such as 'conv_in/kernel'.
+
+  Args:
+    path, expected: as in read.
+    like: tree of arrays or ShapeDtypeStructs, such as the parameters.
+  Raises:
+    InputError: as in read; tensors that are missing, unexpected, or of another shape or dtype.
+  """
+  weights, leaves = read(str(path), expected), flat(like)
+  check(weights, {name: f'{a.dtype} {list(a.shape)}' for name, a in leaves.items()},
+        {name: f'{a.dtype} {list(a.shape)}' for name, a in weights.tensors.items()})
+  return jax.tree.unflatten(jax.tree.structure(like), [weights.tensors[name] for name in leaves])
+
+
+def select(weights, module, pixels, unused=()):
+  """The parameters of a Flax module whose names are those of the tensors.
+
+  Args:
+    weights: Weights.
+    module: called with images float32 [1, pixels, pixels, 3].
+    unused: prefixes and suffixes of names that the file may hold besides.
+  Returns:
+    {name: float32 array on the device}.
+  Raises:
+    InputError: tensors that are missing, of another shape or not finite, or unknown ones: the file then belongs to
+      another network.
+  """
+  example = jax.ShapeDtypeStruct((1, pixels, pixels, 3), jnp.float32)
+  shapes = jax.eval_shape(module.init, jax.random.key(0), example)['params']
+  ignored = lambda name: name not in shapes and (name.startswith(tuple(unused)) or name.endswith(tuple(unused)))
+  check(weights, {name: str(list(a.shape)) for name, a in shapes.items()},
+        {name: str(list(a.shape)) for name, a in weights.tensors.items() if not ignored(name)})
+  bad = not_finite({name: weights.tensors[name] for name in shapes})
+  if bad:
+    refuse(weights, f'has values that are not finite numbers in {_listed(bad)}')
+  return {name: jnp.asarray(weights.tensors[name], jnp.float32) for name in shapes}
+
+
+def check(weights, expected, actual):
+  """Refuses the weights unless `actual` is `expected`, both {name: description of a tensor}."""
+  missing = [name for name in expected if name not in actual]
+  unlike = [f'{name} {actual[name]}, not {expected[name]}' for name in expected
+            if name in actual and actual[name] != expected[name]]
+  extra = [name for name in actual if name not in expected]
+  problems = (('lacks', missing), ('has tensors of another dtype or another shape:', unlike),
+              ('has tensors that the network does not:', extra))
+  for problem, names in problems:
+    if names:
+      refuse(weights, f'{problem} {_listed(names)}')
+
+
+def not_finite(tensors):
+  """The names of the arrays that hold anything but finite floating-point numbers."""
+  return [name for name, a in tensors.items() if a.dtype.kind != 'f' or not np.isfinite(a).all()]
 
 
 def shape(weights, name, dimensions):
-  """The shape of a tensor from which the sizes of the network are read, with so many dimensions."""
+  """The shape of a tensor, from which sizes of the network are taken; refuses another number of dimensions."""
   if name not in weights.tensors:
     refuse(weights, f'has no {name}')
-  found = weights.tensors[name].shape
-  if len(found) != dimensions or 0 in found:
-    refuse(weights, f'{name} is {list(found)}, not of {dimensions} dimensions')
-  return found
+  sizes = weights.tensors[name].shape
+  if len(sizes) != dimensions or 0 in sizes:
+    refuse(weights, f'{name} is {list(sizes)}, not of {dimensions} dimensions')
+  return sizes
 
 
 def depth(weights, prefix):
-  """The number of layers whose names are prefix + number + '.'."""
+  """The number of layers, whose tensors are called prefix + number + '.' + ...; refuses 0."""
   numbers = {name.removeprefix(prefix).split('.')[0] for name in weights.tensors if name.startswith(prefix)}
   if not numbers:
     refuse(weights, f'has no layers {prefix}0, {prefix}1, ..')
   return len(numbers)
 
 
-def select(weights, module, pixels, unused=()):
-  """The parameters of a network, which are tensors of the file under their own names.
-
-  Args:
-    weights: Weights.
-    module: Flax module, called with pictures float32 [1, pixels, pixels, 3].
-    unused: beginnings and ends of names that the file may hold besides.
-  Returns:
-    {name: float32 array on the device}.
-  Raises:
-    InputError: tensors that are missing, of another shape, not finite, or unknown: those make it another network.
-  """
-  example = jax.ShapeDtypeStruct((1, pixels, pixels, 3), jnp.float32)
-  wanted = jax.eval_shape(module.init, jax.random.key(0), example)['params']
-  found = weights.tensors
-  names = lambda names: ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
-  missing = [name for name in wanted if name not in found]
-  unlike = [f'{name} {list(found[name].shape)}, not {list(wanted[name].shape)}' for name in wanted
-            if name in found and found[name].shape != wanted[name].shape]
-  extra = [name for name in found if name not in wanted and not name.startswith(tuple(unused)) and not name.endswith(tuple(unused))]
-  for what, which in (('lacks', missing), ('has tensors of another shape:', unlike), ('has tensors that the network does not:', extra)):
-    if which:
-      refuse(weights, f'{what} {names(which)}')
-  bad = [name for name in wanted if found[name].dtype.kind != 'f' or not np.isfinite(found[name]).all()]
-  if bad:
-    refuse(weights, f'has values that are not finite numbers in {names(bad)}')
-  return {name: jnp.asarray(found[name], jnp.float32) for name in wanted}
+def _listed(names, most=3):
+  return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')

@@ -1,13 +1,18 @@
-"""Pictures, unconditional or told by class or context vector."""
+"""Images, unconditional or conditioned on a class or context vector."""
 import jax
 import jax.numpy as jnp
 
-from diffusion.data.dataset import from_unit, to_unit
+from diffusion.data.arrays import from_unit
 from diffusion.tasks import Task
 
 
+def to_unit(images):
+  """uint8 [0, 255] -> float32 [-1, 1]; NumPy and JAX arrays. The inverse of `from_unit` for all 256 values."""
+  return images.astype('float32') / 127.5 - 1.0
+
+
 def image(flip=False):
-  """Args: flip, whether a random half of the training pictures is mirrored left to right."""
+  """flip: whether to mirror a random half of the training images left to right."""
   def encode(key, batch):
     x0 = to_unit(batch['images'])
     if flip and key is not None:

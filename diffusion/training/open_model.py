@@ -20,7 +20,7 @@ from diffusion.setup.validate import learns_schedule
 from diffusion.system import sharding
 from diffusion.system.checkpoint import open_checkpoints
 from diffusion.training import posthoc
-from diffusion.training.loop import abstract_state
+from diffusion.training.state import abstract_state
 
 # Settings that the weights depend on: they cannot change within a work directory.
 FIXED = ('net', 'schedule', 'predict', 'variance', 'self_condition', 'logvar_channels')

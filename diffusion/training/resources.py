@@ -1,4 +1,4 @@
-"""What a training will take, said before its first step: devices, parameters, operations, memory; and how well it uses them."""
+"""What a training run will need: devices, parameters, FLOPs, memory; and how well it uses them."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,12 +6,19 @@ import numpy as np
 from diffusion.errors import InputError
 from diffusion.setup.specs import parse
 from diffusion.system import flops
-from diffusion.training.loop import abstract_batch, abstract_state, make_train_step
+from diffusion.training.loop import abstract_batch, make_train_step
+from diffusion.training.state import abstract_state
 
 
-def flops_per_image(run):
-  """Model FLOPs of training on one picture: of the loss, and twice as much for its gradient (Kaplan et al., arXiv:2001.08361, 2.1)."""
-  state, (batch, key) = abstract_state(run), abstract_batch(run)
+def flops_per_image(run, state, batch, key):
+  """Model FLOPs of training on one image: the loss, and twice as many for its gradient.
+
+  Kaplan et al., arXiv:2001.08361, section 2.1.
+
+  Args:
+    run: the Experiment.
+    state, batch, key: what the train step takes, or their shapes.
+  """
   def value(params, batch, key, memory):
     x0, cond = run.task.encode(None, batch)
     return run.loss(key, params, x0, cond, False, *memory)[0]
@@ -19,43 +26,61 @@ def flops_per_image(run):
 
 
 def bytes_of(tree):
-  """Bytes that a tree of ShapeDtypeStructs with their places takes on each device."""
-  return sum(int(np.prod(a.sharding.shard_shape(a.shape), dtype=np.int64)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
+  """Bytes on each device of a tree of ShapeDtypeStructs with shardings."""
+  elements = lambda a: int(np.prod(a.sharding.shard_shape(a.shape), dtype=np.int64))
+  return sum(elements(a) * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
-def forecast(run, config):
-  """Compiles the training step, and tells what it takes.
+def forecast(run, config, data):
+  """Compiles the training step and reports what it needs.
 
+  Args:
+    run: the Experiment.
+    config: its config.
+    data: the Dataset to train on.
   Returns:
-    (lines, usage, step): {label: text} to show; images per second -> the model FLOP utilisation to log, {} where the peak of the
-    devices is not known; and the step of make_train_step.
+    (lines, usage, step): {label: text} to show; a function images per second -> {'flop_utilisation': model FLOPs over
+      the devices' peak}, {} if that is unknown; make_train_step(run), compiled.
   Raises:
-    InputError: the compiler finds no room for it; the message says what would fit.
+    InputError: the compiler finds that it does not fit into memory; the message says what would.
   """
-  state, mesh = abstract_state(run), run.mesh
-  device, options = mesh.local_devices[0], parse(config.net)[2]
-  step, there = make_train_step(run), flops.memory_there(device)
-  advise = lambda needed, there: flops.advice(needed, there, run.plan.batch, mesh.size, config.fsdp, config.grad_accumulation,
-                                              bool(options.get('remat')), bytes_of(state))
+  state, (batch, key) = abstract_state(run), abstract_batch(run, data)
+  device, options = run.mesh.local_devices[0], parse(config.net)[2]
+  advise = lambda needed, available: flops.advice(
+    needed, available, run.plan.batch, run.mesh.size, config.fsdp, config.grad_accumulation,
+    bool(options.get('remat')), bytes_of(state))
+  step = make_train_step(run)
   try:
-    needed = flops.memory_needed(step.lower(state, *abstract_batch(run)).compile())
+    needed = flops.memory_needed(step.lower(state, batch, key).compile())
   except jax.errors.JaxRuntimeError as error:
     if not flops.exhausted(str(error)):
       raise
     raise InputError(advise(*flops.exhausted(str(error)))) from error
-  each, number = flops_per_image(run), sum(a.size for a in jax.tree.leaves(state.params))
-  shape = f'{mesh.shape["data"]} x {mesh.shape["fsdp"]}' if mesh.shape['fsdp'] > 1 else str(mesh.size)
-  hosts = f' of {jax.process_count()} processes' if jax.process_count() > 1 else ''
-  parts = f' in {config.grad_accumulation} parts' if config.grad_accumulation > 1 else ''
+  each, parameters = flops_per_image(run, state, batch, key), sum(a.size for a in jax.tree.leaves(state.params))
   lines = dict(
-    devices=f'{shape} {device.device_kind}{" (data x fsdp)" if mesh.shape["fsdp"] > 1 else ""}{hosts}, '
-            f'{run.plan.batch // mesh.size} pictures of each batch on each{parts}',
-    network=f'{number / 1e6:.2f} million parameters, {each / 1e9:.3g} GFLOP to train on a picture',
-    memory=f'{needed / 1e9:.2f} GB a device, {bytes_of(state) / 1e9:.2f} of it state' + (f'; {there / 1e9:.2f} GB are there' if there else ''))
-  if there and needed > there:
-    lines['will not fit'] = advise(needed, there)
+    devices=_devices(run, config.grad_accumulation),
+    network=f'{parameters / 1e6:.2f} million parameters, {each / 1e9:.3g} GFLOP to train on an image')
+  available = flops.memory_available(device)
+  lines |= _memory(needed, bytes_of(state), available)
+  if available and needed > available:
+    lines['will not fit'] = advise(needed, available)
   peak = flops.peak(device, jnp.dtype(options.get('dtype', 'float32')))
-  if peak:  # elsewhere the first seconds of training tell
-    hours = run.plan.steps * run.plan.batch * each / (peak * mesh.size) / 3600
-    lines['time'] = f'at least {hours:.1f} h for {run.plan.steps:,} steps: that is the devices at their peak'
-  return lines, lambda rate: {'flop_utilisation': rate * each / (peak * mesh.size)} if peak else {}, step
+  if not peak:  # then the first seconds of training tell
+    return lines, lambda rate: {}, step
+  hours = run.plan.steps * run.plan.batch * each / (peak * run.mesh.size) / 3600
+  lines['time'] = f'at least {hours:.1f} h for {run.plan.steps:,} steps, with the devices at their peak'
+  return lines, lambda rate: {'flop_utilisation': rate * each / (peak * run.mesh.size)}, step
+
+
+def _devices(run, accumulate):
+  mesh, kind = run.mesh, run.mesh.local_devices[0].device_kind
+  sharded = mesh.shape['fsdp'] > 1
+  layout = f'{mesh.shape["data"]} x {mesh.shape["fsdp"]} {kind} (data x fsdp)' if sharded else f'{mesh.size} {kind}'
+  processes = f' of {jax.process_count()} processes' if jax.process_count() > 1 else ''
+  parts = f' in {accumulate} parts' if accumulate > 1 else ''
+  return f'{layout}{processes}, {run.plan.batch // mesh.size} images per device{parts}'
+
+
+def _memory(needed, state, available):
+  text = f'{needed / 1e9:.2f} GB per device, {state / 1e9:.2f} of it state'
+  return dict(memory=text + (f'; {available / 1e9:.2f} GB available' if available else ''))

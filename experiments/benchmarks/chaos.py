@@ -33,14 +33,15 @@ import jax.numpy as jnp
 import numpy as np
 import tensorboardX  # noqa: F401, so that the forks do not have to import it
 
-from diffusion.data.dataset import Dataset, Source
+from diffusion.data.dataset import Dataset
 from diffusion.setup import build
 from diffusion.setup.config import default, tiny
 from diffusion.system import platform, sharding
 from diffusion.system.checkpoint import open_checkpoints
 from diffusion.system.lock import hold
 from diffusion.system.log import open_log, quiet_orbax, read_metrics
-from diffusion.training import loop
+from diffusion.training.loop import fit, Hooks
+from diffusion.training.state import abstract_state, make_state
 
 SAVE_EVERY = 3
 STEPS_A_KILL = 8  # planned steps per kill; a fork is killed after at most a few of them
@@ -69,10 +70,9 @@ def experiment(steps):
   return build.build(config, (8, 8, 1), (), mesh)._replace(init=init, loss=loss)
 
 
-def source():
+def data():
   images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 1)).astype(np.uint8)
-  empty = Dataset(images[:0], np.zeros(0, np.int32))
-  return Source(Dataset(images, np.zeros(len(images), np.int32)), empty)
+  return Dataset(images, np.zeros(len(images), np.int32))
 
 
 def go_on(workdir, steps, tell):
@@ -80,15 +80,14 @@ def go_on(workdir, steps, tell):
   quiet_orbax()
   with hold(workdir):
     run, checkpoints = experiment(steps), open_checkpoints(workdir / 'checkpoints')
-    restored = checkpoints.restore(loop.abstract_state(run))
-    state = restored.state if restored else loop.make_state(run, jax.random.key(0))
+    restored = checkpoints.restore(abstract_state(run))
+    state = restored.state if restored else make_state(run, jax.random.key(0))
     log = open_log(workdir, int(state.step))
 
     def scalars(step, values):
       log.scalars(step, values)
       tell(step)
-    log = log._replace(scalars=scalars)
-    state, _ = loop.fit(run, source(), state, checkpoints, log, {}, lambda step, params: None)
+    state, _ = fit(run, data(), state, Hooks(checkpoints, scalars, {}))
     log.close()
     checkpoints.close()
     (workdir / 'final').write_bytes(b''.join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)))

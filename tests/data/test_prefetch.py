@@ -1,4 +1,4 @@
-"""Batches read ahead: which they are, on how many hosts and workers, and that nothing hangs or is left behind."""
+"""Prefetched batches: their contents on any number of hosts and workers, and that nothing hangs or is left behind."""
 import dataclasses
 import threading
 import time
@@ -19,8 +19,8 @@ SEED, BATCH = 5, 12
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """30 pictures of three classes, each of one value."""
-  root = tmp_path_factory.mktemp('pictures')
+  """30 images of three classes, each of one value."""
+  root = tmp_path_factory.mktemp('images')
   for i in range(30):
     path = root / f'{"abc"[i % 3]}/{i:02}.png'
     path.parent.mkdir(exist_ok=True)
@@ -43,28 +43,29 @@ def read(data, start, stop, rows=range(BATCH), put=lambda batch: batch, **option
 
 
 def expected(data, step):
-  """A batch as the definition has it, from the arrays in memory."""
+  """The batch by its definition, from the arrays in memory."""
   index = batch_indices(len(data.images), BATCH, SEED, step)
   return dict(images=data.images[index], cond=condition_vectors(data.labels[index], data.classes))
 
 
 def slow(seconds, count=24):
-  """Pictures of which each takes so long to read."""
+  """A streamed Dataset, each image of which takes so many seconds to read."""
   def decode(i):
     time.sleep(seconds)
-    return np.full((2, 2, 1), i, np.uint8)
-  images = open_stream(lambda numbers: [(str(i), i) for i in numbers], lambda i: np.full((2, 2, 1), i, np.uint8), count, 'slow')
+    return fast(i)
+  fast = lambda i: np.full((2, 2, 1), i, np.uint8)
+  images = open_stream(lambda numbers: [(str(i), i) for i in numbers], fast, count, 'slow')
   return Dataset(dataclasses.replace(images, decode=decode, threads=1), np.zeros(count, np.int32))
 
 
 def left():
-  """What a process has open: (threads, descriptors, child processes but for Python's own tracker)."""
+  """What this process has open: (threads, file descriptors, child processes)."""
   me = psutil.Process()
   return threading.active_count(), me.num_fds(), len(workers())
 
 
 def settled(before):
-  """left(), once it is as before or after 10 s: shared memory is given back by a thread."""
+  """left(), once it is as before, or after 10 s: a thread releases shared memory."""
   until = time.monotonic() + 10
   while left() != before and time.monotonic() < until:
     time.sleep(.1)
@@ -72,9 +73,10 @@ def settled(before):
 
 
 def workers():
-  """Child processes, but for Python's own tracker and the server of commands that other tests keep (tests/forks.py)."""
+  """Child processes except Python's own tracker and the command server of other tests (tests/forks.py)."""
   others = 'resource_tracker', 'tests.forks'
-  return [child for child in psutil.Process().children() if not any(name in ' '.join(child.cmdline()) for name in others)]
+  is_other = lambda child: any(name in ' '.join(child.cmdline()) for name in others)
+  return [child for child in psutil.Process().children() if not is_other(child)]
 
 
 def equal(batch, wanted):
@@ -98,9 +100,9 @@ def test_rows_come_in_the_order_asked_for(folder):
   assert np.array_equal(read(data, 4, 5, rows)[0]['images'], read(data, 4, 5)[0]['images'][rows])
 
 
-def test_each_picture_comes_once_an_epoch(folder):
+def test_each_image_comes_once_an_epoch(folder):
   data = sources.folder(str(folder), heldout=0, stream=True).train
-  order = np.concatenate([batch['images'][:, 0, 0, 0] for batch in read(data, 0, 10)])   # 120 of 30 pictures
+  order = np.concatenate([batch['images'][:, 0, 0, 0] for batch in read(data, 0, 10)])  # 120 of 30 images
   for epoch in order.reshape(4, 30):
     assert sorted(epoch) == list(range(30))
 
@@ -115,7 +117,7 @@ def test_batches_are_put_ahead_in_another_thread_and_not_too_far(folder):
   source = feed(data, BATCH, SEED, 0, 9, np.arange(BATCH), put, depth=3)
   for taken in range(7):
     until = time.monotonic() + 10
-    while len(done) < min(taken + 3, 9) and time.monotonic() < until:   # a step: meanwhile the next ones are put
+    while len(done) < min(taken + 3, 9) and time.monotonic() < until:  # a step: meanwhile the next ones are put
       time.sleep(.01)
     time.sleep(.02)
     assert len(done) == min(taken + 3, 9)
@@ -129,16 +131,16 @@ def test_batches_are_put_ahead_in_another_thread_and_not_too_far(folder):
 
 
 def test_waiting_is_measured_and_only_waiting():
-  data = slow(.01)   # .12 s a batch
+  data = slow(.01)  # .12 s a batch
   source = feed(data, BATCH, SEED, 0, 8, np.arange(BATCH), lambda batch: batch)
   begun = time.perf_counter()
   for _ in range(3):
     source.next()
   spent = time.perf_counter() - begun
   waited = source.waited()
-  assert .9 * spent - .01 < waited <= spent   # all that time: there was nothing else to do
+  assert .9 * spent - .01 < waited <= spent  # all that time: there was nothing else to do
   assert source.waited() == 0
-  time.sleep(1)   # steps of the network: two batches are read meanwhile
+  time.sleep(1)  # steps of the network: two batches are read meanwhile
   source.next(), source.next()
   assert source.waited() < .05
   source.close()
@@ -158,7 +160,7 @@ def test_a_run_that_is_complete_and_impossible_settings(folder):
 
 def test_closing_leaves_nothing_behind(folder):
   data = sources.folder(str(folder), heldout=0, stream=True).train
-  read(data, 0, 1)   # grain's imports are kept for good
+  read(data, 0, 1)  # grain's imports are kept for good
   before = left()
   for taken in (0, 1, 4):
     source = feed(data, BATCH, SEED, 0, 10 ** 9, np.arange(BATCH), lambda batch: batch)
@@ -167,7 +169,7 @@ def test_closing_leaves_nothing_behind(folder):
     source.close()
     source.close()
     assert left() == before
-  for _ in range(4):   # what was ready may still be taken, then it ends and does not hang
+  for _ in range(4):  # what was ready may still be taken, then it ends and does not hang
     try:
       source.next()
     except StopIteration:
@@ -181,7 +183,7 @@ def test_errors_while_reading_come_out_of_next(folder, tmp_path):
     Image.fromarray(np.full((3, 3, 3), i, np.uint8)).save(tmp_path / f'{i:02}.png')
   data = sources.folder(str(tmp_path), heldout=0, stream=True, unreadable='stop').train
   before = left()
-  gone = batch_indices(24, BATCH, SEED, 1)[3]   # in the second batch
+  gone = batch_indices(24, BATCH, SEED, 1)[3]  # in the second batch
   (tmp_path / f'{gone:02}.png').unlink()
   source = feed(data, BATCH, SEED, 0, 9, np.arange(BATCH), lambda batch: batch)
   assert len(source.next()['images']) == BATCH
@@ -214,11 +216,11 @@ def test_worker_processes_read_the_same_and_leave_nothing(folder):
   both = workers()
   assert len(both) == 2
   for child in both:
-    child.terminate()   # SIGTERM to the group, by which a run is asked to save: its workers read on
+    child.terminate()  # SIGTERM to the group, by which a run is asked to save: its workers read on
   for _ in range(20):
     source.next()
   both[0].kill()
-  with pytest.raises(InputError, match='process that reads pictures has died.*config.data_workers'):
+  with pytest.raises(InputError, match='died.*config.data_workers'):
     for _ in range(20):
       source.next()
   source.close()
@@ -227,4 +229,4 @@ def test_worker_processes_read_the_same_and_leave_nothing(folder):
   broken = data._replace(images=dataclasses.replace(data.images, decode=lambda file: 1 / 0, groups=None))
   with pytest.raises(InputError, match='cannot read .*ZeroDivisionError') as kept:
     read(broken, 0, 1, workers=1)
-  assert settled(before) == before and kept.value   # although the error is still at hand
+  assert settled(before) == before and kept.value  # although the error is still at hand

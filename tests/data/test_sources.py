@@ -1,4 +1,4 @@
-"""Sources from arrays and prepared data sets: the documented layouts, and every bad input by its message."""
+"""Sources from arrays and prepared data sets: the documented layouts, and an error for every invalid input."""
 import inspect
 import json
 import pathlib
@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from diffusion.data import sources, tfds_reader as prepared_data
+from diffusion.data import sources, tfds_reader
 from diffusion.errors import InputError
 from diffusion.system import cache
 
@@ -44,7 +44,7 @@ def test_digits_are_the_sixteen_grey_levels_spread_over_the_byte():
   images, labels = together(source), np.concatenate([source.train.labels, source.heldout.labels])
   raw = load_digits()
   assert (images.min(), images.max()) == (0, 255)
-  # Each picture with its label is one of the originals.
+  # Each image with its label is one of the originals.
   original = {(image.tobytes(), int(label)) for image, label in zip(raw.images.astype(np.uint8), raw.target)}
   back = np.round(images[..., 0] * (16 / 255)).astype(np.uint8)
   assert {(image.tobytes(), int(label)) for image, label in zip(back, labels)} == original
@@ -81,7 +81,7 @@ def test_real_context_vectors_stay_vectors(tmp_path):
 
 @pytest.mark.parametrize('convert', [
   lambda x: x, lambda x: x.astype(np.int64), lambda x: x / 255, lambda x: np.float32(x / 127.5 - 1)])
-def test_number_formats_of_the_same_pictures_agree(tmp_path, convert):
+def test_number_formats_of_the_same_images_agree(tmp_path, convert):
   images = noise(5)
   images[0, 0, 0] = 0
   source = sources.npy(save(tmp_path, 'x.npy', convert(images)), heldout=0)
@@ -95,17 +95,17 @@ def test_arrays_without_channels_are_grey(tmp_path):
 
 
 @pytest.mark.parametrize('array,message', [
-  (noise(4).astype(np.float32), 'not clearly pictures'),
-  (noise(4).astype(np.int32) - 300, 'not clearly pictures'),
-  ((noise(4) > 100).astype(np.int32), 'not clearly pictures'),
+  (noise(4).astype(np.float32), 'x.npy: .* save uint8'),
+  (noise(4).astype(np.int32) - 300, 'x.npy: .* save uint8'),
+  ((noise(4) > 100).astype(np.int32), 'x.npy: .* save uint8'),
   (noise(4).transpose(0, 3, 1, 2), 'channels must come last'),
   (noise(4).reshape(4, -1), r'got shape \[4, 108\]'),
   (noise(4) > 100, 'bool'),
   (np.where(noise(4) > 9, .5, np.nan), 'finite'),
-  (noise(0), 'no pictures'),
+  (noise(0), 'no images found'),
   (np.array(['a', None], object), 'without pickled'),
 ])
-def test_arrays_that_are_not_clearly_pictures_are_refused(tmp_path, array, message):
+def test_arrays_that_are_not_clearly_images_are_refused(tmp_path, array, message):
   path = tmp_path / 'x.npy'
   np.save(path, array, allow_pickle=True)
   with pytest.raises(InputError, match=message) as error:
@@ -114,10 +114,10 @@ def test_arrays_that_are_not_clearly_pictures_are_refused(tmp_path, array, messa
 
 
 @pytest.mark.parametrize('labels,message', [
-  (np.arange(3), '3 labels for 4 pictures'), (np.array([0, 1, 7, 1]), 'label 7 of picture 2 is out of range'),
-  (np.array([0, -2, 1, 1]), 'label -2'), (np.array([0, .5, 1, 1]), 'whole numbers, got 0.5'),
-  (np.array([0, 1, np.inf, 1]), 'finite, number 2'), (np.full((4, 2), np.nan), 'finite, number 0'),
-  (np.zeros((4, 2, 2)), 'vectors'), (np.ones((4, 3)), '3 entries, but 2 classes'),
+  (np.arange(3), '3 labels for 4 '), (np.array([0, 1, 7, 1]), 'label 7 of image 2 '),
+  (np.array([0, -2, 1, 1]), 'label -2'), (np.array([0, .5, 1, 1]), 'integers, got 0.5'),
+  (np.array([0, 1, np.inf, 1]), 'finite; number 2 '), (np.full((4, 2), np.nan), 'finite; number 0 '),
+  (np.zeros((4, 2, 2)), 'vectors'), (np.ones((4, 3)), '3 entries, .*2 classes'),
   (np.array(['cat', 'dog', 'cow', 'cat']), "'cow' is not among the classes")])
 def test_labels_that_do_not_fit_are_refused(tmp_path, labels, message):
   with pytest.raises(InputError, match=message):
@@ -143,7 +143,7 @@ def test_npz_takes_labels_names_and_captions(tmp_path):
   assert np.array_equal(sources.npz(str(tmp_path / 'b.npz'), heldout=0).train.images, images)
 
 
-def test_npz_without_pictures_or_with_pickles_is_refused(tmp_path):
+def test_npz_without_images_or_with_pickles_is_refused(tmp_path):
   np.savez(tmp_path / 'a.npz', pixels=noise(2))
   with pytest.raises(InputError, match='only pixels'):
     sources.npz(str(tmp_path / 'a.npz'))
@@ -154,7 +154,7 @@ def test_npz_without_pictures_or_with_pickles_is_refused(tmp_path):
     sources.npz(str(tmp_path / 'b.npz'))
 
 
-@pytest.mark.skipif(not EMOJI.is_file(), reason='the emoji of ../shared/data are not here')
+@pytest.mark.skipif(not EMOJI.is_file(), reason='no emoji in ../shared/data')
 def test_the_emoji_file_is_read_whole():
   source = sources.npz(str(EMOJI))
   assert len(together(source)) == 3491 and len(source.train.classes) == 10
@@ -195,7 +195,7 @@ def test_a_data_set_that_is_not_prepared_is_answered_with_the_command(tmp_path):
   with pytest.raises(InputError, match=f"'cifar10' is not prepared in {tmp_path}.*tfds build cifar10"):
     sources.tfds('cifar10', str(tmp_path))
   prepared(tmp_path, fileFormat='tfrecord')
-  with pytest.raises(InputError, match='stored as tfrecord.*tfds build mine --file_format=array_record'):
+  with pytest.raises(InputError, match='tfrecord.*tfds build mine --file_format=array_record'):
     sources.tfds('mine', str(tmp_path))
   with pytest.raises(InputError, match="'mine:2.0.0' is not prepared"):
     sources.tfds('mine:2.0.0', str(tmp_path))
@@ -205,13 +205,13 @@ def test_the_newest_version_is_taken_and_several_configurations_are_not_guessed_
   for version in '1.9.0', '1.10.0':
     (tmp_path / 'mine/small' / version).mkdir(parents=True)
     (tmp_path / 'mine/small' / version / 'dataset_info.json').write_text('{"fileFormat": "array_record"}')
-  assert prepared_data.find('mine', str(tmp_path))[0].name == '1.10.0'
-  assert prepared_data.find('mine/small:1.9.0', str(tmp_path))[0].name == '1.9.0'
+  assert tfds_reader.find('mine', str(tmp_path))[0].name == '1.10.0'
+  assert tfds_reader.find('mine/small:1.9.0', str(tmp_path))[0].name == '1.9.0'
   (tmp_path / 'mine/large/1.0.0').mkdir(parents=True)
   (tmp_path / 'mine/large/1.0.0/dataset_info.json').write_text('{"fileFormat": "array_record"}')
-  with pytest.raises(InputError, match='several configurations.*large, small'):
-    prepared_data.find('mine', str(tmp_path))
-  assert prepared_data.find('mine/large', str(tmp_path))[0].parent.name == 'large'
+  with pytest.raises(InputError, match="'mine'.*mine/large .*large, small"):
+    tfds_reader.find('mine', str(tmp_path))
+  assert tfds_reader.find('mine/large', str(tmp_path))[0].parent.name == 'large'
 
 
 def test_an_unknown_split_is_answered_with_the_known_ones(tmp_path):

@@ -28,7 +28,7 @@ def both_ways(images):
   return {image.tobytes() for image in np.concatenate([images, images[:, :, ::-1]])}
 
 
-def test_no_heldout_picture_or_combination_of_attributes_is_in_training(made):
+def test_no_heldout_image_or_combination_of_attributes_is_in_training(made):
   train, heldout = made
   assert len(train.images) == 2400 and len(heldout.images) == 300
   assert not both_ways(train.images) & both_ways(heldout.images)
@@ -45,7 +45,7 @@ def test_classes_are_balanced_on_both_sides(made):
     assert np.abs(counts - len(side.labels) / 6).max() < slack
 
 
-def test_most_pictures_are_different(made):
+def test_most_images_are_different(made):
   assert len({image.tobytes() for image in made[0].images}) > .9 * len(made[0].images)
 
 
@@ -120,7 +120,7 @@ def test_mirroring_and_moving_shift_the_drawing_and_nothing_else():
   canvas.move(1, -1, mirrored=True)
   found = {(i % SIDE, i // SIDE) for i, cell in enumerate(canvas.cells) if cell}
   assert found == {(15 - x + 1, y - 1) for x, y in places}
-  canvas.move(1, 0)   # already at the margin that the outline needs
+  canvas.move(1, 0)  # already at the margin that the outline needs
   assert max(x for x, _ in found) == 14
   assert found == {(i % SIDE, i // SIDE) for i, cell in enumerate(canvas.cells) if cell}
   assert set(canvas.tones) == {AUTO}

@@ -12,9 +12,9 @@ from diffusion.setup.choices import CHOICES
 from diffusion.setup.config import default, tiny
 from diffusion.system import sharding
 from diffusion.system.checkpoint import open_checkpoints
-from diffusion.training.loop import make_state
 from tests.linear_network import Linear
 from diffusion.training.open_model import with_guide_model
+from diffusion.training.state import make_state
 
 SHAPE, CLASSES = (8, 8, 1), ('a', 'b')
 

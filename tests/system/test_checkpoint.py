@@ -8,7 +8,8 @@ import pytest
 
 from diffusion.errors import InputError
 from diffusion.system import checksums as checksums_of
-from diffusion.system.checkpoint import checksums, open_checkpoints
+from diffusion.system.checkpoint import open_checkpoints
+from diffusion.system.checksums import checksums
 from tests.checkpoint_states import abstract, mixed, python, same_bits, state_at
 
 

@@ -60,7 +60,7 @@ def test_a_run_that_shall_go_on_says_what_failed_frees_the_space_and_saves_again
     assert len(told) == 4 and not any('\n' in line for line in told)
     for step, line in zip((2, 3, 4, 5), told):
       assert line.startswith(f'cannot save checkpoint {step} in {tmp_path}: ')
-      assert 'steps [1] are kept; training goes on' in line
+      assert 'steps [1] are kept; training continues' in line
   deadline = time.monotonic() + 20
   while len(list(tmp_path.iterdir())) > 1 and time.monotonic() < deadline:
     time.sleep(.05)  # it is cleared away in the background

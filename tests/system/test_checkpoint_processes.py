@@ -16,7 +16,8 @@ import jax
 root, port, me = sys.argv[1], sys.argv[2], int(sys.argv[3])
 jax.distributed.initialize(f'127.0.0.1:{port}', 2, me)
 import numpy as np
-from diffusion.system import checkpoint, consensus, log, sharding
+from diffusion.system import checkpoint, checkpoint_reading, consensus, log, sharding
+from diffusion.system.checksums import checksums
 from diffusion.errors import InputError
 log.quiet_orbax()
 TOLD = {}
@@ -58,20 +59,20 @@ for step in (1, 2, 3):
   out.save(step, state(step), {'at': step})
 out.wait()
 tell('whole', lambda: restored(out))
-tell('sums', lambda: checkpoint.checksums(state(3)))
+tell('sums', lambda: checksums(state(3)))
 new = lambda: checkpoint.open_checkpoints(root + '/both', keep=9)
-handler = checkpoint.ocp.StandardCheckpointHandler
+handler = checkpoint_reading.ocp.StandardCheckpointHandler
 fresh = lambda: restored(new())
 tell('no access', lambda: only(1, handler, 'restore', PermissionError(13, 'Permission denied'), fresh))
 tell('no memory', lambda: only(0, handler, 'restore', MemoryError(), fresh))
-tell('meta', lambda: only(0, checkpoint, '_seal', KeyError('x'), new().latest_meta))
+tell('meta', lambda: only(0, checkpoint_reading, 'seal', KeyError('x'), new().latest_meta))
 tell('one reads damage', lambda: only(1, handler, 'restore', ValueError('DATA_LOSS: x'), fresh))
-unseal, failures = checkpoint._unseal, [ValueError('not whole')] * me
+read_record, failures = checkpoint_reading.read_record, [ValueError('incomplete')] * me
 def damaged_once(folder):
   if failures:
     raise failures.pop()
-  return unseal(folder)
-checkpoint._unseal = damaged_once
+  return read_record(folder)
+checkpoint_reading.read_record = damaged_once
 tell('one finds damage', lambda: restored(out))
 out.save(3, state(3), {})
 out.wait()
@@ -130,15 +131,16 @@ def test_a_divided_state_comes_back_and_its_checksums_are_those_of_one_process(t
 
 
 def test_what_one_process_cannot_reach_both_raise_and_no_older_step_is_used(told):
-  assert both(told, 'no access').endswith('both/3: [Errno 13] Permission denied; mend that and run again')
-  assert both(told, 'no memory').endswith('both/3: MemoryError; mend that and run again')
+  assert 'both/3: [Errno 13] Permission denied; ' in both(told, 'no access')
+  assert 'both/3: MemoryError; ' in both(told, 'no memory')
   assert both(told, 'no access').startswith('InputError: cannot read ')
 
 
 def test_damage_that_one_process_finds_makes_both_step_back_and_the_step_can_be_saved_again(told):
   assert both(told, 'one finds damage') == [2, 1] and both(told, 'mended') == [3, 0]
   for name in ('one reads damage', 'meta'):  # at every step
-    assert all('is whole: step 3' in text[name] and 'step 1' in text[name] for text in told[:2])
+    for text in told[:2]:
+      assert 'no checkpoint in ' in text[name] and ': step 3' in text[name] and 'step 1' in text[name]
   assert 'process 1: DATA_LOSS' in told[0]['one reads damage'] and "process 0: 'x'" in told[1]['meta']
 
 

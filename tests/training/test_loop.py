@@ -7,27 +7,30 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion.data.dataset import Dataset, Source
+from diffusion.data.dataset import Dataset
 from diffusion.errors import InputError
 from diffusion.setup import build
 from diffusion.setup.choices import CHOICES
 from diffusion.setup.config import default, tiny
 from diffusion.system import sharding
 from diffusion.system.checkpoint import open_checkpoints
-from diffusion.system.log import no_log, open_log, read_metrics
+from diffusion.system.log import open_log, read_metrics
+from diffusion.system.run_control import trace
 from diffusion.training import loop
-from diffusion.training.state import by_logsnr, init_state, LOGSNR_EDGES, train_step
+from diffusion.training.heldout import make_heldout_loss
+from diffusion.training.loop import error_by_logsnr, fit, Hooks, LOGSNR_EDGES, train_step
+from diffusion.training.state import abstract_state, init_state, make_state
 from tests.linear_network import Linear
 
 
-def pictures(n=64, seed=0):
+def random_images(n=64, seed=0):
   rng = np.random.default_rng(seed)
   labels = rng.integers(0, 2, n).astype(np.int32)
-  images = (rng.random((n, 8, 8, 1)) * 80 + 150 * labels[:, None, None, None]).astype(np.uint8)
-  return Dataset(images, labels, ('dark', 'light'))
+  values = (rng.random((n, 8, 8, 1)) * 80 + 150 * labels[:, None, None, None]).astype(np.uint8)
+  return Dataset(values, labels, ('dark', 'light'))
 
 
-SOURCE = Source(pictures(), pictures(20, 1))
+TRAIN, HELDOUT = random_images(), random_images(20, 1)
 
 
 @pytest.fixture(autouse=True)
@@ -39,14 +42,15 @@ def linear(monkeypatch):
 def experiment(**changes):
   c = tiny(default())
   c.update(dict(net='linear', lr_schedule='constant(warmup=2)', batch=8) | changes)
-  return build.build(c, (8, 8, 1), SOURCE.train.classes, sharding.make_mesh(devices=jax.devices()[:1]))
+  return build.build(c, (8, 8, 1), TRAIN.classes, sharding.make_mesh(devices=jax.devices()[:1]))
 
 
 def test_a_step_is_clipped_adamw_with_a_warmed_up_average_as_computed_by_hand_in_float64():
   rng = np.random.default_rng(0)
   data = rng.standard_normal((5, 4, 3)) * 3
   rate, b1, b2, decay, clip, eps = .05, .9, .95, .1, 1., 1e-8
-  optimizer = optax.chain(optax.clip_by_global_norm(clip), optax.adamw(rate, b1=b1, b2=b2, weight_decay=decay, eps=eps))
+  adamw = optax.adamw(rate, b1=b1, b2=b2, weight_decay=decay, eps=eps)
+  optimizer = optax.chain(optax.clip_by_global_norm(clip), adamw)
   # loss = sum over parameters of (p - mean of the batch)^2: its gradient is 2 (p - mean)
   loss = lambda key, p, x0, cond, train: (jnp.sum((p - x0.mean(0)) ** 2), dict(mse=jnp.zeros(4), logsnr=jnp.zeros(4)))
   ema = lambda step: jnp.minimum(.9, (1. + step) / (10. + step))
@@ -54,8 +58,8 @@ def test_a_step_is_clipped_adamw_with_a_warmed_up_average_as_computed_by_hand_in
   p = average = np.array([1., -2., .5])
   m = v = np.zeros(3)
   for t in range(5):
-    state, metrics = train_step(state, data[t].astype(np.float32), jax.random.key(0), encode=lambda key, batch: (batch, None), loss=loss,
-                                optimizer=optimizer, ema=ema)
+    state, metrics = train_step(state, data[t].astype(np.float32), jax.random.key(0), loss=loss, optimizer=optimizer,
+                                encode=lambda key, batch: (batch, None), ema=ema)
     g = 2 * (p - data[t].mean(0))
     norm = np.sqrt(np.sum(g ** 2))
     assert float(metrics['grad_norm']) == pytest.approx(norm, rel=1e-5)
@@ -71,21 +75,25 @@ def test_a_step_is_clipped_adamw_with_a_warmed_up_average_as_computed_by_hand_in
 
 def test_errors_are_sorted_into_bins_of_log_snr():
   logsnr = np.array([-30., -8., -8., .5, 8.9, 9.1])
-  error, count = by_logsnr(dict(mse=jnp.arange(6.), logsnr=jnp.asarray(logsnr)))
+  error, count = error_by_logsnr(dict(mse=jnp.arange(6.), logsnr=jnp.asarray(logsnr)))
   expected = np.histogram(logsnr, [-np.inf, *LOGSNR_EDGES, np.inf])[0]
   np.testing.assert_array_equal(count, expected)
   np.testing.assert_allclose(error, np.histogram(logsnr, [-np.inf, *LOGSNR_EDGES, np.inf], weights=np.arange(6.))[0])
   assert len(loop.bin_names()) == len(expected)
 
 
-def run_fit(run, folder, steps, state=None, curve=None):
+def heldout_loss(run):
+  return [(run.plan.val_every, make_heldout_loss(run, HELDOUT, run.plan.val_samples))]
+
+
+def run_fit(run, folder, steps, measures=()):
   run = run._replace(plan=run.plan._replace(steps=steps))
   checkpoints = open_checkpoints(folder / 'checkpoints')
-  if state is None:
-    restored = checkpoints.restore(loop.abstract_state(run))
-    state = restored.state if restored else loop.make_state(run, jax.random.key(0))
+  restored = checkpoints.restore(abstract_state(run))
+  state = restored.state if restored else make_state(run, jax.random.key(0))
   log = open_log(folder, int(state.step))
-  state, complete = loop.fit(run, SOURCE, state, checkpoints, log, {}, lambda step, params: None, curve)
+  hooks = Hooks(checkpoints, log.scalars, {}, measures=[*heldout_loss(run), *measures])
+  state, complete = fit(run, TRAIN, state, hooks)
   log.close()
   checkpoints.close()
   return state, complete
@@ -99,7 +107,8 @@ def test_training_is_the_same_bit_for_bit_when_it_is_interrupted_and_it_lowers_t
   assert complete
   jax.tree.map(np.testing.assert_array_equal, whole, parts)
   a, b = (read_metrics(tmp_path / name / 'metrics.jsonl') for name in ('whole', 'parts'))
-  timeless = lambda lines: [{k: v for k, v in line.items() if k not in ('time', 'images_per_second', 'data_wait')} for line in lines]
+  timed = 'time', 'images_per_second', 'data_wait'
+  timeless = lambda lines: [{k: v for k, v in line.items() if k not in timed} for line in lines]
   assert timeless(a) == timeless(b)
   assert a[-1]['heldout_loss'] < .7 * a[0]['heldout_loss']
 
@@ -110,7 +119,7 @@ def test_what_is_measured_on_the_way_sees_the_averaged_weights_and_is_logged(tmp
     seen[step] = jax.device_get(params)
     return dict(fd_infinity=10. / step)
   run = experiment(log_every=100, save_every=100, val_every=100)
-  state, _ = run_fit(run, tmp_path, 10, curve=(4, measure))
+  state, _ = run_fit(run, tmp_path, 10, measures=[(4, measure)])
   assert list(seen) == [4, 8, 10]
   jax.tree.map(np.testing.assert_array_equal, seen[10], jax.device_get(state.ema))
   assert [line['fd_infinity'] for line in read_metrics(tmp_path / 'metrics.jsonl')] == [2.5, 1.25, 1.]
@@ -136,7 +145,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_leaves_the_last_good_
   bad_key = jax.random.key_data(jax.random.split(step_key, 2)[1])[0]
   with pytest.raises(InputError, match='nan.*at step 13'):
     run_fit(run._replace(loss=bad_at_13), tmp_path, 40)
-  restored = open_checkpoints(tmp_path / 'checkpoints').restore(loop.abstract_state(run))
+  restored = open_checkpoints(tmp_path / 'checkpoints').restore(abstract_state(run))
   assert restored.step == 12
   assert all(np.isfinite(a).all() for a in jax.tree.leaves(restored.state.params))
 
@@ -145,14 +154,14 @@ def test_a_request_to_stop_saves_the_step_and_leaves(tmp_path):
   import os
   import signal
   run = experiment(steps=1000, save_every=500, log_every=1)
-  checkpoints, log = open_checkpoints(tmp_path / 'checkpoints'), no_log()
+  checkpoints = open_checkpoints(tmp_path / 'checkpoints')
   sent = []
   def scalars(step, values):
     if step == 7:
       sent.append(step)
       os.kill(os.getpid(), signal.SIGTERM)
-  state, complete = loop.fit(run, SOURCE, loop.make_state(run, jax.random.key(0)), checkpoints, log._replace(scalars=scalars), {},
-                              lambda *_: None)
+  hooks = Hooks(checkpoints, scalars, {}, measures=heldout_loss(run))
+  state, complete = fit(run, TRAIN, make_state(run, jax.random.key(0)), hooks)
   assert sent and not complete and 7 <= int(state.step) <= 9
   assert checkpoints.steps() == [int(state.step)]
   assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -160,16 +169,10 @@ def test_a_request_to_stop_saves_the_step_and_leaves(tmp_path):
 
 def test_the_heldout_loss_is_a_function_of_the_weights_alone():
   run = experiment()
-  heldout = loop.make_heldout_loss(run, SOURCE.heldout, 20)
+  heldout = make_heldout_loss(run, HELDOUT, 20)
   params = run.init(jax.random.key(0))
   other = jax.tree.map(lambda p: p + .05, params)
   assert heldout(0, params) == heldout(9, params) != heldout(0, other)
-
-
-def test_batches_depend_on_the_step_alone_and_carry_their_conditions():
-  batch = loop.host_batch(SOURCE.train, np.array([3, 5]))
-  np.testing.assert_array_equal(batch['images'], SOURCE.train.images[[3, 5]])
-  np.testing.assert_array_equal(batch['cond'].argmax(1), SOURCE.train.labels[[3, 5]])
 
 
 @pytest.mark.parametrize('when, traced', [((3, 4), {3, 4}), ((5, 9), {5, 6}), (None, set()), ((8, 9), set())])
@@ -182,7 +185,7 @@ def test_a_profile_has_the_steps_that_were_asked_for_and_no_others(when, traced,
   steps, x, window = {n: named(n) for n in range(1, 7)}, jnp.ones((64, 64)), []
   for step in steps.values():
     step(x).block_until_ready()  # compiled apart
-  with loop.trace(when, tmp_path) as before:
+  with trace(when, tmp_path) as before:
     for n, step in steps.items():
       before(n, window)
       window.append(step(x).block_until_ready())

@@ -14,12 +14,13 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from diffusion.data.dataset import batch_indices, condition_vectors, to_unit
+from diffusion.data.dataset import batch_indices, condition_vectors
 from diffusion.errors import InputError
 from diffusion.evaluation.metrics.extractor import Extractor, Features
 from diffusion.nets.cnn import Cnn
 from diffusion.system import sharding
 from diffusion.system.cache import cached
+from diffusion.tasks.image import to_unit
 
 SIDE = 32       # larger pictures are made smaller
 REFLECTIONS = 4
