@@ -4,7 +4,7 @@ import os
 from etils import epath
 
 from diffusion.errors import InputError
-from diffusion.system.multihost import is_main
+from diffusion.system.multihost import is_main, process_index
 
 
 def write_atomic(path, data: bytes) -> None:
@@ -32,11 +32,12 @@ def write_atomic(path, data: bytes) -> None:
 def try_writing(path) -> None:
   """Creates the directory `path` if missing, and a file in it that is removed at once. Raises OSError if that fails.
 
-  Permission bits are not enough: they do not apply to root, and a file system may be read-only or full.
+  Permission bits are not enough: they do not apply to root, and a file system may be read-only or full. A process killed
+  before its file is removed leaves it to the next process of the same number, whose file has the same name.
   """
   path = epath.Path(path)
   path.mkdir(parents=True, exist_ok=True)
-  trial = path / f'.{os.getpid()}.trial'
+  trial = path / f'.{process_index()}.trial'
   try:
     trial.write_bytes(bytes(4096))
   finally:
