@@ -94,26 +94,31 @@ def _network(config, shape, example, mesh):
 def _loss(config, net, schedule, target, null):
   """(loss, memory) of an Experiment."""
   part = lambda field: make(field, config[field], schedule=schedule)
-  options = dict(predict=target, weight=part('weight'), error=part('error'), variance=part('variance'),
-                 uncertainty=weighting.uncertainty(config.uncertainty)[1] if config.uncertainty else None,
-                 self_condition=config.self_condition, null=null)
+  options = dict(predict=target, weight=part('weight'), error=part('error'), variance=part('variance'))
   drawn, aware, level = part('draw'), spec_name(config, 'draw') == 'loss_aware', lookup.levels_at(schedule)
   draw, noise = timesteps.draw_levels(timesteps.stratified() if aware else drawn, schedule), part('noise')
+  base = denoising.loss
+  if config.uncertainty:
+    base = denoising.with_uncertainty(base, weighting.uncertainty(config.uncertainty)[1])
+  if config.self_condition:
+    base = denoising.with_self_conditioning(base)
 
-  def mode(train):  # held-out pictures are measured with plain noise and every condition
-    return options | dict(dropout=config.condition_dropout if train else 0., train=train, corrupt=noise if train else denoising.gaussian_noise())
+  def call(key, params, x0, cond, train, part=None, **more):  # held-out images are measured with plain noise and every condition
+    loss = denoising.with_micro_batch(base, *part) if part else base
+    if train:
+      loss = denoising.with_condition_dropout(loss, null, config.condition_dropout)
+    return loss(key, net, params, x0, cond, corrupt=noise if train else denoising.gaussian_noise(), train=train, **(options | more))
 
   if learns_schedule(config):
     def bound(key, params, x0, cond, train, part=None):
-      call = lambda params, draw, weight: denoising.loss(key, net, params, x0, cond, draw=draw, **(mode(train) | dict(weight=weight)))
-      return vdm.bound(jax.random.fold_in(key, 5), params, x0, call)
+      return vdm.bound(jax.random.fold_in(key, 5), params, x0, lambda params, **more: call(key, params, x0, cond, train, **more))
     return bound, ()
 
   def loss(key, params, x0, cond, train, memory=None, part=None):
-    call = partial(denoising.loss, key, net, params, x0, cond, part=part, **mode(train))
+    measure = partial(call, key, params, x0, cond, train, part)
     if memory is None:
-      return call(draw=draw)
-    return denoising.loss_aware_loss(call, jax.random.fold_in(key, 5), len(x0), drawn, level, memory)  # the loss splits its key in 5
+      return measure(draw=draw)
+    return denoising.loss_aware_loss(measure, jax.random.fold_in(key, 5), len(x0), drawn, level, memory)  # the loss splits its key in 5
   return loss, (drawn.start(),) if aware else ()
 
 
