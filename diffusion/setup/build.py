@@ -9,7 +9,7 @@ import optax
 
 from diffusion import nets, samplers
 from diffusion.core import guidance, lookup
-from diffusion.core.gaussian import clip, denoiser, Noise, with_estimate
+from diffusion.core.gaussian import clip, denoiser, Noise, with_estimate, with_variance
 from diffusion.errors import InputError
 from diffusion.nets.unet import UNet
 from diffusion.objectives import denoising, noisy_classifier, timesteps, vdm, weighting
@@ -168,6 +168,8 @@ def build(config, shape, classes, mesh):
   check(config)
   task = make('task', config.task)
   schedule, target = make('schedule', config.schedule), make('predict', config.predict)
+  if spec_name(config, 'variance') == 'learned':
+    target = with_variance(target)
   init, net = _network(config, shape, np.zeros((1, len(classes)), np.float32) if classes else None, mesh)
   try:
     jax.eval_shape(init, jax.random.key(0))  # sizes and options that do not fit are named here

@@ -3,6 +3,7 @@ import numpy as np
 
 from diffusion.core import gaussian
 from diffusion.core.gaussian import take
+from diffusion.core.schedules import evaluate, scaling_of
 from diffusion.errors import InputError
 from diffusion.setup import specs
 from diffusion.setup.choices import CHOICES, make, parse_averages
@@ -10,6 +11,7 @@ from diffusion.setup.choices import CHOICES, make, parse_averages
 COUNTS = ('fsdp', 'accumulate', 'batch', 'steps', 'log_every', 'heldout_every', 'heldout_number', 'sample_every', 'save_every', 'keep')  # at least 1
 RANGES = dict(condition_dropout=(0, 1), ema=(0, 1), learning_rate=(0, np.inf), weight_decay=(0, np.inf), clip_norm=(0, np.inf), warmup=(0, np.inf),
               uncertainty=(0, np.inf), keep_every=(0, np.inf), snapshot_every=(0, np.inf), workers=(0, 256), seed=(0, 2 ** 31), beta2=(0, .99999999), guidance=(-np.inf, np.inf))
+UNSCALED = 10.  # largest sigma at alpha = 1 for a target that does not scale the network's input
 
 
 def check(config):
@@ -76,18 +78,24 @@ def _numbers(config):
 
 
 def _process(config, schedule, levels):
-  """The parameterisation must be solvable where sampling starts and on every row of a table, and scale its input where the data is not."""
-  row = make('predict', config.predict)
-  visited = [take(levels, 0)] + ([] if callable(schedule) else [take(schedule, -1)])
+  """Checks that the target determines x0 wherever the network is asked, and that the network's inputs stay of the size of the data."""
+  predict, names = make('predict', config.predict), f'config.predict={config.predict!r}, config.schedule={config.schedule!r}'
+  asked = [take(levels, slice(0, -1))] + ([] if callable(schedule) else [schedule])
   with np.errstate(divide='ignore'):
-    lost = [gaussian.determinant(row(level), level) == 0 for level in visited]
-  if any(lost):
-    raise InputError(f"config.predict={config.predict!r} says nothing about x0 where config.schedule={config.schedule!r} has no signal "
-                     "left; use 'v', 'x0' or 'flow'")
-  exploding = bool(np.all(levels.alpha == 1))
-  if exploding != (spec_name(config, 'predict') == 'edm'):
-    raise InputError(f"config.predict={config.predict!r} does not go with config.schedule={config.schedule!r}: the target 'edm' and the "
-                     "schedule 'edm' (alpha = 1, its input needs scaling) belong together")
+    targets = [predict(noise) for noise in asked]
+    unsolvable = [np.any(gaussian.determinant(target, noise) == 0) for target, noise in zip(targets, asked)]
+  if any(unsolvable):
+    raise InputError(f"{names}: the output says nothing about x0 where the schedule has no signal; "
+                     "set config.predict='v', 'x0' or 'flow'")
+  target, noisiest = targets[0], evaluate(schedule, 1.)
+  if target.scalings and scaling_of(schedule) not in target.scalings:
+    fitting = ' or '.join(scaling.__name__ for scaling in target.scalings)
+    raise InputError(f"{names}: this target is defined for the scaling {fitting} and the schedule is {scaling_of(schedule).__name__}; "
+                     "set config.predict='v', 'x0' or 'eps', or another schedule (config.schedule='edm' is ve)")
+  exploding = np.all(levels.alpha == 1) and noisiest.sigma > UNSCALED
+  if exploding and np.all(np.equal(target.scale, 1)) and gaussian.ve not in target.scalings:
+    raise InputError(f"{names}: inputs grow to sigma={noisiest.sigma:g} times the size of the data, and this target does not scale them; "
+                     f"set config.predict='edm', or a schedule with sigma up to {UNSCALED:g}")
 
 
 def _expect(config, why, **plain):
