@@ -1,14 +1,12 @@
-"""The parts that a config names: to add a schedule, a sampler, a source, write the function and name it here."""
+"""What a config can name, gathered from the packages: to add a choice, list it in the `__init__` of its package."""
 import optax
 
-from diffusion import samplers
-from diffusion.core import ema, gaussian, grids, guidance, schedule_transforms, schedules
-from diffusion.core.gaussian import clip, dynamic_threshold
+from diffusion import core, objectives, samplers
+from diffusion.core import ema
 from diffusion.data import sources
+from diffusion.errors import InputError
 from diffusion.nets.classifier import Classifier
 from diffusion.nets.unet import UNet
-from diffusion.objectives import denoising, timesteps, vdm, weighting
-from diffusion.errors import InputError
 from diffusion.setup import specs
 from diffusion.tasks.image import image
 
@@ -21,24 +19,17 @@ CHOICES = dict(
   data=_named(sources.sprites, sources.digits, sources.npy, sources.npz, sources.folder, sources.tfds),
   task=_named(image),
   net=dict(unet=UNet, classifier=Classifier),
-  schedule=_named(schedules.linear, schedules.scaled_linear, schedules.cosine, schedules.offset_cosine, schedules.sigmoid, schedules.laplace,
-                  schedules.polynomial, schedules.flow, schedules.cosine_flow, schedules.edm, schedules.from_betas,
-                  schedule_transforms.shift, schedule_transforms.zero_terminal, schedule_transforms.sub_vp, vdm.learned),
-  predict=dict(eps=gaussian.predict_eps, x0=gaussian.predict_x0, v=gaussian.predict_v, flow=gaussian.predict_flow, score=gaussian.predict_score,
-               edm=gaussian.predict_edm),
-  draw=_named(timesteps.uniform, timesteps.stratified, timesteps.table, timesteps.logit_normal, timesteps.edm_lognormal, timesteps.loss_aware),
-  weight=_named(weighting.one, weighting.snr, weighting.min_snr, weighting.p2, weighting.edm, weighting.vlb, weighting.sigmoid),
-  noise=dict(plain=denoising.gaussian_noise, offset=denoising.offset_noise, perturbed=denoising.perturbed_noise, paired=denoising.paired_noise),
-  variance=dict(fixed=denoising.fixed_variance, learned=denoising.learned_variance),
-  error=_named(denoising.mse, denoising.mae, denoising.huber),
-  guide=_named(guidance.cfg, guidance.apg, guidance.rescale, guidance.interval, guidance.classifier, dynamic_threshold, clip),
+  schedule=core.SCHEDULES | objectives.SCHEDULES,
+  predict=core.PREDICT,
+  draw=objectives.TIMESTEPS,
+  weight=objectives.WEIGHTS,
+  noise=objectives.NOISES,
+  variance=objectives.VARIANCES,
+  error=objectives.ERRORS,
+  guide=core.GUIDANCE,
   decay=dict(cosine=optax.warmup_cosine_decay_schedule, constant=optax.warmup_constant_schedule),
-  sampler=_named(samplers.ddim, samplers.ddpm, samplers.euler, samplers.euler_ancestral, samplers.heun, samplers.churn, samplers.dpm_solver_2,
-                 samplers.dpmpp_1s, samplers.dpmpp_2s, samplers.dpmpp_2m, samplers.dpmpp_3m, samplers.dpmpp_3m_shipped, samplers.dpmpp_sde_2m,
-                 samplers.unipc, samplers.flow_pc, samplers.deis, samplers.lms, samplers.plms, samplers.flow_euler, samplers.flow_heun,
-                 samplers.flow_lms, samplers.langevin, samplers.adaptive, samplers.consistency, samplers.best),
-  grid=_named(grids.trailing, grids.leading, grids.linspace, grids.quadratic, grids.beta, grids.shifted, grids.times, grids.karras,
-              grids.exponential, grids.cosine, grids.angle, grids.sigmas) | dict(logsnr=grids.exponential),
+  sampler=samplers.SAMPLERS,
+  grid=core.GRIDS,
 )
 
 
