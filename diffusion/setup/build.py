@@ -111,30 +111,35 @@ def _check_network(config, init):
 
 def _loss(config, parts, net):
   """(loss, memory) of an Experiment."""
-  options = dict(predict=parts.target, weight=parts.loss_weight, error=parts.loss_type, variance=parts.variance,
-                 uncertainty=weighting.uncertainty(config.logvar_channels)[1] if config.logvar_channels else None,
-                 self_condition=config.self_condition, null=parts.task.null)
+  base = denoising.loss
+  if config.logvar_channels:
+    base = denoising.with_uncertainty(base, weighting.uncertainty(config.logvar_channels)[1])
+  if config.self_condition:
+    base = denoising.with_self_conditioning(base)
+  options = dict(predict=parts.target, weight=parts.loss_weight, error=parts.loss_type, variance=parts.variance)
   aware = spec_name(config, 'timesteps') == 'loss_aware'
   draw = timesteps.draw_levels(timesteps.stratified() if aware else parts.timesteps, parts.schedule)
 
-  def mode(train):  # held-out pictures are measured with plain noise and every condition
+  def call(key, params, x0, cond, train, part=None, **more):  # validation is with Gaussian noise and every condition
+    loss = denoising.with_micro_batch(base, *part) if part else base
+    if train:
+      loss = denoising.with_condition_dropout(loss, parts.task.null, config.condition_dropout)
     noise = parts.noise_type if train else denoising.gaussian_noise()
-    return options | dict(dropout=config.condition_dropout if train else 0., train=train, corrupt=noise)
+    return loss(key, net, params, x0, cond, corrupt=noise, train=train, **(options | more))
 
   if learns_schedule(config):
     def bound(key, params, x0, cond, train, part=None):
-      def call(params, draw, weight):
-        return denoising.loss(key, net, params, x0, cond, draw=draw, **(mode(train) | dict(weight=weight)))
-      return vdm.bound(jax.random.fold_in(key, 5), params, x0, call)
+      measure = lambda params, **more: call(key, params, x0, cond, train, **more)
+      return vdm.bound(jax.random.fold_in(key, 5), params, x0, measure)
     return bound, ()
 
   def loss(key, params, x0, cond, train, memory=None, part=None):
-    call = partial(denoising.loss, key, net, params, x0, cond, part=part, **mode(train))
+    measure = partial(call, key, params, x0, cond, train, part)
     if memory is None:
-      return call(draw=draw)
+      return measure(draw=draw)
     times_key = jax.random.fold_in(key, 5)  # the loss splits its key in 5
     levels = lookup.levels_at(parts.schedule)
-    return denoising.loss_aware_loss(call, times_key, len(x0), parts.timesteps, levels, memory)
+    return denoising.loss_aware_loss(measure, times_key, len(x0), parts.timesteps, levels, memory)
   return loss, (parts.timesteps.start(),) if aware else ()
 
 

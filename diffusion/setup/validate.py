@@ -5,6 +5,7 @@ import numpy as np
 
 from diffusion.core import gaussian
 from diffusion.core.gaussian import Noise, take
+from diffusion.core.schedules import evaluate, scaling_of
 from diffusion.errors import InputError
 from diffusion.samplers import Sampler
 from diffusion.setup import guide, specs
@@ -16,6 +17,7 @@ COUNTS = ('fsdp', 'grad_accumulation', 'batch', 'steps', 'log_every', 'val_every
 RANGES = dict(condition_dropout=(0, 1), ema_decay=(0, 1), learning_rate=(0, np.inf), grad_clip=(0, np.inf),
               logvar_channels=(0, np.inf), keep_every=(0, np.inf), snapshot_every=(0, np.inf), data_workers=(0, 256),
               seed=(0, 2 ** 31))
+UNSCALED = 10.  # largest sigma at alpha = 1 for a target that does not scale the input of the network
 
 
 class Parts(NamedTuple):
@@ -45,7 +47,7 @@ def check(config):
   build = lambda field: make(field, config[field], schedule=schedule)
   parts = Parts(
     task=build('task'), schedule=schedule, levels=levels,
-    sampler=make('sampler', config.sampler, schedule=schedule, levels=levels), target=build('predict'),
+    sampler=make('sampler', config.sampler, schedule=schedule, levels=levels), target=gaussian.with_variance(build('predict')) if spec_name(config, 'variance') == 'learned' else build('predict'),
     timesteps=build('timesteps'), loss_weight=build('loss_weight'), loss_type=build('loss_type'),
     noise_type=build('noise_type'), variance=build('variance'), guide=guide.parse(config.guide),
     optimizer=build('optimizer'), lr_schedule=build('lr_schedule'), emas=parse_emas(config.extra_emas))
@@ -91,18 +93,24 @@ def _check_numbers(config):
 
 
 def _check_process(config, schedule, levels):
-  """The target must be solvable where sampling starts and on every row of a table, and scale its input if alpha is 1."""
-  target = make('predict', config.predict)
-  visited = [take(levels, 0)] + ([] if callable(schedule) else [take(schedule, -1)])
+  """Checks that the target determines x0 at every visited level, and that the network's input stays about as large as the data."""
+  names, predict = f'config.predict={config.predict!r}, config.schedule={config.schedule!r}', make('predict', config.predict)
+  visited = [take(levels, slice(0, -1))] + ([] if callable(schedule) else [schedule])
   with np.errstate(divide='ignore'):
-    unsolvable = [gaussian.determinant(target(level), level) == 0 for level in visited]
+    targets = [predict(noise) for noise in visited]
+    unsolvable = [np.any(gaussian.determinant(target, noise) == 0) for target, noise in zip(targets, visited)]
   if any(unsolvable):
-    raise InputError(f"config.predict={config.predict!r} says nothing about x0 where config.schedule={config.schedule!r} has no signal "
-                     "left; use 'v', 'x0' or 'flow'")
-  exploding = bool(np.all(levels.alpha == 1))
-  if exploding != (spec_name(config, 'predict') == 'edm'):
-    raise InputError(f"config.predict={config.predict!r} does not go with config.schedule={config.schedule!r}: the target 'edm' and the "
-                     "schedule 'edm' (alpha = 1, its input needs scaling) belong together")
+    raise InputError(f'{names}: the output says nothing about x0 where the schedule has no signal left; '
+                     "set config.predict='v', 'x0' or 'flow'")
+  target, noisiest, scaling = targets[0], evaluate(schedule, 1.), scaling_of(schedule)
+  if target.scalings and scaling not in target.scalings:
+    fitting = ' or '.join(fit.__name__ for fit in target.scalings)
+    raise InputError(f'{names}: the target needs the scaling {fitting}, and the schedule has {scaling.__name__}; '
+                     "set config.predict='v', 'x0' or 'eps', or a schedule that fits (config.schedule='edm' is ve)")
+  exploding = np.all(levels.alpha == 1) and noisiest.sigma > UNSCALED
+  if exploding and np.all(np.equal(target.scale, 1)) and gaussian.ve not in target.scalings:
+    raise InputError(f'{names}: x_t grows to {noisiest.sigma:g} times the size of the data, and the target does not scale it '
+                     f"for the network; set config.predict='edm', or a schedule with sigma up to {UNSCALED:g}")
 
 
 def _expect(config, reason, **values):
