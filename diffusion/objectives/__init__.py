@@ -8,7 +8,7 @@ WEIGHTS = dict(
   one=weighting.one, snr=weighting.snr, min_snr=weighting.min_snr, p2=weighting.p2, edm=weighting.edm,
   vlb=weighting.vlb, sigmoid=weighting.sigmoid)
 NOISES = dict(
-  plain=denoising.gaussian_noise, offset=denoising.offset_noise, perturbed=denoising.perturbed_noise,
+  gaussian=denoising.gaussian_noise, offset=denoising.offset_noise, perturbed=denoising.perturbed_noise,
   paired=denoising.minibatch_ot_noise)
 ERRORS = dict(mse=denoising.mse, mae=denoising.mae, huber=denoising.huber)
 VARIANCES = dict(fixed=denoising.fixed_variance, learned=denoising.learned_variance)
