@@ -1,4 +1,6 @@
 """What sampling takes from weights: a learned schedule, and a second model, the worse one of autoguidance or a classifier."""
+from functools import partial
+
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -39,8 +41,9 @@ def helped(run, config, params, wanted):
     if other.denoise is None:
       raise InputError(f'config.sample.bad={options.bad!r} is a classifier; it belongs in config.sample.classifier')
     def denoise(both, cond):
+      good, bad = run.plain(both[0], cond), other.plain(both[1], cond)
       def pair(previous):
-        return guidance.separate_pair(run.plain(both[0], cond, previous), other.plain(both[1], cond, previous))
+        return guidance.separate_pair(partial(good, previous=previous), partial(bad, previous=previous))
       return lambda x, noise, previous=None: run.guided(pair(previous))(x, noise)
     return run._replace(denoise=denoise), (params, weights)
   if options.classifier:
@@ -52,11 +55,11 @@ def helped(run, config, params, wanted):
     # A classifier alone leads the unconditional model; a model that does not know that one, the conditional.
     alone = not {'cfg', 'apg'} & set(guides)
     def denoise(both, label):
+      told, untold = (run.plain(both[0], c) for c in (label, run.task.null(label)))
+      if alone:
+        told = untold = untold if config.condition_dropout else told
       def pair(previous):
-        told, untold = (run.plain(both[0], c, previous) for c in (label, run.task.null(label)))
-        if alone:
-          told = untold = untold if config.condition_dropout else told
-        return guidance.separate_pair(told, untold)
+        return guidance.separate_pair(partial(told, previous=previous), partial(untold, previous=previous))
       return lambda x, noise, previous=None: run.guided(pair(previous), other.plain(both[1], label))(x, noise)
     return run._replace(denoise=denoise), (params, weights)
   return run, params

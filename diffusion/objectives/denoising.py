@@ -144,12 +144,12 @@ def own_estimate(key, net, params, x, noise, cond, predict):
   """The network's own x0 to set beside its input, without gradient; for half of the batches zeros, as at the first step of sampling
   (Analog Bits, arXiv:2208.04202, algorithm 1)."""
   def guess():
-    return denoiser(with_estimate(net), jax.lax.stop_gradient(params), cond, predict)(x, noise).x0
+    return denoiser(with_estimate(net), *jax.lax.stop_gradient((params, cond)), predict)(x, noise).x0
   return jax.lax.cond(jax.random.bernoulli(key), guess, lambda: jnp.zeros(x.shape, jnp.float32))
 
 
 def loss(key, net, params, x0, cond, *, draw, predict, weight, error=mse(), corrupt=gaussian_noise(), variance=None, uncertainty=None,
-         self_condition=False, null=None, dropout=0., train=True, part=None):
+         self_condition=False, null=None, dropout=0., prepare=None, train=True, part=None):
   """The denoising loss of a batch, or of a part of it.
 
   Args:
@@ -168,6 +168,7 @@ def loss(key, net, params, x0, cond, *, draw, predict, weight, error=mse(), corr
     self_condition: the network takes x and an estimate of x0 side by side on the last axis.
     null: cond -> the unconditional cond, for condition dropout.
     dropout: probability of dropping the condition of an example.
+    prepare: (params, cond) -> the condition as the network takes it, called once; None: the condition as it is.
     train: whether the network's dropout is on.
     part: None, or (i, n): the i-th of n micro-batches. Everything is drawn for the whole batch, so that their mean is the loss of
       that (but for the network's dropout).
@@ -182,6 +183,8 @@ def loss(key, net, params, x0, cond, *, draw, predict, weight, error=mse(), corr
   if part:
     noise, seen, eps, x0, cond = micro_batch((noise, seen, eps, x0, cond), *part)
     net_key = jax.random.fold_in(net_key, part[0])
+  if prepare:
+    cond = prepare(params, cond)
   level, x = expand_to(noise, x0), q_sample(x0, noise, seen)
   if self_condition:
     net = with_estimate(net, own_estimate(self_key, net, params, x, noise, cond, predict))

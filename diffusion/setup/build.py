@@ -47,7 +47,7 @@ class Experiment(NamedTuple):
   rate: Callable         # step -> learning rate
   ema: Callable          # step -> decay of the averaged weights
   averages: tuple        # of config.averages: (name, step -> decay)
-  plain: Callable        # (params, cond) -> Denoise without guidance; of a classifier, (params, label) -> its log-probability
+  plain: Callable        # (params, cond) -> Denoise without guidance, (x, noise, previous=None); of a classifier, (params, label) -> its log-probability
   guided: Callable       # (pair of predictions, log_prob=None) -> Denoise, guided and clipped as configured
   denoise: Callable      # (params, cond) -> Denoise: both together; None of a classifier
   schedule: Any
@@ -75,26 +75,26 @@ def _optimizer(config):
 
 
 def _network(config, shape, example, mesh):
-  """(init, net) as in nets.make, with the channels that self-conditioning and a learned variance take, and the parameters that the loss
-  keeps beside the network's, which it ignores."""
+  """The Net, with extra channels for self-conditioning and a learned variance; its init adds the loss's own parameters, which the network
+  ignores."""
   twice = spec_name(config, 'variance') == 'learned'
   sizes = dict(out_channels=shape[-1] * (1 + twice)) if twice or config.self_condition else {}
   if sizes and 'out_channels' not in inspect.signature(CHOICES['net'][spec_name(config, 'net')]).parameters:
     raise InputError(f'config.net={config.net!r} cannot learn its variance or see its own estimate: it has no out_channels; use unet')
-  init, net = nets.make(make('net', config.net, constrain=sharding.constrain(mesh), classes=example.shape[-1] if example is not None else 0, **sizes))
-  net = sharding.gather_params(net, mesh)
-  init = partial(init, shape=(1, *shape[:-1], shape[-1] * (1 + config.self_condition)), cond=example)
+  net = nets.make(make('net', config.net, constrain=sharding.constrain(mesh), classes=example.shape[-1] if example is not None else 0, **sizes))
+  gather = partial(sharding.gather_params, mesh=mesh)
+  init = partial(net.init, shape=(1, *shape[:-1], shape[-1] * (1 + config.self_condition)), cond=example)
   extra = dict(uncertainty=weighting.uncertainty(config.uncertainty)[0]) if config.uncertainty else {}
   if learns_schedule(config):
     _, args, kwargs = specs.parse(config.schedule)
     extra['curve'] = vdm.init_curve(*args, **kwargs)
-  return (lambda key: init(key) | extra) if extra else init, net
+  return nets.Net((lambda key: init(key) | extra) if extra else init, gather(net.apply), gather(net.prepare))
 
 
 def _loss(config, net, schedule, target, null):
   """(loss, memory) of an Experiment."""
   part = lambda field: make(field, config[field], schedule=schedule)
-  options = dict(predict=target, weight=part('weight'), error=part('error'), variance=part('variance'),
+  options = dict(prepare=net.prepare, predict=target, weight=part('weight'), error=part('error'), variance=part('variance'),
                  uncertainty=weighting.uncertainty(config.uncertainty)[1] if config.uncertainty else None,
                  self_condition=config.self_condition, null=null)
   drawn, aware, level = part('draw'), spec_name(config, 'draw') == 'loss_aware', lookup.levels_at(schedule)
@@ -105,12 +105,12 @@ def _loss(config, net, schedule, target, null):
 
   if learns_schedule(config):
     def bound(key, params, x0, cond, train, part=None):
-      call = lambda params, draw, weight: denoising.loss(key, net, params, x0, cond, draw=draw, **(mode(train) | dict(weight=weight)))
+      call = lambda params, draw, weight: denoising.loss(key, net.apply, params, x0, cond, draw=draw, **(mode(train) | dict(weight=weight)))
       return vdm.bound(jax.random.fold_in(key, 5), params, x0, call)
     return bound, ()
 
   def loss(key, params, x0, cond, train, memory=None, part=None):
-    call = partial(denoising.loss, key, net, params, x0, cond, part=part, **mode(train))
+    call = partial(denoising.loss, key, net.apply, params, x0, cond, part=part, **mode(train))
     if memory is None:
       return call(draw=draw)
     return denoising.loss_aware_loss(call, jax.random.fold_in(key, 5), len(x0), drawn, level, memory)  # the loss splits its key in 5
@@ -120,7 +120,7 @@ def _loss(config, net, schedule, target, null):
 def _classifier_loss(config, net, schedule, target):
   draw = timesteps.draw_levels(make('draw', config.draw, schedule=schedule), schedule)
   def loss(key, params, x0, cond, train, part=None):
-    return noisy_classifier.loss(key, net, params, x0, cond, draw=draw, predict=target, train=train, part=part)
+    return noisy_classifier.loss(key, net.apply, params, x0, cond, draw=draw, predict=target, train=train, part=part)
   return loss
 
 
@@ -135,22 +135,28 @@ def _denoisers(config, net, target, classes, null):
   def away(cond):  # the condition that guidance leads away from
     return null(cond) if not config.negative else jax.numpy.zeros_like(cond).at[..., classes.index(config.negative)].set(1.)
 
-  def plain(params, cond, previous=None):
-    return denoiser(with_estimate(net, previous) if config.self_condition else net, params, cond, target)
+  def unguided(params, cond, previous):  # cond: prepared
+    return denoiser(with_estimate(net.apply, previous) if config.self_condition else net.apply, params, cond, target)
+
+  def plain(params, cond):
+    cond = net.prepare(params, cond)
+    return lambda x, noise, previous=None: unguided(params, cond, previous)(x, noise)
 
   def guided(pair, log_prob=None):
     told = guidance.shared_predictions(pair, lambda cond, null: transforms(cond, null, log_prob))
     return clip(told) if config.clip else told
 
-  def pair(params, cond, previous):
-    if cond is None or config.guidance == 1:
-      return lambda x, noise: (plain(params, cond, previous)(x, noise),) * 2  # one call, whatever the stack makes of it
+  def pair(params, cond, null, previous):  # cond, null: prepared; null None: not guided
+    if null is None:
+      return lambda x, noise: (unguided(params, cond, previous)(x, noise),) * 2  # one call, whatever the stack makes of it
     if config.self_condition:  # its estimates would have to be doubled too
-      return guidance.separate_pair(plain(params, cond, previous), plain(params, away(cond), previous))
-    return guidance.batched_pair(net, params, cond, away(cond), target)
+      return guidance.separate_pair(unguided(params, cond, previous), unguided(params, null, previous))
+    return guidance.batched_pair(net.apply, params, cond, null, target)
 
   def denoise(params, cond):
-    return lambda x, noise, previous=None: guided(pair(params, cond, previous))(x, noise)
+    null = None if cond is None or config.guidance == 1 else net.prepare(params, away(cond))
+    cond = net.prepare(params, cond)
+    return lambda x, noise, previous=None: guided(pair(params, cond, null, previous))(x, noise)
   return plain, guided, denoise
 
 
@@ -163,9 +169,9 @@ def build(config, shape, classes, mesh):
   check(config)
   task = make('task', config.task)
   schedule, target = make('schedule', config.schedule), make('predict', config.predict)
-  init, net = _network(config, shape, np.zeros((1, len(classes)), np.float32) if classes else None, mesh)
+  net = _network(config, shape, np.zeros((1, len(classes)), np.float32) if classes else None, mesh)
   try:
-    jax.eval_shape(init, jax.random.key(0))  # sizes and options that do not fit are named here
+    jax.eval_shape(net.init, jax.random.key(0))  # sizes and options that do not fit are named here
   except InputError:
     raise
   except (TypeError, ValueError) as error:
@@ -175,12 +181,12 @@ def build(config, shape, classes, mesh):
   others = parse_averages(config.averages)
   if is_classifier(config):
     loss, memory, plain, guided, denoise = (
-      _classifier_loss(config, net, schedule, target), (), lambda params, label: noisy_classifier.log_prob(net, params, label, target), None, None)
+      _classifier_loss(config, net, schedule, target), (), lambda params, label: noisy_classifier.log_prob(net.apply, params, label, target), None, None)
   else:
     loss, memory = _loss(config, net, schedule, target, task.null)
     plain, guided, denoise = _denoisers(config, net, target, tuple(classes), task.null)
   plan = Plan(*(config[name] for name in Plan._fields))
-  run = Experiment(mesh, tuple(shape), tuple(classes), task, init, loss, optimizer, rate, ema, others, plain, guided, denoise, schedule, None, None, plan,
+  run = Experiment(mesh, tuple(shape), tuple(classes), task, net.init, loss, optimizer, rate, ema, others, plain, guided, denoise, schedule, None, None, plan,
                    config.self_condition, memory)
   return on_schedule(run, config, schedule)
 

@@ -64,7 +64,7 @@ def ours(options, fast=None):
   from diffusion.training.state import init_state, train_step
 
   mesh = sharding.make_mesh()
-  init, net = nets.make(UNet(
+  net = nets.make(UNet(
     channels=options.channels, multipliers=tuple(options.multipliers), blocks=options.blocks,
     dtype=options.dtype, attention=(options.attention,), fast=fast, constrain=sharding.constrain(mesh)))
   shape = (options.size, options.size, options.colours)
@@ -75,14 +75,14 @@ def ours(options, fast=None):
   kind = dict(draw=draw, predict=gaussian.predict_eps(), weight=weighting.one())
 
   def loss(key, params, x0, cond, train):
-    return denoising.loss(key, net, params, x0, cond, train=train, **kind)
+    return denoising.loss(key, net.apply, params, x0, cond, train=train, **kind)
 
   optimizer = optax.chain(optax.clip_by_global_norm(1.), optax.adamw(1e-3))
   step = partial(train_step, encode=lambda key, batch: (batch, None), loss=loss, optimizer=optimizer,
                  ema=lambda step: .999)
   place = sharding.replicated(mesh)
   step = jax.jit(step, donate_argnums=0, out_shardings=(place, place))
-  state = jax.device_put(init_state(init(jax.random.key(0), shape=(1, *shape)), optimizer), place)
+  state = jax.device_put(init_state(net.init(jax.random.key(0), shape=(1, *shape)), optimizer), place)
   params = jax.tree.map(jnp.copy, state.params)  # the state itself is donated
 
   levels = grids.trailing(options.steps)(schedules.cosine())
@@ -91,17 +91,17 @@ def ours(options, fast=None):
   @jax.jit
   def sample(params, keys):
     x = samplers.prior(keys, levels, shape)
-    return samplers.sample(keys, denoiser(net, params, None, gaussian.predict_eps()), samplers.ddim(), levels, x)
+    return samplers.sample(keys, denoiser(net.apply, params, None, gaussian.predict_eps()), samplers.ddim(), levels, x)
 
   def train():
     nonlocal state
     state, metrics = step(state, images, jax.random.key(0))
     jax.block_until_ready((state, metrics))
 
-  forward = jax.jit(net)
+  forward = jax.jit(net.apply)
   return dict(
     parameters=sum(a.size for a in jax.tree.leaves(params)),
-    flops=dict(forward=flop_counts.flops(net, params, images, moments),
+    flops=dict(forward=flop_counts.flops(net.apply, params, images, moments),
                train=flop_counts.flops(step, state, images, jax.random.key(0)), sample=flop_counts.flops(sample, params, keys)),
     forward=lambda: jax.block_until_ready(forward(params, images, moments)),
     train=train,

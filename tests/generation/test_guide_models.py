@@ -104,7 +104,7 @@ def test_an_unconditional_and_a_self_conditioned_model_are_led_too(tmp_path):
     run, weights = stored(tmp_path / name, c, (1, 2), classes)
     guided, params = guide_models.helped(run, c, weights[2], '')
     cond = LABEL if classes else None
-    good, bad = (run.plain(weights[i], cond, X / 2)(X, LEVEL).x0 for i in (2, 1))
+    good, bad = (run.plain(weights[i], cond)(X, LEVEL, X / 2).x0 for i in (2, 1))
     told = guided.denoise(params, cond)(X, LEVEL, X / 2).x0
     np.testing.assert_allclose(told, bad + 3 * (good - bad), atol=1e-4)
 

@@ -14,10 +14,10 @@ TINY = {**DEEP, 'multipliers': (1,)}  # one level compiles faster, for what leve
 
 def build(shape=(2, 4, 4, 3), cond=None, seed=0, **options):
   """(params, net): all parameters random, so that no path is silent."""
-  init, net = make(UNet(**{**TINY, **options}))
-  params = init(jax.random.key(seed), shape, cond)
+  net = make(UNet(**{**TINY, **options}))
+  params = net.init(jax.random.key(seed), shape, cond)
   rng = np.random.default_rng(seed)
-  return jax.tree.map(lambda a: np.asarray(a) + .2 * rng.normal(size=a.shape).astype(np.float32), params), net
+  return jax.tree.map(lambda a: np.asarray(a) + .2 * rng.normal(size=a.shape).astype(np.float32), params), net.apply
 
 
 def inputs(shape=(2, 4, 4, 3), seed=1):
@@ -47,8 +47,8 @@ def run(net, *args):
 def test_output_is_exactly_zero_at_the_start_and_only_with_zero_init():
   x, t = inputs()
   for zero_init in (True, False):
-    init, net = make(UNet(**TINY, zero_init=zero_init))
-    out = run(net, init(jax.random.key(0), x.shape), x, t)
+    net = make(UNet(**TINY, zero_init=zero_init))
+    out = run(net.apply, net.init(jax.random.key(0), x.shape), x, t)
     assert (np.abs(out).max() == 0) == zero_init
 
 
@@ -56,7 +56,7 @@ def test_initial_values_are_those_of_the_modules_own_initialisers():
   module = UNet(channels=32, multipliers=(1,), blocks=1, attention=())
   x, t = inputs((1, 4, 4, 3))
   want = jax.tree_util.tree_leaves_with_path(jax.jit(module.init)(jax.random.key(0), x, t)['params'])
-  got = jax.tree.leaves(make(module)[0](jax.random.key(1), x.shape))
+  got = jax.tree.leaves(make(module).init(jax.random.key(1), x.shape))
   for (path, a), b in zip(want, got, strict=True):
     assert a.shape == b.shape and a.dtype == b.dtype, path
     np.testing.assert_allclose(np.mean(b), np.mean(a), atol=.03, err_msg=str(path))
@@ -64,14 +64,14 @@ def test_initial_values_are_those_of_the_modules_own_initialisers():
 
 
 def test_initial_values_depend_on_the_key_and_not_on_the_batch():
-  init, _ = make(UNet(**TINY))
+  init = make(UNet(**TINY)).init
   first = init(jax.random.key(0), (2, 8, 8, 3))
   jax.tree.map(np.testing.assert_array_equal, first, init(jax.random.key(0), (7, 8, 8, 3)))
   assert np.any(first['in']['kernel'] != init(jax.random.key(1), (2, 8, 8, 3))['in']['kernel'])
 
 
 def test_init_can_be_evaluated_abstractly():
-  init, _ = make(UNet(**TINY))
+  init = make(UNet(**TINY)).init
   abstract = jax.eval_shape(lambda key: init(key, (2, 8, 8, 3)), jax.random.key(0))
   concrete = init(jax.random.key(0), (2, 8, 8, 3))
   kind = lambda tree: jax.tree.map(lambda a: (a.shape, a.dtype), tree)
@@ -86,7 +86,7 @@ def test_fast_and_plain_networks_agree_in_values_and_gradients(options):
   options, shape = {**DEEP, **options}, (2, 8, 16, 3)  # not square
   x, t = inputs(shape)
   params, fast = build(shape, **options, fast=True)
-  plain = make(UNet(**options, fast=False))[1]
+  plain = make(UNet(**options, fast=False)).apply
   (got, got_grads), (want, want_grads) = gradients(fast, params, x, t), gradients(plain, params, x, t)
   np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
   assert_trees_close(got_grads, want_grads, 1e-4)
@@ -106,9 +106,9 @@ def test_every_pixel_and_colour_in_reaches_the_first_pixel_out(shape):
 
 @pytest.mark.parametrize('shape', [(1, 8, 8, 1), (2, 16, 8, 2), (3, 256, 256, 4)])
 def test_output_has_the_inputs_shape(shape):
-  init, net = make(UNet())
+  net = make(UNet())
   x, t = np.zeros(shape, np.float32), np.zeros(shape[0], np.float32)
-  assert jax.eval_shape(lambda key: net(init(key, shape), x, t), jax.random.key(0)).shape == shape
+  assert jax.eval_shape(lambda key: net.apply(net.init(key, shape), x, t), jax.random.key(0)).shape == shape
 
 
 def test_an_image_does_not_depend_on_the_others_in_its_batch():
@@ -155,7 +155,7 @@ def test_several_conditions_add_up():
 def test_rematerialisation_keeps_the_gradients_and_saves_memory():
   x, t = inputs()
   params, net = build()
-  lean = make(UNet(**TINY, remat=True))[1]
+  lean = make(UNet(**TINY, remat=True)).apply
   assert_trees_close(gradients(lean, params, x, t), gradients(net, params, x, t), 1e-5)
   def kept(net):  # numbers that the backward pass keeps
     backward = jax.eval_shape(lambda p: jax.vjp(lambda p: net(p, x, t), p)[1], params)
@@ -168,7 +168,7 @@ def test_bfloat16_stays_close_to_float32_and_returns_float32():
   x, t = inputs()
   params, net = build(zero_init=False)
   want = run(net, params, x, t)
-  got = run(make(UNet(**TINY, zero_init=False, dtype='bfloat16'))[1], params, x, t)
+  got = run(make(UNet(**TINY, zero_init=False, dtype='bfloat16')).apply, params, x, t)
   assert got.dtype == np.float32 and np.any(got != want)
   assert np.sqrt(np.mean((got - want) ** 2)) < .03 * np.std(want)
 
@@ -176,7 +176,7 @@ def test_bfloat16_stays_close_to_float32_and_returns_float32():
 def test_dropout_acts_only_in_training_and_follows_its_key():
   x, t = inputs()
   params, net = build(dropout=.5)
-  calm = make(UNet(**TINY))[1]
+  calm = make(UNet(**TINY)).apply
   np.testing.assert_array_equal(run(net, params, x, t), run(calm, params, x, t))
   train = jax.jit(lambda seed: net(params, x, t, None, True, {'dropout': jax.random.key(seed)}))
   assert np.any(train(0) != run(calm, params, x, t)) and np.any(train(0) != train(1))
@@ -207,7 +207,7 @@ def test_constrain_sees_activations_with_the_batch_in_front_and_changes_nothing(
     return x
   x, t = inputs((3, 4, 4, 3))
   params, net = build(x.shape)
-  watched = make(UNet(**TINY, constrain=look))[1]
+  watched = make(UNet(**TINY, constrain=look)).apply
   np.testing.assert_array_equal(run(watched, params, x, t), run(net, params, x, t))
   assert len(seen) > 8 and all(shape[0] == 3 for shape in seen)
 
@@ -227,7 +227,7 @@ def test_constrain_sees_activations_with_the_batch_in_front_and_changes_nothing(
   (dict(), (8, 8, 3), ['(8, 8, 3)']),
 ])
 def test_what_does_not_fit_is_refused_by_name_at_init(options, shape, words):
-  init, _ = make(UNet(**{**DEEP, **options}))
+  init = make(UNet(**{**DEEP, **options})).init
   with pytest.raises(InputError) as error:
     init(jax.random.key(0), shape)
   message = str(error.value)
