@@ -82,4 +82,4 @@ class Classifier(nn.Module):
     h = attend(block(h, widths[-1], 'middle_block0'), 'middle_attend')
     h = nn.silu(layers.Norm(self.groups, self.fast, name='out_norm')(h))
     h = jnp.mean(h.astype(jnp.float32), (1, 2))
-    return nn.Dense(self.classes, kernel_init=layers.KERNEL_INIT, name='out')(h)
+    return layers.Dense(self.classes, name='out')(h)

@@ -6,13 +6,16 @@ accelerators the plain forms are the better ones. The functions here are pure; t
 parameters. Arrays are [B, H, W, C], kernels [kh, kw, C, F]. `fast=None` means: the fast form if the default
 backend is the CPU.
 """
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-ZEROS = nn.initializers.zeros_init()
-KERNEL_INIT = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')  # the choice of DDPM's code
+from diffusion.nets.initializers import KERNEL, ONES, ZEROS
+
+Dense = partial(nn.Dense, kernel_init=KERNEL, bias_init=ZEROS)
 
 
 def choose(fast):
@@ -201,7 +204,7 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = (self.size, self.size, x.shape[-1], self.features)
-    name, start = ('zero_kernel', ZEROS) if self.zero else ('kernel', KERNEL_INIT)
+    name, start = ('zero_kernel', ZEROS) if self.zero else ('kernel', KERNEL)
     kernel = self.param(name, start, shape)
     bias = self.param('bias', ZEROS, (self.features,))
     x, kernel, bias = x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype)
@@ -217,7 +220,7 @@ class Norm(nn.Module):
   @nn.compact
   def __call__(self, x, film=None):
     """film: None, or [B, 2C]: scale, shift of `norm(x) * (1 + scale) + shift` (Nichol & Dhariwal 2021)."""
-    scale = self.param('scale', nn.initializers.ones_init(), (x.shape[-1],))
+    scale = self.param('scale', ONES, (x.shape[-1],))
     shift = self.param('bias', ZEROS, (x.shape[-1],))
     if film is not None:
       more, add = jnp.split(film, 2, -1)

@@ -143,7 +143,7 @@ class Embedding(nn.Module):
   @nn.compact
   def __call__(self, time, cond):
     features = dict(sinusoidal=layers.sinusoidal, fourier=layers.fourier)[self.kind]
-    dense = partial(nn.Dense, 4 * self.channels, kernel_init=layers.KERNEL_INIT)
+    dense = partial(layers.Dense, 4 * self.channels)
     h = dense(name='time0')(features(time, self.channels))
     h = dense(name='time1')(nn.silu(h))
     conds = cond if isinstance(cond, dict) else {} if cond is None else {'cond': cond}
@@ -176,7 +176,7 @@ class ResBlock(nn.Module):
     if up:
       x = layers.nearest(x)
     h = layers.Conv(self.width, up=up, name='conv0', **small)(h)
-    e = nn.Dense(self.width * (2 if self.film else 1), kernel_init=layers.KERNEL_INIT, name='emb')(emb)
+    e = layers.Dense(self.width * (2 if self.film else 1), name='emb')(emb)
     if not self.film:
       h = h + e[:, None, None].astype(h.dtype)
     h = nn.silu(layers.Norm(self.groups, self.fast, name='norm1')(h, e if self.film else None))
