@@ -6,7 +6,7 @@ import pytest
 
 from diffusion.errors import InputError
 from diffusion.nets import make
-from diffusion.nets.unet import Embedding, UNet
+from diffusion.nets.unet import UNet
 
 DEEP = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), groups=4)
 TINY = {**DEEP, 'multipliers': (1,)}  # one level compiles faster, for what levels do not touch
@@ -128,28 +128,6 @@ def test_zeros_are_the_null_condition():
   without = {**params, 'embedding': {k: v for k, v in params['embedding'].items() if k != 'cond_cond'}}
   np.testing.assert_array_equal(run(net, params, x, t, np.zeros((2, 5), np.float32)), run(net, without, x, t))
   assert np.any(run(net, params, x, t, np.ones((2, 5), np.float32)) != run(net, without, x, t))
-
-
-def test_the_embedding_of_a_mixture_is_the_mixture_of_embeddings():
-  t = np.zeros(2, np.float32)
-  a, b = (np.random.default_rng(i).normal(size=(2, 5)).astype(np.float32) for i in (0, 1))
-  module = Embedding(8, 'sinusoidal')
-  params = module.init(jax.random.key(0), t, a)
-  embed = lambda cond: np.asarray(module.apply(params, t, cond))
-  null = embed(0 * a)
-  want = .3 * (embed(a) - null) + .7 * (embed(b) - null)
-  np.testing.assert_allclose(embed(.3 * a + .7 * b) - null, want, atol=1e-5)
-
-
-def test_several_conditions_add_up():
-  t = np.zeros(2, np.float32)
-  style, word = np.ones((2, 3), np.float32), np.full((2, 7), .5, np.float32)
-  module = Embedding(8, 'sinusoidal')
-  params = module.init(jax.random.key(0), t, dict(style=style, word=word))
-  embed = lambda a, b: np.asarray(module.apply(params, t, dict(style=a * style, word=b * word)))
-  null = embed(0, 0)
-  assert np.abs(embed(1, 0) - null).max() > .1 and np.abs(embed(0, 1) - null).max() > .1
-  np.testing.assert_allclose(embed(1, 1) - null, embed(1, 0) + embed(0, 1) - 2 * null, atol=1e-5)
 
 
 def test_rematerialisation_keeps_the_gradients_and_saves_memory():
