@@ -3,7 +3,21 @@
 A network is a Flax module called as `module(x, time, cond, train)`: x [B, ...], time [B] (about 0 to 1000), cond a tree
 of arrays [B, ...] or None. It may have a method `prepare(cond) -> cond` for what depends on the condition alone, such as
 a text encoder; `module(x, time, prepared, train)` then takes what that returns.
+
+What it takes from its surroundings, it declares as a field; `sized` passes nothing else:
+
+  classes       how many classes the data have, 0 if none
+  out_channels  channels of the output, if these are not those of x: for self-conditioning and a learned variance
+  constrain     function that keeps activations split by batch, to be called between blocks
+
+Two more fields, if it has them, are read by others (`setting`):
+
+  dtype         of the activations, 'float32' or 'bfloat16'
+  remat         whether activations are recomputed in the backward pass
+
+To add a network: a file with the module and a TINY spec of it for tests, and an entry in NETS and TINY here.
 """
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,7 +25,34 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion.nets import initializers
+from diffusion.errors import InputError
+from diffusion.nets import classifier, initializers, unet
+
+NETS = dict(unet=unet.UNet, classifier=classifier.Classifier)
+TINY = dict(unet=unet.TINY, classifier=classifier.TINY)
+DEFAULTS = dict(dtype='float32', remat=False)  # of networks without these fields
+
+
+def sized(cls, required=(), **sizes):
+  """Those of `sizes` that a network class declares as fields.
+
+  Args:
+    cls: the Flax module class.
+    required: names of sizes that it must declare.
+    sizes: values by name, see the module.
+  Raises:
+    InputError: a required field that it does not declare.
+  """
+  declared = [field.name for field in dataclasses.fields(cls) if field.name not in ('parent', 'name')]
+  missing = [name for name in required if name not in declared]
+  if missing:
+    raise InputError(f'the network {cls.__name__} has no field {", ".join(missing)}; its fields: {", ".join(declared)}')
+  return {name: value for name, value in sizes.items() if name in declared}
+
+
+def setting(module, name):
+  """The value of the field `dtype` or `remat` of a module, whether it declares it or not."""
+  return getattr(module, name, DEFAULTS[name])
 
 
 class Net(NamedTuple):

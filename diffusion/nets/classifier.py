@@ -7,6 +7,8 @@ from diffusion.nets import layers
 from diffusion.nets.embeddings import Embedding
 from diffusion.nets.encoder import check, Encoder
 
+TINY = 'classifier(channels=16, multipliers=(1, 2), blocks=1, attention=())'
+
 
 class Classifier(Encoder):
   """Network `(x, time, cond, train) -> logits`; see `__call__`.

@@ -16,6 +16,8 @@ from diffusion.nets import layers
 from diffusion.nets.embeddings import Embedding
 from diffusion.nets.encoder import check, Encoder
 
+TINY = 'unet(channels=16, multipliers=(1, 2), blocks=1, attention=())'
+
 
 class UNet(Encoder):
   """Network `(x, time, cond, train) -> out`; see `__call__`.

@@ -1,5 +1,4 @@
 """From a config to objects: with choices.py and validate.py the only reader of the config."""
-import inspect
 from functools import partial
 from typing import Any, Callable, NamedTuple
 
@@ -11,7 +10,6 @@ from diffusion import nets, samplers
 from diffusion.core import guidance, lookup
 from diffusion.core.gaussian import clip, denoiser, Noise, with_estimate
 from diffusion.errors import InputError
-from diffusion.nets.unet import UNet
 from diffusion.objectives import denoising, noisy_classifier, timesteps, vdm, weighting
 from diffusion.setup import specs
 from diffusion.setup.choices import CHOICES, make, parse_averages
@@ -78,10 +76,13 @@ def _network(config, shape, example, mesh):
   """The Net, with extra channels for self-conditioning and a learned variance; its init adds the loss's own parameters, which the network
   ignores."""
   twice = spec_name(config, 'variance') == 'learned'
-  sizes = dict(out_channels=shape[-1] * (1 + twice)) if twice or config.self_condition else {}
-  if sizes and 'out_channels' not in inspect.signature(CHOICES['net'][spec_name(config, 'net')]).parameters:
-    raise InputError(f'config.net={config.net!r} cannot learn its variance or see its own estimate: it has no out_channels; use unet')
-  net = nets.make(make('net', config.net, constrain=sharding.constrain(mesh), classes=example.shape[-1] if example is not None else 0, **sizes))
+  channels = dict(out_channels=shape[-1] * (1 + twice)) if twice or config.self_condition else {}
+  try:
+    sizes = nets.sized(CHOICES['net'][spec_name(config, 'net')], channels, constrain=sharding.constrain(mesh),
+                       classes=example.shape[-1] if example is not None else 0, **channels)
+  except InputError as error:
+    raise InputError(f"config.net={config.net!r}: {error}; config.variance='learned' and config.self_condition need it, so use unet") from error
+  net = nets.make(make('net', config.net, **sizes))
   gather = partial(sharding.gather_params, mesh=mesh)
   init = partial(net.init, shape=(1, *shape[:-1], shape[-1] * (1 + config.self_condition)), cond=example)
   extra = dict(uncertainty=weighting.uncertainty(config.uncertainty)[0]) if config.uncertainty else {}
@@ -175,7 +176,9 @@ def build(config, shape, classes, mesh):
   except InputError:
     raise
   except (TypeError, ValueError) as error:
-    raise InputError(f'config.net={config.net!r}: {error}; expected {specs.usage("unet", UNet)}'.replace('\n', ' ')) from error
+    name = spec_name(config, 'net')
+    usage = specs.usage(name, CHOICES['net'][name], ('classes', 'out_channels'))
+    raise InputError(f'config.net={config.net!r}: {error}; expected {usage}'.replace('\n', ' ')) from error
   optimizer, rate = _optimizer(config)
   ema = lambda step: jax.numpy.minimum(config.ema, (1. + step) / (10. + step))
   others = parse_averages(config.averages)

@@ -5,8 +5,7 @@ from diffusion import samplers
 from diffusion.core import ema, gaussian, grids, guidance, schedule_transforms, schedules
 from diffusion.core.gaussian import clip, dynamic_threshold
 from diffusion.data import sources
-from diffusion.nets.classifier import Classifier
-from diffusion.nets.unet import UNet
+from diffusion.nets import NETS
 from diffusion.objectives import denoising, timesteps, vdm, weighting
 from diffusion.errors import InputError
 from diffusion.setup import specs
@@ -20,7 +19,7 @@ def _named(*functions):
 CHOICES = dict(
   data=_named(sources.sprites, sources.digits, sources.npy, sources.npz, sources.folder, sources.tfds),
   task=_named(image),
-  net=dict(unet=UNet, classifier=Classifier),
+  net=NETS,
   schedule=_named(schedules.linear, schedules.scaled_linear, schedules.cosine, schedules.offset_cosine, schedules.sigmoid, schedules.laplace,
                   schedules.polynomial, schedules.flow, schedules.cosine_flow, schedules.edm, schedules.from_betas,
                   schedule_transforms.shift, schedule_transforms.zero_terminal, schedule_transforms.sub_vp, vdm.learned),

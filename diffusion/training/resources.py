@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion.errors import InputError
-from diffusion.setup.specs import parse
+from diffusion.nets import setting
+from diffusion.setup.choices import make
 from diffusion.system import flops
 from diffusion.training.loop import abstract_batch, abstract_state, make_train_step
 
@@ -33,10 +34,10 @@ def forecast(run, config):
     InputError: the compiler finds no room for it; the message says what would fit.
   """
   state, mesh = abstract_state(run), run.mesh
-  device, options = mesh.local_devices[0], parse(config.net)[2]
+  device, net = mesh.local_devices[0], make('net', config.net, classes=0)
   step, there = make_train_step(run), flops.memory_there(device)
   advise = lambda needed, there: flops.advice(needed, there, run.plan.batch, mesh.size, config.fsdp, config.accumulate,
-                                              bool(options.get('remat')), bytes_of(state))
+                                              bool(setting(net, 'remat')), bytes_of(state))
   try:
     needed = flops.memory_needed(step.lower(state, *abstract_batch(run)).compile())
   except jax.errors.JaxRuntimeError as error:
@@ -54,7 +55,7 @@ def forecast(run, config):
     memory=f'{needed / 1e9:.2f} GB a device, {bytes_of(state) / 1e9:.2f} of it state' + (f'; {there / 1e9:.2f} GB are there' if there else ''))
   if there and needed > there:
     lines['will not fit'] = advise(needed, there)
-  peak = flops.peak(device, jnp.dtype(options.get('dtype', 'float32')))
+  peak = flops.peak(device, jnp.dtype(setting(net, 'dtype')))
   if peak:  # elsewhere the first seconds of training tell
     hours = run.plan.steps * run.plan.batch * each / (peak * mesh.size) / 3600
     lines['time'] = f'at least {hours:.1f} h for {run.plan.steps:,} steps: that is the devices at their peak'

@@ -4,8 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion import nets
 from diffusion.errors import InputError
 from diffusion.nets import make
+from diffusion.nets.classifier import Classifier
 from diffusion.nets.unet import UNet
 
 DEEP = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), groups=4)
@@ -210,3 +212,16 @@ def test_what_does_not_fit_is_refused_by_name_at_init(options, shape, words):
     init(jax.random.key(0), shape)
   message = str(error.value)
   assert '\n' not in message and all(word in message for word in words), message
+
+
+def test_only_the_sizes_that_a_network_declares_are_passed_and_a_required_one_must_be_declared():
+  assert nets.sized(Classifier, classes=3, out_channels=6, dropout=.5) == dict(classes=3, dropout=.5)
+  assert nets.sized(UNet, ['out_channels'], classes=3, out_channels=6) == dict(out_channels=6)
+  with pytest.raises(InputError, match='Classifier has no field out_channels; .*channels, multipliers'):
+    nets.sized(Classifier, ['out_channels'], classes=3, out_channels=6)
+  assert 'parent' not in nets.sized(UNet, parent=None)
+
+
+def test_settings_have_defaults_for_networks_that_do_not_declare_them():
+  assert nets.setting(UNet(dtype='bfloat16', remat=True), 'dtype') == 'bfloat16' and nets.setting(UNet(remat=True), 'remat')
+  assert nets.setting(object(), 'dtype') == 'float32' and nets.setting(object(), 'remat') is False
