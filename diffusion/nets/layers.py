@@ -6,13 +6,16 @@ accelerators the plain forms are the better ones. The functions here are pure; t
 parameters. Arrays are [B, H, W, C], kernels [kh, kw, C, F]. `fast=None` means: the fast form if the default
 backend is the CPU.
 """
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-ZEROS = nn.initializers.zeros_init()
-KERNEL_INIT = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')  # the choice of DDPM's code
+from diffusion.nets.initializers import KERNEL, ONES, ZEROS
+
+Dense = partial(nn.Dense, kernel_init=KERNEL, bias_init=ZEROS)
 
 
 def choose(fast):
@@ -122,19 +125,6 @@ def up_conv(x, kernel, fast=None):
   return y.reshape(B, 2 * H, 2 * W, -1)
 
 
-def attend(q, k, v):
-  """Softmax attention, `softmax(q k^T / sqrt(D)) v` (Vaswani et al. 2017, eq. 1), the softmax in float32.
-
-  Args:
-    q, k, v: [B, N, heads, D].
-  Returns:
-    [B, N, heads, D] in the type of v.
-  """
-  wide = jnp.promote_types(q.dtype, jnp.float32)
-  logits = jnp.einsum('bqhd,bkhd->bhqk', q, k, preferred_element_type=wide) / np.sqrt(q.shape[-1])
-  return jnp.einsum('bhqk,bkhd->bqhd', jax.nn.softmax(logits).astype(v.dtype), v)
-
-
 def dropout(key, x, rate):
   """x [..] with a share `rate` of its entries 0 and the others divided by 1 - rate (Srivastava et al. 2014).
 
@@ -143,35 +133,6 @@ def dropout(key, x, rate):
   """
   keep = jax.lax.optimization_barrier(jax.random.bernoulli(key, 1 - rate, x.shape))
   return jnp.where(keep, x / (1 - rate), 0)
-
-
-def sinusoidal(time, size, period=10000.0):
-  """Sinusoidal embedding (Vaswani et al. 2017, section 3.5), sines before cosines as in Ho et al. 2020.
-
-  Args:
-    time: [B], any real number. size: even. period: the longest wavelength is about 2 pi period.
-  Returns:
-    [B, size], float32: sin(time * w_i), then cos(time * w_i), w_i = period^(-i/(size/2)).
-  """
-  return _waves(time, period ** (-np.arange(size // 2) / (size // 2)))
-
-
-def fourier(time, size, bandwidth=16.0):
-  """Random Fourier features (Tancik et al. 2020; Song et al. 2021) of time/1000, from one fixed draw.
-
-  Args:
-    time: [B], about 0 to 1000. size: even.
-    bandwidth: standard deviation of the frequencies, in periods over [0, 1000].
-  Returns:
-    [B, size], float32.
-  """
-  frequencies = np.random.default_rng(0).normal(scale=bandwidth, size=size // 2)
-  return _waves(time, 2 * np.pi / 1000 * frequencies)
-
-
-def _waves(time, frequencies):
-  angles = jnp.asarray(time, jnp.float32)[:, None] * jnp.asarray(frequencies, jnp.float32)
-  return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
 
 
 def space_to_depth(x, patch):
@@ -201,7 +162,7 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = (self.size, self.size, x.shape[-1], self.features)
-    name, start = ('zero_kernel', ZEROS) if self.zero else ('kernel', KERNEL_INIT)
+    name, start = ('zero_kernel', ZEROS) if self.zero else ('kernel', KERNEL)
     kernel = self.param(name, start, shape)
     bias = self.param('bias', ZEROS, (self.features,))
     x, kernel, bias = x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype)
@@ -217,7 +178,7 @@ class Norm(nn.Module):
   @nn.compact
   def __call__(self, x, film=None):
     """film: None, or [B, 2C]: scale, shift of `norm(x) * (1 + scale) + shift` (Nichol & Dhariwal 2021)."""
-    scale = self.param('scale', nn.initializers.ones_init(), (x.shape[-1],))
+    scale = self.param('scale', ONES, (x.shape[-1],))
     shift = self.param('bias', ZEROS, (x.shape[-1],))
     if film is not None:
       more, add = jnp.split(film, 2, -1)

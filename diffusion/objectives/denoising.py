@@ -111,6 +111,13 @@ def with_micro_batch(loss, i, n):
   return of_part
 
 
+def with_prepared_condition(loss, prepare):
+  """Computes the condition as the network takes it once per loss. prepare: (params, cond) -> cond, as in nets.Net."""
+  def prepared(key, net, params, x0, cond, **options):
+    return loss(key, net, params, x0, prepare(params, cond), **options)
+  return prepared
+
+
 def with_self_conditioning(loss):
   """For a network that takes x and its own estimate of x0 side by side on the last axis: without gradient, and for half of the batches
   zeros, as at the first step of sampling (Analog Bits, arXiv:2208.04202, algorithm 1)."""
@@ -118,7 +125,7 @@ def with_self_conditioning(loss):
     keys = streams(key)
     noise, (input_eps, eps) = draw(keys.level, len(x0)), corrupt(keys.noise, x0)
     def estimate():
-      denoise = denoiser(with_estimate(net), jax.lax.stop_gradient(params), cond, predict)
+      denoise = denoiser(with_estimate(net), *jax.lax.stop_gradient((params, cond)), predict)
       return denoise(q_sample(x0, noise, input_eps), noise).x0
     estimated = jax.lax.cond(jax.random.bernoulli(keys.estimate), estimate, lambda: jnp.zeros(x0.shape, jnp.float32))
     return loss(key, with_estimate(net, estimated), params, x0, cond, draw=lambda *_: noise, predict=predict,

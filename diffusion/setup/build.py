@@ -1,5 +1,4 @@
 """From a config to objects: only setup/ interprets a config."""
-import inspect
 from functools import partial
 from typing import Any, Callable, NamedTuple
 
@@ -55,7 +54,7 @@ class Experiment(NamedTuple):
   sampler: samplers.Sampler
   guide: guide.Guide
   self_condition: bool
-  plain: Callable        # (params, cond, previous=None) -> Denoise without guidance
+  plain: Callable        # (params, cond) -> Denoise without guidance; (x, noise, previous=None) if self-conditioned
   guided: Callable       # the Experiment of a second model or None -> (params, cond) -> Denoise, guided and clipped
   denoise: Callable      # the same without a second model: guided(None)
   log_prob: Callable     # (params, label) -> (x, noise) -> log p(label | x_t) [B]
@@ -76,25 +75,28 @@ def _optimizer(config, parts):
 
 
 def _network(config, shape, example, mesh):
-  """(init, net) as in nets.make, with extra channels for self-conditioning and learned variance.
+  """The Net, with extra channels for self-conditioning and learned variance.
 
-  The parameters also hold the loss's own, which the network ignores.
+  Its parameters also hold the loss's own, which the network ignores.
   """
   twice = spec_name(config, 'variance') == 'learned'
-  sizes = dict(out_channels=shape[-1] * (1 + twice)) if twice or config.self_condition else {}
-  if sizes and 'out_channels' not in inspect.signature(CHOICES['net'][spec_name(config, 'net')]).parameters:
-    raise InputError(f'config.net={config.net!r} has no out_channels, so it cannot learn its variance or take its own estimate; '
-                     'use unet')
+  channels = dict(out_channels=shape[-1] * (1 + twice)) if twice or config.self_condition else {}
   classes = example.shape[-1] if example is not None else 0
-  init, net = nets.make(make('net', config.net, constrain=sharding.constrain(mesh), classes=classes, **sizes))
-  net = sharding.gather_params(net, mesh)
-  init = partial(init, shape=(1, *shape[:-1], shape[-1] * (1 + config.self_condition)), cond=example)
+  try:
+    module = CHOICES['net'][spec_name(config, 'net')]
+    sizes = nets.sized(module, channels, constrain=sharding.constrain(mesh), classes=classes, **channels)
+  except InputError as error:
+    raise InputError(f"config.net={config.net!r}: {error}; config.variance='learned' and config.self_condition need it: "
+                     'use unet') from error
+  net = nets.make(make('net', config.net, **sizes))
+  init = partial(net.init, shape=(1, *shape[:-1], shape[-1] * (1 + config.self_condition)), cond=example)
   _check_network(config, init)
   extra = dict(uncertainty=weighting.uncertainty(config.logvar_channels)[0]) if config.logvar_channels else {}
   if learns_schedule(config):
     _, args, kwargs = specs.parse(config.schedule)
     extra['curve'] = vdm.init_curve(*args, **kwargs)
-  return (lambda key: init(key) | extra) if extra else init, net
+  gather = partial(sharding.gather_params, mesh=mesh)
+  return nets.Net((lambda key: init(key) | extra) if extra else init, gather(net.apply), gather(net.prepare))
 
 
 def _check_network(config, init):
@@ -105,8 +107,8 @@ def _check_network(config, init):
     raise
   except (TypeError, ValueError) as error:
     name = spec_name(config, 'net')
-    message = f'config.net={config.net!r}: {error}; expected {specs.usage(name, CHOICES["net"][name])}'
-    raise InputError(message.replace('\n', ' ')) from error
+    usage = specs.usage(name, CHOICES['net'][name], ('classes', 'out_channels'))
+    raise InputError(f'config.net={config.net!r}: {error}; expected {usage}'.replace('\n', ' ')) from error
 
 
 def _loss(config, parts, net):
@@ -116,6 +118,7 @@ def _loss(config, parts, net):
     base = denoising.with_uncertainty(base, weighting.uncertainty(config.logvar_channels)[1])
   if config.self_condition:
     base = denoising.with_self_conditioning(base)
+  base = denoising.with_prepared_condition(base, net.prepare)
   options = dict(predict=parts.target, weight=parts.loss_weight, error=parts.loss_type, variance=parts.variance)
   aware = spec_name(config, 'timesteps') == 'loss_aware'
   draw = timesteps.draw_levels(timesteps.stratified() if aware else parts.timesteps, parts.schedule)
@@ -125,7 +128,7 @@ def _loss(config, parts, net):
     if train:
       loss = denoising.with_condition_dropout(loss, parts.task.null, config.condition_dropout)
     noise = parts.noise_type if train else denoising.gaussian_noise()
-    return loss(key, net, params, x0, cond, corrupt=noise, train=train, **(options | more))
+    return loss(key, net.apply, params, x0, cond, corrupt=noise, train=train, **(options | more))
 
   if learns_schedule(config):
     def bound(key, params, x0, cond, train, part=None):
@@ -146,7 +149,7 @@ def _loss(config, parts, net):
 def _classifier_loss(parts, net):
   draw = timesteps.draw_levels(parts.timesteps, parts.schedule)
   def loss(key, params, x0, cond, train, part=None):
-    return noisy_classifier.loss(key, net, params, x0, cond, draw=draw, predict=parts.target, train=train, part=part)
+    return noisy_classifier.loss(key, net.apply, params, x0, cond, draw=draw, predict=parts.target, train=train, part=part)
   return loss
 
 
@@ -162,13 +165,20 @@ def _denoisers(config, parts, net, classes):
   def away(cond):  # the condition that guidance leads away from
     return null(cond) if not negative else jax.numpy.zeros_like(cond).at[..., classes.index(negative)].set(1.)
 
-  def plain(params, cond, previous=None):
-    return gaussian.denoiser(with_estimate(net, previous) if config.self_condition else net, params, cond, parts.target)
+  def unguided(params, prepared, previous):
+    apply = with_estimate(net.apply, previous) if config.self_condition else net.apply
+    return gaussian.denoiser(apply, params, prepared, parts.target)
 
-  def pair(params, cond, previous):
+  def plain(params, cond):
+    prepared = net.prepare(params, cond)
+    return lambda x, noise, previous=None: unguided(params, prepared, previous)(x, noise)
+
+  def pair(params, cond):
+    conds = net.prepare(params, cond), net.prepare(params, away(cond))
     if config.self_condition:  # its estimates would have to be doubled too
-      return guidance.separate_pair(plain(params, cond, previous), plain(params, away(cond), previous))
-    return guidance.batched_pair(net, params, cond, away(cond), parts.target)
+      return lambda x, noise, previous=None: tuple(unguided(params, c, previous)(x, noise) for c in conds)
+    batched = guidance.batched_pair(net.apply, params, *conds, parts.target)
+    return lambda x, noise, previous=None: batched(x, noise)
   return plain, partial(guide.denoiser, parts.guide, plain, pair, null, config.clip_x0, config.condition_dropout > 0)
 
 
@@ -181,17 +191,17 @@ def build(config, shape, classes, mesh, parts=None):
     InputError: anything that does not fit, before the first expensive step.
   """
   parts, classes = parts or check(config), tuple(classes)
-  init, net = _network(config, shape, np.zeros((1, len(classes)), np.float32) if classes else None, mesh)
+  net = _network(config, shape, np.zeros((1, len(classes)), np.float32) if classes else None, mesh)
   optimizer, rate = _optimizer(config, parts)
   plain = guided = log_prob = None
   if is_classifier(config):
     loss, memory = _classifier_loss(parts, net), ()
-    log_prob = lambda params, label: noisy_classifier.log_prob(net, params, label, parts.target)
+    log_prob = lambda params, label: noisy_classifier.log_prob(net.apply, params, label, parts.target)
   else:
     (loss, memory), (plain, guided) = _loss(config, parts, net), _denoisers(config, parts, net, classes)
   return Experiment(
     config=config, mesh=mesh, shape=tuple(shape), classes=classes, task=parts.task,
-    plan=Plan(*(config[name] for name in Plan._fields)), init=init, loss=loss, memory=memory,
+    plan=Plan(*(config[name] for name in Plan._fields)), init=net.init, loss=loss, memory=memory,
     optimizer=optimizer, rate=rate,
     ema=lambda step: jax.numpy.minimum(config.ema_decay, (1. + step) / (10. + step)), averages=parts.emas,
     schedule=parts.schedule, levels=parts.levels, sampler=parts.sampler, guide=parts.guide,

@@ -1,23 +1,18 @@
 """What a config can name, gathered from the packages: to add a choice, list it in the `__init__` of its package."""
 from diffusion import core, objectives, samplers
 from diffusion.core import ema
-from diffusion.data import sources
+from diffusion.data import SOURCES
 from diffusion.errors import InputError
-from diffusion.nets.classifier import Classifier
-from diffusion.nets.unet import UNet
+from diffusion.nets import NETS
 from diffusion.setup import specs
 from diffusion.setup.optimizer import LR_SCHEDULES, OPTIMIZERS
-from diffusion.tasks.image import image
-
-
-def _named(*functions):
-  return {f.__name__: f for f in functions}
+from diffusion.tasks import TASKS
 
 
 CHOICES = dict(
-  data=_named(sources.sprites, sources.digits, sources.npy, sources.npz, sources.folder, sources.tfds),
-  task=_named(image),
-  net=dict(unet=UNet, classifier=Classifier),
+  data=SOURCES,
+  task=TASKS,
+  net=NETS,
   schedule=core.SCHEDULES | objectives.SCHEDULES,
   predict=core.PREDICT,
   timesteps=objectives.TIMESTEPS,

@@ -149,7 +149,8 @@ def tiny(c):
   """The same recipe, small enough to run in seconds: for tests, and to see that everything is in place."""
   if c.data.startswith('sprites'):
     c.data = 'sprites(size=16, n=256)'
-  c.net = c.net.split('(')[0] + '(channels=16, multipliers=(1, 2), blocks=1, attention=())'
+  from diffusion.nets import TINY  # not at start-up: it imports Flax, and --help should be quick
+  c.net = TINY.get(c.net.split('(')[0], c.net)
   c.batch, c.steps, c.lr_schedule = 16, 8, c.lr_schedule.split('(')[0] + '(warmup=2)'
   c.fsdp = c.grad_accumulation = 1
   c.data_workers = 0

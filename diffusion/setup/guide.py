@@ -121,10 +121,12 @@ def parse(text):
 def denoiser(guide, plain, pair, null, clip_x0, unconditional, second=None):
   """(params, cond) -> Denoise, guided and clipped; with a second model, params is a pair, its parameters the second.
 
+  Denoisers here take (x, noise, previous=None): a self-conditioned network its previous estimate of x0.
+
   Args:
     guide: the Guide.
-    plain: (params, cond, previous) -> Denoise without guidance.
-    pair: (params, cond, previous) -> (x, noise) -> (conditional Pred, Pred to lead away from), of one model.
+    plain: (params, cond) -> Denoise without guidance.
+    pair: (params, cond) -> (x, noise, previous) -> (conditional Pred, Pred to lead away from), of one model.
     null: cond -> the null condition.
     clip_x0: whether x0 is kept in [-1, 1].
     unconditional: whether the model has learned to do without its condition.
@@ -132,23 +134,27 @@ def denoiser(guide, plain, pair, null, clip_x0, unconditional, second=None):
   """
   by_classifier = 'classifier' in guide.names
 
-  def predictions(params, cond, previous):
+  def predictions(params, cond):
     if guide.model and not by_classifier:
-      return guidance.separate_pair(plain(params[0], cond, previous), second.plain(params[1], cond, previous))
+      return _both(plain(params[0], cond), second.plain(params[1], cond))
     own = params[0] if guide.model else params
     if cond is not None and by_classifier and guide.doubles:
-      return guidance.separate_pair(plain(own, cond, previous), plain(own, null(cond), previous))
+      return _both(plain(own, cond), plain(own, null(cond)))
     if cond is not None and guide.doubles:
-      return pair(own, cond, previous)
+      return pair(own, cond)
     alone = by_classifier and unconditional and not guide.start
-    single = plain(own, null(cond) if alone else cond, previous)
-    return lambda x, noise: (single(x, noise),) * 2  # one call, whatever the stack makes of it
+    single = plain(own, null(cond) if alone else cond)
+    return lambda x, noise, previous: (single(x, noise, previous),) * 2  # one call, whatever the stack makes of it
 
   def denoise(params, cond):
-    log_prob = second.log_prob(params[1], cond) if by_classifier else None
+    predict, log_prob = predictions(params, cond), second.log_prob(params[1], cond) if by_classifier else None
     def guided(x, noise, previous=None):
-      pair = predictions(params, cond, previous)
-      stacked = guidance.shared_predictions(pair, lambda cond, null: guide.stack(cond, null, log_prob))
+      stacked = guidance.shared_predictions(lambda x, noise: predict(x, noise, previous),
+                                            lambda cond, null: guide.stack(cond, null, log_prob))
       return (gaussian.clip(stacked) if clip_x0 else stacked)(x, noise)
     return guided
   return denoise
+
+
+def _both(cond, null):
+  return lambda x, noise, previous: (cond(x, noise, previous), null(x, noise, previous))

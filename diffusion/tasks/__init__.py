@@ -1,8 +1,5 @@
-"""Tasks: how a batch becomes (x0, cond), and how x0 becomes something to look at. One file per family."""
-from typing import Callable, NamedTuple
+"""Tasks: what the data mean. To add one, write a file with a function that returns a Task, and list it here."""
+from diffusion.tasks import image
+from diffusion.tasks.base import Task
 
-
-class Task(NamedTuple):
-  encode: Callable  # (key, batch) -> (x0 float32 [B, ...], cond [B, ...] or None); key None: no augmentation
-  null: Callable    # cond -> the unconditional cond, of the same shapes
-  decode: Callable  # x0 -> what a person looks at
+TASKS = dict(image=image.image)

@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion.data.arrays import from_unit
-from diffusion.tasks import Task
+from diffusion.tasks.base import Task
 
 
 def to_unit(images):

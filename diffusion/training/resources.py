@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion.errors import InputError
-from diffusion.setup.specs import parse
+from diffusion.nets import setting
+from diffusion.setup.choices import make
 from diffusion.system import flops
 from diffusion.training.loop import abstract_batch, make_train_step
 from diffusion.training.state import abstract_state
@@ -45,10 +46,10 @@ def forecast(run, config, data):
     InputError: the compiler finds that it does not fit into memory; the message says what would.
   """
   state, (batch, key) = abstract_state(run), abstract_batch(run, data)
-  device, options = run.mesh.local_devices[0], parse(config.net)[2]
+  device, net = run.mesh.local_devices[0], make('net', config.net, classes=0)
   advise = lambda needed, available: flops.advice(
     needed, available, run.plan.batch, run.mesh.size, config.fsdp, config.grad_accumulation,
-    bool(options.get('remat')), bytes_of(state))
+    bool(setting(net, 'remat')), bytes_of(state))
   step = make_train_step(run)
   try:
     needed = flops.memory_needed(step.lower(state, batch, key).compile())
@@ -64,7 +65,7 @@ def forecast(run, config, data):
   lines |= _memory(needed, bytes_of(state), available)
   if available and needed > available:
     lines['will not fit'] = advise(needed, available)
-  peak = flops.peak(device, jnp.dtype(options.get('dtype', 'float32')))
+  peak = flops.peak(device, jnp.dtype(setting(net, 'dtype')))
   if not peak:  # then the first seconds of training tell
     return lines, lambda rate: {}, step
   hours = run.plan.steps * run.plan.batch * each / (peak * run.mesh.size) / 3600

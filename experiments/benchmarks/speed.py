@@ -56,7 +56,7 @@ def our_step(net, params, mesh):
   kind = dict(draw=draw, predict=gaussian.predict_eps(), weight=weighting.one())
 
   def loss(key, params, x0, cond, train):
-    return denoising.loss(key, net, params, x0, cond, train=train, **kind)
+    return denoising.loss(key, net.apply, params, x0, cond, train=train, **kind)
 
   optimizer = optax.chain(optax.clip_by_global_norm(1.), optax.adamw(1e-3))
   step = partial(train_step, encode=lambda key, batch: (batch, None), loss=loss, optimizer=optimizer,
@@ -76,7 +76,7 @@ def our_sampler(net, steps, shape):
   @jax.jit
   def sample(params, keys):
     x = samplers.prior(keys, levels, shape)
-    denoise = gaussian.denoiser(net, params, None, gaussian.predict_eps())
+    denoise = gaussian.denoiser(net.apply, params, None, gaussian.predict_eps())
     return samplers.sample(keys, denoise, samplers.ddim(), levels, x)
   return sample
 
@@ -95,15 +95,15 @@ def ours(options, fast=None):
   from diffusion.nets.unet import UNet
   from diffusion.system import flops, sharding
   mesh, shape = sharding.make_mesh(), (options.size, options.size, options.colours)
-  init, net = nets.make(UNet(
+  net = nets.make(UNet(
     channels=options.channels, multipliers=tuple(options.multipliers), blocks=options.blocks,
     dtype=options.dtype, attention=(options.attention,), fast=fast, constrain=sharding.constrain(mesh)))
   ones = np.ones((options.batch, *shape), np.float32), np.ones(options.batch, np.float32)
   images, moments = sharding.put_batch(ones, mesh)
-  state, step = our_step(net, init(jax.random.key(0), shape=(1, *shape)), mesh)
+  state, step = our_step(net, net.init(jax.random.key(0), shape=(1, *shape)), mesh)
   params = jax.tree.map(jnp.copy, state.params)  # the state itself is donated
   keys = jax.device_put(samplers.sample_keys(0, np.arange(options.samples)), sharding.batch_sharding(mesh))
-  forward, sample = jax.jit(net), our_sampler(net, options.steps, shape)
+  forward, sample = jax.jit(net.apply), our_sampler(net, options.steps, shape)
 
   def train():
     nonlocal state
@@ -112,7 +112,7 @@ def ours(options, fast=None):
 
   return dict(
     parameters=sum(a.size for a in jax.tree.leaves(params)),
-    flops=dict(forward=flops.flops(net, params, images, moments),
+    flops=dict(forward=flops.flops(net.apply, params, images, moments),
                train=flops.flops(step, state, images, jax.random.key(0)), sample=flops.flops(sample, params, keys)),
     forward=lambda: jax.block_until_ready(forward(params, images, moments)),
     train=train,

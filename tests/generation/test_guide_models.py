@@ -119,7 +119,7 @@ def test_an_unconditional_and_a_self_conditioned_model_are_led_too(tmp_path):
     run, weights = stored(tmp_path / name, config(guide='', **changes), (1, 2), classes)
     guided, params = guided_by(run, f'autoguidance({tmp_path}/{name}@1, 3)', weights[2], **changes)
     cond = LABEL if classes else None
-    good, bad = (run.plain(weights[i], cond, X / 2)(X, LEVEL).x0 for i in (2, 1))
+    good, bad = (run.plain(weights[i], cond)(X, LEVEL, X / 2).x0 for i in (2, 1))
     x0 = guided.denoise(params, cond)(X, LEVEL, X / 2).x0
     np.testing.assert_allclose(x0, bad + 3 * (good - bad), atol=1e-4)
 

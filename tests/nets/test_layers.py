@@ -99,22 +99,6 @@ def test_fast_and_plain_forms_have_equal_gradients(name, dtype, tolerance):
     np.testing.assert_allclose(fast, plain, rtol=tolerance, atol=tolerance * np.abs(plain).max())
 
 
-def test_attention_matches_a_loop_over_queries():
-  q, k, v = draws((2, 5, 3, 4), (2, 5, 3, 4), (2, 5, 3, 4))
-  want = np.empty_like(v)
-  for b, n, h in np.ndindex(2, 5, 3):
-    weight = np.exp([q[b, n, h] @ k[b, m, h] / 2 for m in range(5)])  # sqrt(4) = 2
-    want[b, n, h] = weight @ v[b, :, h] / weight.sum()
-  with jax.enable_x64(True):
-    np.testing.assert_allclose(layers.attend(*map(jnp.asarray, (q, k, v))), want, rtol=1e-10)
-
-
-def test_attention_survives_large_logits():
-  q = np.full((1, 2, 1, 4), 1e3, np.float32) * np.array([1, -1], np.float32)[:, None, None]
-  v = np.arange(8, dtype=np.float32).reshape(1, 2, 1, 4)
-  np.testing.assert_allclose(layers.attend(q, q, v), v)  # each query sees its own key alone
-
-
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_dropout_and_its_gradient_are_those_of_flax(dtype):
   x, key = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 16)), dtype), jax.random.key(3)
@@ -123,23 +107,6 @@ def test_dropout_and_its_gradient_are_those_of_flax(dtype):
   ours, theirs = both(lambda x: layers.dropout(key, x, .3)), both(lambda x: flax.apply({}, x, rng=key))
   jax.tree.map(np.testing.assert_array_equal, ours, theirs)
   assert ours[1].dtype == x.dtype and .6 < np.mean(np.asarray(ours[1], np.float32) != 0) < .8
-
-
-def test_sinusoidal_embedding_matches_the_closed_form():
-  time = np.array([0., .5, 1., 37.25, 999.])
-  got = layers.sinusoidal(jnp.asarray(time, jnp.float32), 8)
-  frequency = np.array([1, .1, .01, .001])  # 10000^(-i/4)
-  want = np.concatenate([np.sin(np.outer(time, frequency)), np.cos(np.outer(time, frequency))], 1)
-  np.testing.assert_allclose(got, want, atol=1e-4)
-
-
-def test_fourier_features_tell_times_apart_and_never_change():
-  time = jnp.linspace(0, 1000, 50)
-  first, again = layers.fourier(time, 64), jax.jit(layers.fourier, static_argnums=1)(time, 64)
-  np.testing.assert_allclose(first, again, atol=2e-3)
-  gram = np.asarray(first @ first.T) / 32  # 1 on the diagonal: sin^2 + cos^2
-  np.testing.assert_allclose(np.diag(gram), 1, atol=1e-4)
-  assert np.abs(gram - np.eye(50)).max() < .9
 
 
 def test_space_to_depth_puts_the_pixels_of_a_square_together_and_back():

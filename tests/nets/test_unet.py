@@ -4,9 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion import nets
 from diffusion.errors import InputError
 from diffusion.nets import make
-from diffusion.nets.unet import Embedding, UNet
+from diffusion.nets.classifier import Classifier
+from diffusion.nets.unet import UNet
 
 DEEP = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), groups=4)
 TINY = {**DEEP, 'multipliers': (1,)}  # one level compiles faster, for what levels do not touch
@@ -14,10 +16,10 @@ TINY = {**DEEP, 'multipliers': (1,)}  # one level compiles faster, for what leve
 
 def build(shape=(2, 4, 4, 3), cond=None, seed=0, **options):
   """(params, net): all parameters random, so that no path is silent."""
-  init, net = make(UNet(**{**TINY, **options}))
-  params = init(jax.random.key(seed), shape, cond)
+  net = make(UNet(**{**TINY, **options}))
+  params = net.init(jax.random.key(seed), shape, cond)
   rng = np.random.default_rng(seed)
-  return jax.tree.map(lambda a: np.asarray(a) + .2 * rng.normal(size=a.shape).astype(np.float32), params), net
+  return jax.tree.map(lambda a: np.asarray(a) + .2 * rng.normal(size=a.shape).astype(np.float32), params), net.apply
 
 
 def inputs(shape=(2, 4, 4, 3), seed=1):
@@ -47,8 +49,8 @@ def run(net, *args):
 def test_output_is_exactly_zero_at_the_start_and_only_with_zero_init():
   x, t = inputs()
   for zero_init in (True, False):
-    init, net = make(UNet(**TINY, zero_init=zero_init))
-    out = run(net, init(jax.random.key(0), x.shape), x, t)
+    net = make(UNet(**TINY, zero_init=zero_init))
+    out = run(net.apply, net.init(jax.random.key(0), x.shape), x, t)
     assert (np.abs(out).max() == 0) == zero_init
 
 
@@ -56,7 +58,7 @@ def test_initial_values_are_those_of_the_modules_own_initialisers():
   module = UNet(channels=32, multipliers=(1,), blocks=1, attention=())
   x, t = inputs((1, 4, 4, 3))
   want = jax.tree_util.tree_leaves_with_path(jax.jit(module.init)(jax.random.key(0), x, t)['params'])
-  got = jax.tree.leaves(make(module)[0](jax.random.key(1), x.shape))
+  got = jax.tree.leaves(make(module).init(jax.random.key(1), x.shape))
   for (path, a), b in zip(want, got, strict=True):
     assert a.shape == b.shape and a.dtype == b.dtype, path
     np.testing.assert_allclose(np.mean(b), np.mean(a), atol=.03, err_msg=str(path))
@@ -64,14 +66,14 @@ def test_initial_values_are_those_of_the_modules_own_initialisers():
 
 
 def test_initial_values_depend_on_the_key_and_not_on_the_batch():
-  init, _ = make(UNet(**TINY))
+  init = make(UNet(**TINY)).init
   first = init(jax.random.key(0), (2, 8, 8, 3))
   jax.tree.map(np.testing.assert_array_equal, first, init(jax.random.key(0), (7, 8, 8, 3)))
   assert np.any(first['in']['kernel'] != init(jax.random.key(1), (2, 8, 8, 3))['in']['kernel'])
 
 
 def test_init_can_be_evaluated_abstractly():
-  init, _ = make(UNet(**TINY))
+  init = make(UNet(**TINY)).init
   abstract = jax.eval_shape(lambda key: init(key, (2, 8, 8, 3)), jax.random.key(0))
   concrete = init(jax.random.key(0), (2, 8, 8, 3))
   kind = lambda tree: jax.tree.map(lambda a: (a.shape, a.dtype), tree)
@@ -86,7 +88,7 @@ def test_fast_and_plain_networks_agree_in_values_and_gradients(options):
   options, shape = {**DEEP, **options}, (2, 8, 16, 3)  # not square
   x, t = inputs(shape)
   params, fast = build(shape, **options, fast=True)
-  plain = make(UNet(**options, fast=False))[1]
+  plain = make(UNet(**options, fast=False)).apply
   (got, got_grads), (want, want_grads) = gradients(fast, params, x, t), gradients(plain, params, x, t)
   np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
   assert_trees_close(got_grads, want_grads, 1e-4)
@@ -106,9 +108,9 @@ def test_every_pixel_and_colour_in_reaches_the_first_pixel_out(shape):
 
 @pytest.mark.parametrize('shape', [(1, 8, 8, 1), (2, 16, 8, 2), (3, 256, 256, 4)])
 def test_output_has_the_inputs_shape(shape):
-  init, net = make(UNet())
+  net = make(UNet())
   x, t = np.zeros(shape, np.float32), np.zeros(shape[0], np.float32)
-  assert jax.eval_shape(lambda key: net(init(key, shape), x, t), jax.random.key(0)).shape == shape
+  assert jax.eval_shape(lambda key: net.apply(net.init(key, shape), x, t), jax.random.key(0)).shape == shape
 
 
 def test_an_image_does_not_depend_on_the_others_in_its_batch():
@@ -130,32 +132,10 @@ def test_zeros_are_the_null_condition():
   assert np.any(run(net, params, x, t, np.ones((2, 5), np.float32)) != run(net, without, x, t))
 
 
-def test_the_embedding_of_a_mixture_is_the_mixture_of_embeddings():
-  t = np.zeros(2, np.float32)
-  a, b = (np.random.default_rng(i).normal(size=(2, 5)).astype(np.float32) for i in (0, 1))
-  module = Embedding(8, 'sinusoidal')
-  params = module.init(jax.random.key(0), t, a)
-  embed = lambda cond: np.asarray(module.apply(params, t, cond))
-  null = embed(0 * a)
-  want = .3 * (embed(a) - null) + .7 * (embed(b) - null)
-  np.testing.assert_allclose(embed(.3 * a + .7 * b) - null, want, atol=1e-5)
-
-
-def test_several_conditions_add_up():
-  t = np.zeros(2, np.float32)
-  style, word = np.ones((2, 3), np.float32), np.full((2, 7), .5, np.float32)
-  module = Embedding(8, 'sinusoidal')
-  params = module.init(jax.random.key(0), t, dict(style=style, word=word))
-  embed = lambda a, b: np.asarray(module.apply(params, t, dict(style=a * style, word=b * word)))
-  null = embed(0, 0)
-  assert np.abs(embed(1, 0) - null).max() > .1 and np.abs(embed(0, 1) - null).max() > .1
-  np.testing.assert_allclose(embed(1, 1) - null, embed(1, 0) + embed(0, 1) - 2 * null, atol=1e-5)
-
-
 def test_rematerialisation_keeps_the_gradients_and_saves_memory():
   x, t = inputs()
   params, net = build()
-  lean = make(UNet(**TINY, remat=True))[1]
+  lean = make(UNet(**TINY, remat=True)).apply
   assert_trees_close(gradients(lean, params, x, t), gradients(net, params, x, t), 1e-5)
   def kept(net):  # numbers that the backward pass keeps
     backward = jax.eval_shape(lambda p: jax.vjp(lambda p: net(p, x, t), p)[1], params)
@@ -168,7 +148,7 @@ def test_bfloat16_stays_close_to_float32_and_returns_float32():
   x, t = inputs()
   params, net = build(zero_init=False)
   want = run(net, params, x, t)
-  got = run(make(UNet(**TINY, zero_init=False, dtype='bfloat16'))[1], params, x, t)
+  got = run(make(UNet(**TINY, zero_init=False, dtype='bfloat16')).apply, params, x, t)
   assert got.dtype == np.float32 and np.any(got != want)
   assert np.sqrt(np.mean((got - want) ** 2)) < .03 * np.std(want)
 
@@ -176,7 +156,7 @@ def test_bfloat16_stays_close_to_float32_and_returns_float32():
 def test_dropout_acts_only_in_training_and_follows_its_key():
   x, t = inputs()
   params, net = build(dropout=.5)
-  calm = make(UNet(**TINY))[1]
+  calm = make(UNet(**TINY)).apply
   np.testing.assert_array_equal(run(net, params, x, t), run(calm, params, x, t))
   train = jax.jit(lambda seed: net(params, x, t, None, True, {'dropout': jax.random.key(seed)}))
   assert np.any(train(0) != run(calm, params, x, t)) and np.any(train(0) != train(1))
@@ -207,7 +187,7 @@ def test_constrain_sees_activations_with_the_batch_in_front_and_changes_nothing(
     return x
   x, t = inputs((3, 4, 4, 3))
   params, net = build(x.shape)
-  watched = make(UNet(**TINY, constrain=look))[1]
+  watched = make(UNet(**TINY, constrain=look)).apply
   np.testing.assert_array_equal(run(watched, params, x, t), run(net, params, x, t))
   assert len(seen) > 8 and all(shape[0] == 3 for shape in seen)
 
@@ -227,8 +207,21 @@ def test_constrain_sees_activations_with_the_batch_in_front_and_changes_nothing(
   (dict(), (8, 8, 3), ['(8, 8, 3)']),
 ])
 def test_what_does_not_fit_is_refused_by_name_at_init(options, shape, words):
-  init, _ = make(UNet(**{**DEEP, **options}))
+  init = make(UNet(**{**DEEP, **options})).init
   with pytest.raises(InputError) as error:
     init(jax.random.key(0), shape)
   message = str(error.value)
   assert '\n' not in message and all(word in message for word in words), message
+
+
+def test_only_the_sizes_that_a_network_declares_are_passed_and_a_required_one_must_be_declared():
+  assert nets.sized(Classifier, classes=3, out_channels=6, dropout=.5) == dict(classes=3, dropout=.5)
+  assert nets.sized(UNet, ['out_channels'], classes=3, out_channels=6) == dict(out_channels=6)
+  with pytest.raises(InputError, match='Classifier has no field out_channels; .*channels, multipliers'):
+    nets.sized(Classifier, ['out_channels'], classes=3, out_channels=6)
+  assert 'parent' not in nets.sized(UNet, parent=None)
+
+
+def test_settings_have_defaults_for_networks_that_do_not_declare_them():
+  assert nets.setting(UNet(dtype='bfloat16', remat=True), 'dtype') == 'bfloat16' and nets.setting(UNet(remat=True), 'remat')
+  assert nets.setting(object(), 'dtype') == 'float32' and nets.setting(object(), 'remat') is False

@@ -140,10 +140,10 @@ SHAPE = (3, 8, 8, 1)
 
 def build(**options):
   """(params, net): all parameters random, so that no path is silent."""
-  init, net = make(Classifier(**{**TINY, **options}))
-  params = init(jax.random.key(0), SHAPE, np.zeros((1, 3), np.float32))
+  net = make(Classifier(**{**TINY, **options}))
+  params = net.init(jax.random.key(0), SHAPE, np.zeros((1, 3), np.float32))
   noise = np.random.default_rng(0)
-  return jax.tree.map(lambda a: np.asarray(a) + .2 * noise.normal(size=a.shape).astype(np.float32), params), net
+  return jax.tree.map(lambda a: np.asarray(a) + .2 * noise.normal(size=a.shape).astype(np.float32), params), net.apply
 
 
 @pytest.mark.parametrize('options', [
@@ -163,15 +163,15 @@ def test_logits_answer_to_every_parameter_time_and_pixel(options):
 
 
 def test_a_few_steps_tell_bright_from_dark_pictures():
-  init, net = make(Classifier(**{**TINY, 'classes': 2, 'multipliers': (1,), 'attention': ()}))
+  net = make(Classifier(**{**TINY, 'classes': 2, 'multipliers': (1,), 'attention': ()}))
   noise = np.random.default_rng(0)
   cond = np.eye(2, dtype=np.float32)[np.arange(16) % 2]
   x0 = (.8 * (cond[:, 0] - cond[:, 1])[:, None, None, None] + .1 * noise.normal(size=(16, 4, 4, 1))).astype(np.float32)
   draw = rows(Noise(*(a[:8] for a in TABLE)))  # not the noisiest
-  params = init(jax.random.key(0), x0.shape)
+  params = net.init(jax.random.key(0), x0.shape)
   @jax.jit
   def step(params, key):
-    objective = lambda p: noisy_classifier.loss(key, net, p, x0, cond, draw=draw, predict=gaussian.predict_v())
+    objective = lambda p: noisy_classifier.loss(key, net.apply, p, x0, cond, draw=draw, predict=gaussian.predict_v())
     (value, parts), slope = jax.value_and_grad(objective, has_aux=True)(params)
     return jax.tree.map(lambda p, g: p - .1 * g, params, slope), parts
   for i in range(60):
@@ -186,5 +186,5 @@ def test_a_few_steps_tell_bright_from_dark_pictures():
 ])
 def test_what_does_not_fit_is_refused_by_name_at_init(options, shape, message):
   with pytest.raises(InputError, match=message) as error:
-    make(Classifier(**{**TINY, **options}))[0](jax.random.key(0), shape)
+    make(Classifier(**{**TINY, **options})).init(jax.random.key(0), shape)
   assert '\n' not in str(error.value)

@@ -80,21 +80,21 @@ def test_through_every_kind_of_call():
 
 def test_the_published_count_of_the_cifar10_network():
   """6.1 G multiplications an image without those of attention (arXiv:2305.10924, table 1, 35.7 million parameters)."""
-  init, net = nets.make(UNet(channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,), film=False, groups=32,
-                             fast=False))
-  params = jax.eval_shape(lambda key: init(key, (1, 32, 32, 3)), jax.random.key(0))
+  net = nets.make(UNet(channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,), film=False, groups=32,
+                       fast=False))
+  params = jax.eval_shape(lambda key: net.init(key, (1, 32, 32, 3)), jax.random.key(0))
   assert abs(sum(a.size for a in jax.tree.leaves(params)) / 1e6 - 35.7) < .05
-  forward = flops.flops(net, params, F(4, 32, 32, 3), F(4))
+  forward = flops.flops(net.apply, params, F(4, 32, 32, 3), F(4))
   attention = 2 * 256 * (5 * 256 ** 2 + 16 ** 2)  # five at 16x16 pixels and the middle at 4x4, of 256 channels
   assert abs((forward / 2 / 4 - attention) / 1e9 - 6.1) < .05
 
 
 def test_training_a_network_costs_three_times_its_forward_pass():
-  init, net = nets.make(UNet(channels=16, multipliers=(1, 2), blocks=1, attention=(4,), fast=False))
-  params = jax.eval_shape(lambda key: init(key, (1, 8, 8, 3)), jax.random.key(0))
+  net = nets.make(UNet(channels=16, multipliers=(1, 2), blocks=1, attention=(4,), fast=False))
+  params = jax.eval_shape(lambda key: net.init(key, (1, 8, 8, 3)), jax.random.key(0))
   args = params, F(4, 8, 8, 3), F(4)
-  trained = flops.flops(jax.grad(lambda *args: net(*args).sum()), *args)
-  assert 2.95 < trained / flops.flops(net, *args) < 3  # the first layer has no gradient by its input
+  trained = flops.flops(jax.grad(lambda *args: net.apply(*args).sum()), *args)
+  assert 2.95 < trained / flops.flops(net.apply, *args) < 3  # the first layer has no gradient by its input
 
 
 def test_xla_counts_the_same_of_a_network_without_padding():

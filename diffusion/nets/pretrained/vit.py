@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion.nets.layers import attend
+from diffusion.nets.attention import attend
 
 ZEROS = nn.initializers.zeros_init()  # only the shapes matter: the weights come from a file
 ACTIVATIONS = dict(gelu=lambda x: nn.gelu(x, approximate=False), quick_gelu=lambda x: x * nn.sigmoid(1.702 * x))

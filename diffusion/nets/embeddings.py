@@ -1,0 +1,62 @@
+"""Embeddings of time and of conditions that are vectors."""
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion.nets import layers
+
+
+def sinusoidal(time, size, period=10000.0):
+  """Sinusoidal embedding (Vaswani et al. 2017, section 3.5), sines before cosines as in Ho et al. 2020.
+
+  Args:
+    time: [B], any real number. size: even. period: the longest wavelength is about 2 pi period.
+  Returns:
+    [B, size], float32: sin(time * w_i), then cos(time * w_i), w_i = period^(-i/(size/2)).
+  """
+  return _waves(time, period ** (-np.arange(size // 2) / (size // 2)))
+
+
+def fourier(time, size, bandwidth=16.0):
+  """Random Fourier features (Tancik et al. 2020; Song et al. 2021) of time/1000, from one fixed draw.
+
+  Args:
+    time: [B], about 0 to 1000. size: even.
+    bandwidth: standard deviation of the frequencies, in periods over [0, 1000].
+  Returns:
+    [B, size], float32.
+  """
+  frequencies = np.random.default_rng(0).normal(scale=bandwidth, size=size // 2)
+  return _waves(time, 2 * np.pi / 1000 * frequencies)
+
+
+def _waves(time, frequencies):
+  angles = jnp.asarray(time, jnp.float32)[:, None] * jnp.asarray(frequencies, jnp.float32)
+  return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
+
+
+KINDS = dict(sinusoidal=sinusoidal, fourier=fourier)
+
+
+class Embedding(nn.Module):
+  """Time [B] and condition -> [B, 4 * channels], float32.
+
+  Fields:
+    channels: size of the features of time; even.
+    kind: 'sinusoidal' or 'fourier'.
+  """
+  channels: int
+  kind: str
+
+  @nn.compact
+  def __call__(self, time, cond):
+    """cond: None, [B, K], or a dict of such vectors; each enters linearly and without a bias."""
+    dense = partial(layers.Dense, 4 * self.channels)
+    h = dense(name='time0')(KINDS[self.kind](time, self.channels))
+    h = dense(name='time1')(nn.silu(h))
+    conds = cond if isinstance(cond, dict) else {} if cond is None else {'cond': cond}
+    for name, value in sorted(conds.items()):
+      h = h + dense(use_bias=False, name=f'cond_{name}')(value.astype(jnp.float32))
+    return h

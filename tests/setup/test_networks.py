@@ -1,0 +1,69 @@
+"""How the config meets a network: each has its own tiny form and usage, and takes what it declares and nothing else."""
+import flax.linen as nn
+import jax
+import pytest
+
+from diffusion import nets
+from diffusion.errors import InputError
+from diffusion.setup import build
+from diffusion.setup.config import default, tiny
+from diffusion.system import sharding
+
+
+class Minimal(nn.Module):
+  """A network without any of the fields that others may read."""
+  width: int = 3
+
+  @nn.compact
+  def __call__(self, x, time, cond=None, train=False):
+    if isinstance(self.width, str):
+      raise TypeError('width should be a number')
+    h = nn.Dense(self.width)(x)
+    return nn.Dense(x.shape[-1])(h)
+
+
+def config(**changes):
+  c = tiny(default())
+  c.update(changes)
+  return c
+
+
+def built(c):
+  return build.build(c, (8, 8, 1), ('a', 'b'), sharding.make_mesh(devices=jax.devices()[:1]))
+
+
+@pytest.fixture(autouse=True)
+def minimal(monkeypatch):
+  monkeypatch.setitem(build.CHOICES['net'], 'minimal', Minimal)
+
+
+@pytest.mark.parametrize('name', nets.NETS)
+def test_every_network_has_a_tiny_form_of_its_own(name):
+  c = default()
+  c.net = f'{name}(channels=64)'
+  assert tiny(c).net == nets.TINY[name]
+  assert sum(a.size for a in jax.tree.leaves(jax.eval_shape(built(c).init, jax.random.key(0)))) < 2e5
+
+
+def test_a_network_without_a_tiny_form_stays_what_it_is():
+  c = default()
+  c.net = 'minimal(width=2)'
+  assert tiny(c).net == 'minimal(width=2)'
+
+
+def test_a_network_that_declares_nothing_can_be_trained():
+  params = built(config(net='minimal(width=2)')).init(jax.random.key(0))
+  assert params['Dense_0']['kernel'].shape == (1, 2)
+
+
+@pytest.mark.parametrize('changes', [
+  dict(self_condition=True), dict(variance='learned', weight='one', sampler='ddpm', schedule='linear', grid='trailing(4)'),
+])
+def test_extra_channels_need_a_network_that_declares_them(changes):
+  with pytest.raises(InputError, match=r"config\.net='minimal'.*no field out_channels.*unet"):
+    built(config(net='minimal', guidance=1., **changes))
+
+
+def test_an_error_shows_the_usage_of_the_network_that_is_named():
+  with pytest.raises(InputError, match=r"config\.net='minimal\(width=wide\)': width.*minimal\(width=3\)"):
+    built(config(net='minimal(width=wide)'))
