@@ -7,7 +7,7 @@ import pytest
 
 from diffusion import samplers
 from diffusion.core.gaussian import predict_x0, take
-from diffusion.objectives.denoising import own_estimate
+from diffusion.objectives.denoising import with_self_conditioning
 from diffusion.setup import build
 from diffusion.setup.config import default, tiny
 from diffusion.system import sharding
@@ -40,7 +40,7 @@ def make(monkeypatch):
   monkeypatch.setitem(build.CHOICES['net'], 'encoded', Encoded)
   def make(**changes):
     c = tiny(default())
-    c.update(dict(net='encoded', predict='x0', grid='trailing(4)', sampler='ddim', clip=False) | changes)
+    c.update(dict(net='encoded', predict='x0', grid='trailing(4)', sampler='ddim', clip_x0=False) | changes)
     run = build.build(c, SHAPE, CLASSES, sharding.make_mesh(devices=jax.devices()[:1]))
     return run, run.init(jax.random.key(0))
   return make
@@ -55,8 +55,8 @@ def executed(function, *args):
 
 
 @pytest.mark.parametrize('changes, expected', [
-  (dict(guidance=1.), 1), (dict(guidance=3.), 2), (dict(guidance=3., negative='b'), 2),
-  (dict(guidance=3., self_condition=True), 2),
+  (dict(guide=''), 1), (dict(guide='cfg(3)'), 2), (dict(guide='cfg(3, negative=b)'), 2),
+  (dict(guide='cfg(3)', self_condition=True), 2),
 ])
 def test_sampling_prepares_each_condition_once_before_its_steps(make, changes, expected):
   run, params = make(**changes)
@@ -70,7 +70,7 @@ def test_sampling_prepares_each_condition_once_before_its_steps(make, changes, e
 
 @pytest.mark.parametrize('changes', [dict(), dict(self_condition=True)])
 def test_guidance_prepares_both_conditions(make, changes):
-  run, params = make(guidance=3., negative='b', **changes)
+  run, params = make(guide='cfg(3, negative=b)', **changes)
   x = np.random.default_rng(0).normal(size=(4, *SHAPE)).astype(np.float32)
   out = run.denoise(params, COND)(x, take(run.levels, 0)).x0
   encoder, layer = np.asarray(params['encoder']['kernel'], np.float64), params['layer']
@@ -81,7 +81,7 @@ def test_guidance_prepares_both_conditions(make, changes):
 
 
 @pytest.mark.parametrize('changes, part, expected', [
-  (dict(), None, 1), (dict(), (1, 2), 1), (dict(self_condition=True), None, 1), (dict(draw='loss_aware'), None, 1),
+  (dict(), None, 1), (dict(), (1, 2), 1), (dict(self_condition=True), None, 1), (dict(timesteps='loss_aware'), None, 1),
 ])
 def test_the_loss_prepares_its_condition_once_and_trains_what_prepares(make, changes, part, expected):
   run, params = make(condition_dropout=.5, **changes)
@@ -94,17 +94,18 @@ def test_the_loss_prepares_its_condition_once_and_trains_what_prepares(make, cha
 
 def test_the_condition_is_dropped_before_it_is_prepared(make):
   x0 = np.random.default_rng(0).normal(size=(4, *SHAPE)).astype(np.float32)
-  (dropped, params), (kept, _) = make(condition_dropout=1.), make(condition_dropout=0., guidance=1.)
+  (dropped, params), (kept, _) = make(condition_dropout=1.), make(condition_dropout=0., guide='')
   value = lambda run, cond: run.loss(jax.random.key(0), params, x0, cond, True)[0]
   assert value(dropped, COND) == value(kept, 0 * COND) != value(kept, COND)
 
 
 def test_no_gradient_reaches_the_condition_through_the_own_estimate():
   def net(params, x, time, cond, train, rngs):
-    return x[..., :1] + cond
-  x = jnp.ones((2, 1))
+    return x[..., :1] + x[..., 1:] + cond
+  def estimate(key, net, params, x0, cond, **options):  # in place of the loss: what stands beside the network's input
+    return net(params, 0 * x0, None, 0 * cond, True, {})
   noise = take(build.make('schedule', 'cosine'), 500)
   def total(cond, key):
-    return own_estimate(key, net, {}, x, noise, cond, predict_x0()).sum()
+    return with_self_conditioning(estimate)(key, net, {}, jnp.ones((2, 1)), cond, draw=lambda *_: noise, predict=predict_x0()).sum()
   values, slopes = zip(*(jax.value_and_grad(total)(jnp.ones((2, 1)), jax.random.key(i)) for i in range(8)))
   assert max(values) > 1 and not np.any(slopes)  # some of the estimates are not zeros
