@@ -5,6 +5,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion.errors import InputError
 from diffusion.nets import layers
 
 
@@ -52,11 +53,37 @@ class Embedding(nn.Module):
 
   @nn.compact
   def __call__(self, time, cond):
-    """cond: None, [B, K], or a dict of such vectors; each enters linearly and without a bias."""
+    """Embeds a batch.
+
+    Args:
+      time: [B].
+      cond: None, [B, K], or a dict of
+        'span': [B], a second time, embedded as the first is, and added;
+        any other name: float [B, K]; it enters linearly and without a bias.
+    Raises:
+      InputError: an entry of another rank or type, such as token ids.
+    """
     dense = partial(layers.Dense, 4 * self.channels)
-    h = dense(name='time0')(KINDS[self.kind](time, self.channels))
-    h = dense(name='time1')(nn.silu(h))
+
+    def embed(time, name):
+      h = dense(name=f'{name}0')(KINDS[self.kind](time, self.channels))
+      return dense(name=f'{name}1')(nn.silu(h))
+
+    h = embed(time, 'time')
     conds = cond if isinstance(cond, dict) else {} if cond is None else {'cond': cond}
     for name, value in sorted(conds.items()):
-      h = h + dense(use_bias=False, name=f'cond_{name}')(value.astype(jnp.float32))
+      _check(name, value)
+      if name == 'span':
+        h = h + embed(value, name)
+      else:
+        h = h + dense(use_bias=False, name=f'cond_{name}')(value.astype(jnp.float32))
     return h
+
+
+def _check(name, value):
+  if name == 'span':
+    if value.ndim != 1:
+      raise InputError(f"cond['span'] has the shape {value.shape}: expected a time for each example, [B]")
+  elif value.ndim != 2 or not jnp.issubdtype(value.dtype, jnp.floating):
+    raise InputError(f'cond[{name!r}] is {value.dtype} {value.shape}: expected a float vector for each example, [B, K]; '
+                     'this network has no use for anything else')

@@ -7,11 +7,12 @@
 
 Time and condition become one vector [B, 4 * channels], given to every residual block. The condition enters
 linearly and without a bias: zeros mean "no condition", and a weighted sum of conditions has the weighted sum
-of embeddings.
+of embeddings. An image beside x, such as one to be enlarged or restored, enters as more channels of the input.
 """
 import flax.linen as nn
 import jax.numpy as jnp
 
+from diffusion.errors import InputError
 from diffusion.nets import layers
 from diffusion.nets.embeddings import Embedding
 from diffusion.nets.encoder import check, Encoder
@@ -34,18 +35,25 @@ class UNet(Encoder):
     Args:
       x: [B, H, W, C], float. H and W are divisible by patch * 2^(levels - 1).
       time: [B], about 0 to 1000 (discrete steps, or 1000 times a continuous time).
-      cond: None, [B, K] (one-hot classes, a context vector, a weighted sum of such), or a dict of them.
+      cond: None, [B, K] (one-hot classes, a context vector, a weighted sum of such), or a dict of
+        'image': float [B, H, W, C'], concatenated to x;
+        'span': [B], a second time, embedded as the first is, and added;
+        any other name: float [B, K].
+        The parameters for an entry exist only if `init` was given it.
       train: whether dropout is active.
     Returns:
       [B, H, W, out_channels], float32.
     Raises:
-      InputError: an option or a size that does not fit.
+      InputError: an option or a size that does not fit; an entry of cond that is none of these.
     """
     check(self, x.shape)
+    features = (self.out_channels or x.shape[-1]) * self.patch ** 2
+    if isinstance(cond, dict) and 'image' in cond:
+      x = beside(x, cond['image'])
+      cond = {name: value for name, value in cond.items() if name != 'image'}
     emb = nn.silu(Embedding(self.channels, self.embedding, name='embedding')(time, cond))
     parts = self.parts(emb, train)
     widths = [self.channels * m for m in self.multipliers]
-    features = (self.out_channels or x.shape[-1]) * self.patch ** 2
 
     h, skips = self.encode(x, parts)
     h = parts.block(h, widths[-1], 'middle_block1')
@@ -60,3 +68,11 @@ class UNet(Encoder):
     h = nn.silu(layers.Norm(self.groups, self.fast, name='out_norm')(h))
     h = layers.Conv(features, zero=self.zero_init, name='out', dtype='float32', fast=self.fast)(h)
     return layers.depth_to_space(h, self.patch)
+
+
+def beside(x, image):
+  """x [B, H, W, C] and a float image [B, H, W, C'] of the same size as one array [B, H, W, C + C'] of x's type."""
+  if image.ndim != 4 or image.shape[1:3] != x.shape[1:3] or not jnp.issubdtype(image.dtype, jnp.floating):
+    raise InputError(f"cond['image'] is {image.dtype} {image.shape}: expected float [B, {x.shape[1]}, {x.shape[2]}, C], "
+                     'of the size of x; resize and scale it first')
+  return jnp.concatenate([x, image.astype(x.dtype)], -1)

@@ -1,4 +1,5 @@
 """Embeddings of time and conditions."""
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,3 +47,26 @@ def test_several_conditions_add_up():
   null = embed(0, 0)
   assert np.abs(embed(1, 0) - null).max() > .1 and np.abs(embed(0, 1) - null).max() > .1
   np.testing.assert_allclose(embed(1, 1) - null, embed(1, 0) + embed(0, 1) - 2 * null, atol=1e-5)
+
+
+def test_a_span_is_embedded_as_time_is_and_added():
+  module, t = Embedding(8, 'sinusoidal'), np.array([3., 700.], np.float32)
+  params = nn.meta.unbox(module.init(jax.random.key(0), t, dict(span=t)))['params']
+  assert set(params) == {'time0', 'time1', 'span0', 'span1'}
+  embed = lambda params, t, cond=None: np.asarray(module.apply(dict(params=params), t, cond))
+  swapped = {name.replace('span', 'time'): leaf for name, leaf in params.items() if name.startswith('span')}
+  added = embed(params, t, dict(span=t[::-1])) - embed({name: params[name] for name in ('time0', 'time1')}, t)
+  np.testing.assert_allclose(added, embed(swapped, t[::-1]), atol=1e-5)
+
+
+@pytest.mark.parametrize('cond, message', [
+  (dict(tokens=np.zeros((2, 77), np.int32)), r"cond\['tokens'\] is int32 \(2, 77\)"),
+  (dict(label=np.zeros(2, np.float32)), r"cond\['label'\] is float32 \(2,\)"),
+  (dict(context=np.zeros((2, 7, 8), np.float32)), r"cond\['context'\] is float32 \(2, 7, 8\)"),
+  (dict(x_mask=np.zeros((2, 5), bool)), r"cond\['x_mask'\] is bool"),
+  (dict(span=np.zeros((2, 1), np.float32)), r"cond\['span'\] has the shape \(2, 1\)"),
+  (np.zeros((2, 5), np.int32), r"cond\['cond'\] is int32"),
+])
+def test_a_condition_that_is_no_vector_is_refused(cond, message):
+  with pytest.raises(InputError, match=message):
+    Embedding(8, 'sinusoidal').init(jax.random.key(0), np.zeros(2, np.float32), cond)

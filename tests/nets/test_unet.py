@@ -225,3 +225,48 @@ def test_only_the_sizes_that_a_network_declares_are_passed_and_a_required_one_mu
 def test_settings_have_defaults_for_networks_that_do_not_declare_them():
   assert nets.setting(UNet(dtype='bfloat16', remat=True), 'dtype') == 'bfloat16' and nets.setting(UNet(remat=True), 'remat')
   assert nets.setting(object(), 'dtype') == 'float32' and nets.setting(object(), 'remat') is False
+
+
+# ---- an image beside x, and a second time
+def test_an_image_beside_x_is_more_channels_of_the_input():
+  x, t = inputs()
+  image = np.random.default_rng(5).normal(size=(2, 4, 4, 2)).astype(np.float32)
+  params, net = build(cond=dict(image=image))
+  wide = make(UNet(**TINY, out_channels=3)).apply
+  np.testing.assert_array_equal(run(net, params, x, t, dict(image=image)), run(wide, params, np.concatenate([x, image], -1), t))
+  assert run(net, params, x, t, dict(image=image)).shape == x.shape
+  without = {**params, 'in': {**params['in'], 'kernel': params['in']['kernel'][:, :, :3]}}
+  np.testing.assert_allclose(run(net, params, x, t, dict(image=0 * image)), run(make(UNet(**TINY)).apply, without, x, t), atol=1e-5)
+
+
+def test_every_pixel_of_the_image_and_the_span_matter():
+  x, t = inputs()
+  cond = dict(cond=np.eye(2, dtype=np.float32), image=np.ones((2, 4, 4, 2), np.float32), span=np.array([5., 900.], np.float32))
+  params, net = build(cond=cond)
+  def first(image, span):
+    return net(params, x, t, dict(cond, image=image, span=span))[0].sum()
+  image, span = jax.jit(jax.grad(first, (0, 1)))(cond['image'], cond['span'])
+  assert np.all(image[0] != 0) and span[0] != 0 and not np.any(image[1]) and span[1] == 0
+  for path, grad in jax.tree_util.tree_leaves_with_path(gradients(net, params, x, t, cond)[1]):
+    assert np.any(grad != 0), jax.tree_util.keystr(path)
+
+
+def test_parameters_for_an_entry_exist_only_if_it_does():
+  shapes = lambda cond: {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(
+    jax.eval_shape(lambda key: make(UNet(**TINY)).init(key, (2, 4, 4, 3), cond), jax.random.key(0)))}
+  vector = np.zeros((2, 5), np.float32)
+  plain, named = shapes(vector), shapes(dict(cond=vector))
+  assert plain == named
+  assert shapes(dict(cond=vector, span=np.zeros(2, np.float32))).keys() - plain.keys() == {
+    f"['embedding']['span{i}']['{leaf}']" for i in (0, 1) for leaf in ('kernel', 'bias')}
+  beside = shapes(dict(cond=vector, image=np.zeros((1, 4, 4, 1), np.float32)))  # an example with another B
+  assert beside.keys() == plain.keys()
+  assert {name for name in plain if plain[name] != beside[name]} == {"['in']['kernel']"} and beside["['in']['kernel']"] == (3, 3, 4, 8)
+
+
+@pytest.mark.parametrize('image', [
+  np.zeros((2, 2, 2, 3), np.float32), np.zeros((2, 4, 4), np.float32), np.zeros((2, 4, 4, 3), np.uint8),
+], ids=['size', 'rank', 'type'])
+def test_an_image_of_another_size_or_type_is_refused(image):
+  with pytest.raises(InputError, match=r"cond\['image'\] is .*float \[B, 4, 4, C\]"):
+    build(cond=dict(image=image))
