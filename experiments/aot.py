@@ -55,8 +55,8 @@ def devices(topology, chips=0):
   try:
     known = topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
   except Exception as error:  # its type depends on the version
-    raise InputError(f'--topology={topology}: {str(error).splitlines()[0]}; expected one such as v5e:4x4, v6e:16x16 or '
-                     'v5p:4x4x4') from error
+    raise InputError(f'--topology={topology}: {str(error).splitlines()[0]}; expected one such as v5e:4x4, '
+                     'v6e:16x16 or v5p:4x4x4') from error
   if chips > len(known):
     raise InputError(f'--chips={chips}: {topology} has {len(known)}')
   return known[:chips or len(known)]
@@ -164,8 +164,8 @@ def _program(jitted, args, chips, available, rounds, sizes):
     return record | dict(fits=False, needed=needed, there=limit, compile_seconds=time.monotonic() - start)
   seconds, needed, xla = time.monotonic() - start, flops.memory_needed(compiled), compiled.cost_analysis()
   collectives, memory = hlo.collectives(compiled.as_text()), compiled.memory_analysis()
-  # XLA counts the body of a loop once. Nearly all of either program is in its loop, so that multiplying by its rounds is
-  # right, or a slight overestimate.
+  # XLA counts the body of a loop once. Nearly all of either program is in its loop, so that multiplying by its rounds
+  # is right, or a slight overestimate.
   bytes_moved, sent = xla['bytes accessed'] * rounds, sum(map(hlo.sent, collectives))
   strangers = hlo.not_parameters(collectives, sizes)
   return record | dict(
@@ -179,7 +179,7 @@ def _program(jitted, args, chips, available, rounds, sizes):
 
 
 def roofline(work, moved, sent):
-  """{chip: seconds of each resource, and the longest} for the work of one chip: FLOPs, bytes moved in memory, bytes sent."""
+  """{chip: seconds of each resource, and the longest} of one chip's work: FLOPs, bytes moved in memory, bytes sent."""
   from diffusion.system import flops
   rows = {}
   for name, kind in CHIPS.items():
@@ -202,7 +202,8 @@ def tell(record):
     fits = 'fits' if p['fits'] else 'DOES NOT FIT'
     lines += [f'{name}: {p["images"]} images, compiled in {p["compile_seconds"]:.0f} s',
               f'  memory       {fits}: {size(p["needed"])} of {size(p["there"])} per chip',
-              f'  FLOPs        {p["flops"] / p["images"] / 1e9:.4g} G per image, {p["flops"] / chips / 1e12:.4g} T per chip']
+              f'  FLOPs        {p["flops"] / p["images"] / 1e9:.4g} G per image, '
+              f'{p["flops"] / chips / 1e12:.4g} T per chip']
     if 'roofline' not in p:
       continue
     lines += [f'  bytes        {size(p["bytes"])} moved and {size(p["sent"])} sent by each chip']
@@ -214,8 +215,8 @@ def tell(record):
     for chip, r in p['roofline'].items():
       rate = p['images'] / r['seconds']
       parts = ', '.join(f'{part} {r[part] * 1e3:.3g}' for part in ('compute', 'memory', 'links'))
-      lines.append(f'  {chip:<12} {r["seconds"] * 1e3:.4g} ms, bound by {r["bound"]} ({parts}): about {rate:,.0f} images/s, '
-                   f'{rate / chips:,.1f} per chip')
+      lines.append(f'  {chip:<12} {r["seconds"] * 1e3:.4g} ms, bound by {r["bound"]} ({parts}): about '
+                   f'{rate:,.0f} images/s, {rate / chips:,.1f} per chip')
   return '\n'.join(lines)
 
 

@@ -15,15 +15,15 @@ from etils import epath
 from diffusion.system.files import write_atomic
 
 CIFAR, IMAGENET = '--config=configs/cifar10.py:pod', '--config=configs/imagenet64.py:pod'
-SMALL = ('--config.net=unet(channels=64, multipliers=(1, 2), blocks=1, attention=(16,), heads=1, film=False, groups=32, '
-         'dropout=0.1, dtype=bfloat16)')
+SMALL = ('--config.net=unet(channels=64, multipliers=(1, 2), blocks=1, attention=(16,), heads=1, film=False, '
+         'groups=32, dropout=0.1, dtype=bfloat16)')
 
 
 def small(topology, batch, *more):
   return [CIFAR, SMALL, f'--topology={topology}', f'--config.batch={batch}', '--programs=train', *more]
 
 
-# name: (description, arguments of experiments.aot). The first three are recipes as shipped, except config.sample.batch.
+# name: (description, arguments of experiments.aot). The first three are the recipes, except config.sample.batch.
 ROWS = {
   'cifar10-256': ('CIFAR-10, the recipe `:pod`; it samples 2048 images at a time',
                   [CIFAR, '--topology=v5e:16x16', '--config.batch=2048', '--config.sample.batch=2048']),
@@ -42,9 +42,9 @@ ROWS = {
 ABOUT = """Memory is what XLA reserves on one chip: arguments, results, temporaries and code. Bytes moved are those of
 XLA's cost analysis, bytes sent those of the collectives by the best ring algorithm. The time is the longest of FLOPs
 over the peak, bytes over the memory bandwidth and bytes over the link bandwidth. It is an estimate: compute and links
-are lower bounds, but memory uses XLA's count of the bytes that operations access, which may exceed the bytes moved. The
-columns v5p and v6e use the program compiled for the v5e. The small network (`SMALL` in experiments/aot_table.py) shows
-the scaling in a fraction of the compile time."""
+are lower bounds, but memory uses XLA's count of the bytes that operations access, which may exceed the bytes moved.
+The columns v5p and v6e use the program compiled for the v5e. The small network (`SMALL` in experiments/aot_table.py)
+shows the scaling in a fraction of the compile time."""
 COLUMNS = ['what', 'program', 'chips', 'fsdp', 'images per chip', 'parameters', 'memory per chip', 'GFLOP per image',
            'moved per chip', 'sent per chip', 'collectives', 'v5e: ms, bound by', 'images/s on v5e', 'per chip: v5e',
            'v5p', 'v6e']
@@ -108,7 +108,7 @@ def line(what, row, program, p):
 
 
 def notes(rows):
-  """Remarks on single rows; then, for each train step, the arrays gathered that are not parameters, and those exchanged."""
+  """Remarks on single rows; then, for each train step, the arrays gathered that are not parameters, or exchanged."""
   yield from (f'* {name}: {row["remark"]}' for name, row in rows.items() if 'remark' in row)
   yield ''
   yield 'Arrays in a train step that chips gather and that have the size of no parameter, or that they exchange:'

@@ -1,21 +1,25 @@
-"""Lossless compression with a diffusion model: bits back with asymmetric numeral systems, layer by layer (Bit-Swap, arXiv:1905.06845).
+"""Lossless compression with a diffusion model: bits back with asymmetric numeral systems, layer by layer (Bit-Swap,
+arXiv:1905.06845).
 
-A stack of bits starts with random ones. To put a picture x on it, the chain x -> z_0 -> .. -> z_{T-1} of a table's levels (z_i is x with the
-noise of row i) is walked from the clean end:
+The stack of bits starts with random ones. To encode an image x, walk the chain x -> z_0 -> .. -> z_{T-1} of a table's
+levels (z_i is x with the noise of row i) from the clean end:
 
-  take z_0 ~ q(z_0 | x) off the stack, put x on it by p(x | z_0);  take z_1 ~ q(z_1 | z_0), put z_0 by p(z_0 | z_1);  ..  put z_{T-1} by the prior
+  pop z_0 ~ q(z_0 | x), push x by p(x | z_0);  pop z_1 ~ q(z_1 | z_0), push z_0 by p(z_0 | z_1);  ..  push z_{T-1} by
+  the prior
 
-Taking by q gives bits back, and decoding is the same walk backwards, which returns the bits that were taken: the next picture takes from what
-the last one has put. The net cost is the variational bound of the chain (diffusion.bound), and only the first picture needs bits that were not
-there: about those of two layers, however long the chain.
+Popping by q recovers bits, because decoding is the same walk backwards and returns the popped bits: the next image
+pops what the previous one has pushed. The net cost is the variational bound of the chain (diffusion.evaluation.elbo), and
+only the first image needs initial bits: about those of two layers, whatever the length of the chain.
 
-z_i lives on a grid of bins, `bins` to the smallest standard deviation in use for it; their width cancels in the net cost. Gaussians are coded in 24 bits
-around their mean, where no bin is rarer than 2^-24; a value far outside of what the model expects is put in two parts (see `_put`).
+z_i lives on a grid of bins, `bins` per smallest standard deviation used for it; their width cancels in the net cost.
+Gaussians are coded with 24 bits around their mean, where no bin is rarer than 2^-24; a value far from the mean is
+coded in two parts (see `_put`).
 
-Who decodes must have what the encoder had: the same network, table and variances (a fingerprint in the file tells), and arithmetic equal to the last
-bit, for a mean that rounds otherwise is another code. In practice: the same machine, versions and compiled program at the same batch, for
-which `estimate` is jitted once and always called with `batch` pictures. Decoding ends with the random bits it began with, and with the pictures of
-a checksum, or raises.
+The decoder needs the network, table and variances of the encoder (checked by a fingerprint in the file), and
+arithmetic identical to the last bit, since a mean rounded differently is a different code. In practice this means the
+same machine, versions and compiled program at the same batch size, so `estimate` is jitted once and always called with
+`batch` images. Decoding must end with the initial random bits and with images of the stored checksum; otherwise it
+raises InputError.
 """
 import hashlib
 import json
@@ -31,41 +35,42 @@ from diffusion.errors import InputError
 from diffusion.evaluation.elbo import learned_variance, variance_shares
 
 MAGIC = b'DIFFUSED'
-REACH_Q, REACH_P = 8, 16  # standard deviations around the mean with bins of their own
-FAR = 2 ** 23             # bins beyond them
-WORDS = 8                 # random words for every value of a batch: 256 bits, far more than two layers take
+REACH_Q, REACH_P = 8, 16  # standard deviations around the mean with their own bins
+FAR = 2 ** 23             # bins beyond these
+WORDS = 8                 # random words per value of a batch: 256 bits, far more than two layers take
 
 
 class Chain(NamedTuple):
-  """What both sides know, in float64 [T]."""
+  """What encoder and decoder share, in float64 [T]."""
   table: Noise
   width: Any      # of the bins of z_i
-  forward: Any    # standard deviation of q(z_i | z_{i-1}); of row 0, q(z_0 | x)
-  log_small: Any  # log variance of p(z_{i-1} | z_i), between small
-  log_ratio: Any  # and large; of row 0, p(x | z_0)
-  share: Any      # where it lies, 0 to 1
-  learned: bool   # or whether the network says where
+  forward: Any    # standard deviation of q(z_i | z_{i-1}); in row 0 of q(z_0 | x)
+  log_small: Any  # lower limit of the log variance of p(z_{i-1} | z_i); in row 0 of p(x | z_0)
+  log_ratio: Any  # upper limit minus lower limit
+  share: Any      # position between the limits, 0 to 1
+  learned: bool   # whether the network gives the position instead
 
 
 class Cost(NamedTuple):
-  """What an encoding took, in bits."""
+  """The size of an encoding in bits."""
   batches: Any   # net, of each batch [batches]
-  initial: int   # random bits that the file carries along
+  initial: int   # random bits stored in the file
 
 
 def plan(table, variance='small', bins=16):
-  """The Chain of a table; variance as for diffusion.bound.
+  """The Chain of a table; variance as for diffusion.evaluation.elbo.
 
   Raises:
     InputError: a table of fewer than 2 levels, an unknown variance, too few bins.
   """
   if isinstance(bins, bool) or not isinstance(bins, int) or not 2 <= bins <= 1024:
-    raise InputError(f'bins={bins!r}: expected a number of bins to a standard deviation from 2 to 1024')
+    raise InputError(f'bins={bins!r}: expected from 2 to 1024 bins per standard deviation')
   steps = likelihood.reverse(table)
   share, learned = variance_shares(variance, len(table.logsnr))
-  kept = np.append(1., -np.expm1(np.diff(table.logsnr)))  # k, of row 0 that of a step from clean data
+  kept = np.append(1., -np.expm1(np.diff(table.logsnr)))  # k; in row 0 that of a step from clean data
   forward = table.sigma * np.sqrt(kept)
-  backward = np.append(np.exp(.5 * (steps.log_small + share * steps.log_ratio))[1:], table.sigma[-1])  # learned: the small
+  smallest = np.exp(.5 * (steps.log_small + share * steps.log_ratio))  # where learned, share is 0
+  backward = np.append(smallest[1:], table.sigma[-1])
   return Chain(table, np.minimum(forward, backward) / bins, forward, steps.log_small, steps.log_ratio, share, learned)
 
 
@@ -79,10 +84,10 @@ def _library():
 
 
 def _near(mean, std, width):
-  """(nearest bin, what QuantizedGaussian takes: the mean from there and the standard deviation, in bins), flat."""
+  """(nearest bin, parameters of QuantizedGaussian: the mean relative to that bin and the standard deviation), flat."""
   mean, std = np.broadcast_arrays(np.ravel(mean) / width, np.ravel(std) / width)
   if not (np.all(np.isfinite(mean)) and np.all(np.isfinite(std))):
-    raise InputError('the model gives numbers that are not finite; nothing can be coded with it')
+    raise InputError('the model predicts numbers that are not finite; it cannot be used for coding')
   centre = np.round(mean)
   return centre.astype(np.int64), (mean - centre, np.ascontiguousarray(std))
 
@@ -93,7 +98,7 @@ def _model(reach, std, width):
 
 
 def _take_q(stack, mean, std, width):
-  """Bins of z ~ N(mean, std^2), taken off the stack."""
+  """Bins of z ~ N(mean, std^2), popped off the stack."""
   centre, parameters = _near(mean, std, width)
   return centre + stack.decode(_model(REACH_Q, std, width)[0], *parameters)
 
@@ -104,13 +109,13 @@ def _return_q(stack, k, mean, std, width):
 
 
 def _put(stack, k, mean, std, width):
-  """Puts bins by N(mean, std^2). The outermost symbols stand for all that lies beyond, and how far comes in a uniform second part."""
+  """Pushes bins by N(mean, std^2). The outermost symbols stand for all beyond; a uniform second part codes how far."""
   centre, parameters = _near(mean, std, width)
   model, half = _model(REACH_P, std, width)
   away = k - centre
   beyond = np.abs(away)[np.abs(away) >= half] - half
   if np.any(beyond >= FAR):
-    raise InputError(f'a value lies {beyond.max() + half} bins away from where the model expects it; it cannot be coded with this model')
+    raise InputError(f'a value is {beyond.max() + half} bins away from its predicted mean; this model cannot code it')
   stack.encode_reverse(beyond.astype(np.int32), _library().model.Uniform(FAR))
   stack.encode_reverse(np.clip(away, -half, half).astype(np.int32), model, *parameters)
 
@@ -124,9 +129,9 @@ def _get(stack, mean, std, width):
   return centre + away
 
 
-# ---- the chain; z are flat bins of all pictures of a batch, x flat uint8
+# ---- the chain; z are flat bins of all images of a batch, x flat uint8
 def _q(chain, i, below):
-  """(mean, std, width) of z_i given z_{i-1}, or x where i is 0."""
+  """(mean, std, width) of z_i given z_{i-1}, or given x if i is 0."""
   table = chain.table
   if i == 0:
     return table.alpha[0] * (below / 127.5 - 1), chain.forward[0], chain.width[0]
@@ -134,10 +139,10 @@ def _q(chain, i, below):
 
 
 def _p(chain, i, z, ask):
-  """(mean, std, width) of z_{i-1} given z_i, or of x, in steps of 255, where i is 0."""
+  """(mean, std, width) of z_{i-1} given z_i, or of x in units of 1/255 if i is 0."""
   t = take(chain.table, i)
-  x0, said_share = ask(z * chain.width[i], t)
-  share = said_share if chain.learned else chain.share[i]
+  x0, learned_share = ask(z * chain.width[i], t)
+  share = learned_share if chain.learned else chain.share[i]
   std = np.exp(.5 * (chain.log_small[i] + share * chain.log_ratio[i]))
   if i == 0:
     return (x0 + 1) * 127.5, std * 127.5, 1.
@@ -148,13 +153,13 @@ def _p(chain, i, z, ask):
 
 
 def _levels(mean, std):
-  """The model of the 256 values: the mass of each, and of all beyond at both ends (DDPM, equation 13)."""
+  """The model of the 256 values: the mass of each, the ends including all beyond (DDPM, equation 13)."""
   _, (_, std) = _near(mean, std, 1.)
   return _library().model.QuantizedGaussian(0, 255), np.ravel(mean), std
 
 
 def _push(stack, x, chain, ask):
-  """Puts the values x [n] of a batch on the stack; returns the fewest words that it held on the way."""
+  """Pushes the values x [n] of a batch; returns the fewest words on the stack during that."""
   z, fewest = _take_q(stack, *_q(chain, 0, x.astype(np.float64))), stack.num_words()
   model, *parameters = _levels(*_p(chain, 0, z, ask)[:2])
   stack.encode_reverse(x.astype(np.int32), model, *parameters)
@@ -168,7 +173,7 @@ def _push(stack, x, chain, ask):
 
 
 def _pop(stack, n, chain, ask):
-  """Takes the values of a batch off the stack: every line of `_push`, backwards."""
+  """Pops the values of a batch: `_push` backwards, line by line."""
   z = _get(stack, np.zeros(n), chain.table.sigma[-1], chain.width[-1])
   for i in range(len(chain.width) - 1, 0, -1):
     cleaner = _get(stack, *_p(chain, i, z, ask))
@@ -181,7 +186,7 @@ def _pop(stack, n, chain, ask):
 
 
 def _asking(estimate, ids, shape, batch, learned):
-  """ask(values [n], level) -> (x0, share), flat float64, from the network, which always sees a whole batch."""
+  """ask(values [n], level) -> (x0, share), flat float64, by the network, which is always called with a whole batch."""
   def ask(values, level):
     x = np.zeros((batch, *shape), np.float32)
     x[:len(ids)] = values.reshape(len(ids), *shape)
@@ -194,7 +199,7 @@ def _asking(estimate, ids, shape, batch, learned):
 
 # ---- files
 def _random(words):
-  """The same random words everywhere: raw bits of a generator that NumPy promises never to change."""
+  """Reproducible random words: raw bits of a generator that NumPy guarantees never to change."""
   return np.random.Philox(0).random_raw((words + 1) // 2).view(np.uint32)[:words]
 
 
@@ -210,66 +215,70 @@ def _fingerprint(chain, model):
 
 
 def encode(images, estimate: Callable, chain, *, model, batch=8, note=None):
-  """Compresses pictures.
+  """Compresses images.
 
   Args:
     images: uint8 [N, ...].
-    estimate: (x float32 [batch, ...], level, ids int [batch]) -> Pred of the pictures with these numbers in `images`; jitted, since decoding must
-      run the same program. Without guidance.
-    chain: as `plan` gives it.
-    model: a text that names the weights, such as a hash.
-    batch: pictures at a time: fewer need fewer random bits to begin with.
-    note: JSON, kept with the pictures: what is needed to make `estimate` and `chain` again.
+    estimate: (x float32 [batch, ...], level, ids int [batch]) -> Pred of the images with these indices in `images`;
+      jitted, since decoding must run the same program. Without guidance.
+    chain: from `plan`.
+    model: a text that identifies the weights, such as a hash.
+    batch: images at a time: fewer need fewer initial random bits.
+    note: JSON stored in the file: what is needed to construct `estimate` and `chain` again.
   Returns:
     (bytes of a file, Cost).
   Raises:
-    InputError: not pictures, or a model that cannot code them.
+    InputError: not images, or a model that cannot code them.
   """
   images = np.asarray(images)
   if images.dtype != np.uint8 or images.ndim < 2 or not images.size or not isinstance(batch, int) or batch < 1:
-    raise InputError(f'expected uint8 pictures [N, ...] and a batch of at least 1, got {images.dtype} {list(images.shape)} and batch={batch!r}')
+    raise InputError(f'expected uint8 images [N, ...] and a batch of at least 1, got {images.dtype} '
+                     f'{list(images.shape)} and batch={batch!r}')
   shape, starts = images.shape[1:], range(0, len(images), batch)
   words = WORDS * min(batch, len(images)) * int(np.prod(shape))
   stack = _library().stack.AnsCoder(_random(words), True)  # sealed
   fewest, bits = stack.num_words(), [stack.num_valid_bits()]
   for start in starts:
     ids = np.arange(start, min(start + batch, len(images)))
-    fewest = min(fewest, _push(stack, images[ids].ravel(), chain, _asking(estimate, ids, shape, batch, chain.learned)))
+    ask = _asking(estimate, ids, shape, batch, chain.learned)
+    fewest = min(fewest, _push(stack, images[ids].ravel(), chain, ask))
     bits.append(stack.num_valid_bits())
   unused = fewest - 4  # the last two words on a stack are its state
   if unused < 0:
-    raise InputError('the first pictures take more random bits than there are: the model is no good for these pictures')
+    raise InputError('the first images need more random bits than available: the model does not fit these images')
   head = dict(shape=list(images.shape), batch=batch, initial=words - unused, pictures=_checksum(images),
               fingerprint=_fingerprint(chain, model), note=note)
-  head, body = json.dumps(head, separators=(',', ':')).encode(), stack.get_compressed()[unused:].astype('<u4').tobytes()
+  head = json.dumps(head, separators=(',', ':')).encode()
+  body = stack.get_compressed()[unused:].astype('<u4').tobytes()
   data = MAGIC + struct.pack('<I', len(head)) + head + body
   return data + struct.pack('<I', zlib.crc32(data)), Cost(np.diff(bits), 32 * (words - unused))
 
 
 def header(data):
-  """What a file says of itself: shape, batch, initial (random words), fingerprint, note ..; `words` is the rest, uint32.
+  """The header of a file: shape, batch, initial (random words), fingerprint, note ..; `words` is the rest, uint32.
 
   Raises:
-    InputError: no such file, or a damaged one.
+    InputError: not such a file, or a damaged one.
   """
   start = len(MAGIC) + 4
   if data[:len(MAGIC)] != MAGIC:
-    raise InputError('this is not a file of compressed pictures: it does not begin with ' + MAGIC.decode())
+    raise InputError('this is not a file of compressed images: it does not begin with ' + MAGIC.decode())
   if len(data) < start + 4 or zlib.crc32(data[:-4]) != struct.unpack('<I', data[-4:])[0]:
-    raise InputError('the file of compressed pictures is damaged: its checksum does not fit; copy it again')
+    raise InputError('the file of compressed images is damaged: its checksum does not match; copy it again')
   end = start + struct.unpack('<I', data[start - 4:start])[0]
   return json.loads(data[start:end]) | dict(words=np.frombuffer(data[end:-4], '<u4').astype(np.uint32))
 
 
 def decode(data, estimate: Callable, chain, *, model):
-  """The pictures of a file, uint8 [N, ...]; arguments as for `encode`.
+  """The images of a file, uint8 [N, ...]; arguments as for `encode`.
 
   Raises:
-    InputError: a damaged file, another model or chain, or arithmetic unlike the encoder's.
+    InputError: a damaged file, another model or chain, or arithmetic that differs from the encoder's.
   """
   head = header(data)
   if head['fingerprint'] != _fingerprint(chain, model):
-    raise InputError('these pictures were compressed with another model, or other levels or variances; decode them with the same')
+    raise InputError('these images were compressed with another model, or with other levels or variances; '
+                     'decode them with the same')
   shape, batch = head['shape'], head['batch']
   stack, images = _library().stack.AnsCoder(head['words']), np.zeros(shape, np.uint8)
   words = WORDS * min(batch, shape[0]) * int(np.prod(shape[1:]))
@@ -279,10 +288,10 @@ def decode(data, estimate: Callable, chain, *, model):
       ask = _asking(estimate, ids, tuple(shape[1:]), batch, chain.learned)
       images[ids] = _pop(stack, images[ids].size, chain, ask).reshape(images[ids].shape)
     rest = _library().stack.AnsCoder(_random(words)[words - head['initial']:], True).get_compressed()
-    whole = np.array_equal(stack.get_compressed(), rest) and _checksum(images) == head['pictures']
-  except (KeyError, InputError):  # a value where the model has none
-    whole = False
-  if not whole:
-    raise InputError('the pictures came out wrong: the network does not compute here what it did when they were compressed; '
-                     'use the machine, the versions and the number of devices of then')
+    intact = np.array_equal(stack.get_compressed(), rest) and _checksum(images) == head['pictures']
+  except (KeyError, InputError):  # a value to which the model gives no probability
+    intact = False
+  if not intact:
+    raise InputError('the images were decoded wrongly: the network computes other values than during compression; use '
+                     'the same machine, versions and number of devices')
   return images

@@ -2,9 +2,9 @@
 
   python -m experiments.run experiments/guidance.py --model=runs/cosine_ddim --workdir=runs/guidance
 
-Scales by intervals of log-SNR on one trained model; outside of its interval a sampler is not guided at all (arXiv:2404.07724, which
-found that guidance harms at high noise and is idle at low). Look at recall and precision beside the distance: guidance buys the one with
-the other. At scale 1 the interval changes nothing, so that this scale stands there once.
+Scales by intervals of log-SNR on one trained model; outside of its interval a sampler is not guided (arXiv:2404.07724,
+which reports that guidance harms at high noise and has no effect at low noise). Consider recall and precision besides
+the distance: guidance trades one for the other. At scale 1 the interval has no effect, so this scale appears once.
 """
 MODE = 'evaluate'
 METRIC = 'fd_infinity'

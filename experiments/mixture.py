@@ -1,4 +1,4 @@
-"""Toy data whose denoiser and probability-flow ODE are known: an equal mixture of Gaussians N(means[k], std^2 I), means [K, D]."""
+"""Toy data with known denoiser and flow ODE: an equal mixture of Gaussians N(means[k], std^2 I), means [K, D]."""
 import jax.numpy as jnp
 import numpy as np
 from scipy.integrate import solve_ivp
@@ -7,7 +7,7 @@ from diffusion.core.gaussian import expand_to, from_x0
 
 
 def mixture_denoiser(means, std):
-  """E[x0 | x_t]: every mean's posterior share times its own conditional mean. Takes x [B, D]."""
+  """E[x0 | x_t]: conditional means of the components, weighted by their posterior. Takes x [B, D]."""
   means = jnp.asarray(means)
   def denoise(x, noise):
     n = expand_to(noise, x)
@@ -22,7 +22,7 @@ def mixture_denoiser(means, std):
 
 
 def mixture_eps(means, std, x, sigma):
-  """E[eps | x] at alpha = 1, in NumPy float64 and by other steps than the denoiser: the score of the density, times -sigma."""
+  """E[eps | x] at alpha = 1, in NumPy float64 and derived independently of the denoiser: -sigma times the score."""
   variance = std ** 2 + sigma ** 2
   gap = x[:, None] - means
   logits = -np.sum(gap ** 2, -1) / (2 * variance)
@@ -32,6 +32,6 @@ def mixture_eps(means, std, x, sigma):
 
 
 def exact_flow(means, std, x, start, end):
-  """Where the ODE dx / dsigma = eps takes x [B, D] from sigma = start to end: SciPy, relative error 1e-12."""
+  """The solution at sigma = end of dx / dsigma = eps from x [B, D] at sigma = start: SciPy, relative error 1e-12."""
   slope = lambda sigma, flat: mixture_eps(means, std, flat.reshape(x.shape), sigma).ravel()
   return solve_ivp(slope, (start, end), np.ravel(x), 'DOP853', rtol=1e-12, atol=1e-12).y[:, -1].reshape(x.shape)

@@ -1,12 +1,13 @@
-"""Which solver, on which grid, in how many steps?
+r"""Which solver, on which grid, in how many steps?
 
   python -m experiments.run experiments/samplers.py --model=runs/cosine_ddim --workdir=runs/samplers
-  python -m experiments.run experiments/samplers.py --model=runs/cosine_ddim --workdir=runs/samplers --only 'grid=trailing'
+  python -m experiments.run experiments/samplers.py --model=runs/cosine_ddim --workdir=runs/samplers \
+    --only 'grid=trailing'
 
-On one trained model: ancestral sampling, DDIM, two multistep solvers and the default, on evenly spread times and on Karras' grid, which
-spends more steps near the clean end (from sigma/alpha = 40, which all schedules here reach). One step is one evaluation of the
-network for all of these. Every trial starts from the same noises; the intervals do not count on that, so they are wider than needed
-for a comparison, never narrower. Guidance 1, as in schedules.py.
+On one trained model: ancestral sampling, DDIM, two multistep solvers and the default, on uniform times and on Karras'
+grid, which has more steps near the clean end (from sigma/alpha = 40, which all schedules here reach). For all of these
+one step is one network evaluation. Every trial starts from the same noise; the intervals do not use this, so for a
+comparison they are wider than needed, never narrower. No guidance, as in schedules.py.
 """
 from experiments.sweep.search import grid_search
 

@@ -40,7 +40,7 @@ def arguments():
 
 
 def stepwise(keys, denoise, sampler, levels, x):
-  """samplers.sample step by step: the network is compiled once for all solvers and grids, not for every combination."""
+  """samplers.sample step by step, so that the network is compiled once for all solvers and grids."""
   import jax
   import numpy as np
   plan = jax.tree.map(lambda a: a.astype(np.float32) if a.dtype == np.float64 else a, sampler.plan(levels))
@@ -66,8 +66,8 @@ def within(spec, grid, schedule, budget):
   return None
 
 
+def draws_noise(spec, problem):
   """Whether a solver draws noise: two sets of keys then give different samples."""
-  """Whether a solver draws noise: two sets of keys then give other samples."""
   import numpy as np
   from diffusion import samplers
   from diffusion.core import grids
@@ -130,8 +130,8 @@ def model(workdir, number, seed):
   from diffusion.training.open_model import load
   run, params, _ = load(workdir)
   if run.denoise is None or run.self_condition:
-    raise InputError(f'--workdir={workdir}: a classifier cannot be sampled from, and a self-conditioned model does not '
-                     'define an ODE; use another model')
+    raise InputError(f'--workdir={workdir}: a classifier cannot be sampled from, and a self-conditioned model '
+                     'does not define an ODE; use another model')
   cond, labels = sampling.class_conditions(run.classes, '', number)
   denoise = jax.jit(lambda x, noise: run.denoise(params, cond)(x, noise))
   keys = samplers.sample_keys(seed, np.arange(number))
