@@ -14,6 +14,7 @@ PUBLIC = {
   'samplers': 'Sampler Step sample sample_keys prior ddim_step ddpm_step ddim ddpm heun unipc dpmpp_2m dpmpp_3m',
   'training.loop': 'train_step',
   'training.open_model': 'load',
+  'generation.sampling': 'draw',
 }
 MODULES = {'schedules': 'core.schedules', 'grids': 'core.grids', 'guidance': 'core.guidance', 'samplers': 'samplers'}
 _PLACES = {name: module for module, names in PUBLIC.items() for name in names.split()}

@@ -1,19 +1,21 @@
 r"""Train a diffusion model, sample from it, look at it.
 
-  python -m diffusion.main --config=configs/cosine_ddim.py                       train, then sample
-  python -m diffusion.main --config=configs/cosine_ddim.py                       again: goes on where it stopped
-  python -m diffusion.main --config=configs/cosine_ddim.py:tiny                  the same in seconds
-  python -m diffusion.main --config=configs/cosine_ddim.py --config.data='folder(/my/pictures, size=32)' --workdir=runs/mine
-  python -m diffusion.main --mode=sample --workdir=runs/cosine_ddim --config.guide='cfg(2)' --config.sample.show=all
-  python -m diffusion.main --mode=evaluate --workdir=runs/cosine_ddim            held-out loss, distances to the data, copies, likelihood
-  python -m diffusion.main --mode=export --workdir=runs/cosine_ddim              weights, and a sampler that runs without this package
-  python -m diffusion.main --mode=edit --workdir=runs/cosine_ddim --config.edit.task=repaint --config.edit.image=my.png --config.edit.mask=mask.png
+  python -m diffusion.main --config=configs/cosine_ddim.py                  train, then sample
+  python -m diffusion.main --config=configs/cosine_ddim.py                  again: resumes where it stopped
+  python -m diffusion.main --config=configs/cosine_ddim.py:tiny             the same in seconds
+  python -m diffusion.main --config=configs/cosine_ddim.py --workdir=runs/mine --config.data='folder(/my/images, size=32)'
 
-Every setting is --config.NAME=VALUE; diffusion/setup/config.py lists them with their defaults. With --workdir alone, the config
-and the weights come from its checkpoint.
+  W=--workdir=runs/cosine_ddim
+  python -m diffusion.main $W --mode=sample --config.guide='cfg(3)' --config.sample.show=all
+  python -m diffusion.main $W --mode=evaluate        held-out loss, distances to the data, copies, likelihood
+  python -m diffusion.main $W --mode=export          parameters, and a sampler that runs without this package
+  python -m diffusion.main $W --mode=edit --config.edit.task=repaint --config.edit.image=my.png --config.edit.mask=mask.png
 
-Several hosts: start the same command on each. TPU pods, SLURM and Open MPI need nothing else; elsewhere add --coordinator=HOST:PORT
---processes=HOW_MANY --process=WHICH.
+Every setting is --config.NAME=VALUE; diffusion/setup/config.py lists them with their defaults. With --workdir alone,
+config and parameters come from its checkpoint.
+
+Several hosts: start the same command on each. TPU pods, SLURM and Open MPI need nothing else; elsewhere add
+--coordinator=HOST:PORT --processes=NUMBER_OF_PROCESSES --process=NUMBER_OF_THIS_ONE.
 """
 import sys
 
@@ -51,25 +53,27 @@ def stored(workdir):
 
 def define_flags(argv):
   """Defines the flags; with --workdir and no --config, the config is the one in the checkpoint."""
-  flags.DEFINE_enum('mode', 'train', MODES, 'train: train, then sample; sample: draw pictures; evaluate: how good they are; '
-                    'edit: your own picture, painted anew in part or whole; export: weights, and a sampler for programs without this package.')
+  flags.DEFINE_enum('mode', 'train', MODES, 'train: train, then sample; sample: draw images; '
+                    'evaluate: how good they are; edit: repaint your own image in part or whole; '
+                    'export: parameters, and a sampler for programs without this package.')
   flags.DEFINE_string('workdir', None, 'Where everything is written; runs/NAME_OF_THE_CONFIG if not given.')
-  flags.DEFINE_string('profile', None, 'START:END, steps of which a profile is written for TensorBoard (pip install tensorboard-plugin-profile).')
+  flags.DEFINE_string('profile', None, 'START:END, steps to profile for TensorBoard (pip install tensorboard-plugin-profile)')
   flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where jax does not find the other hosts by itself.')
-  flags.DEFINE_integer('processes', None, 'How many processes there are, one a host.', 1)
-  flags.DEFINE_integer('process', None, 'Which one this is, from 0.', 0)
+  flags.DEFINE_integer('processes', None, 'Number of processes, one per host.', 1)
+  flags.DEFINE_integer('process', None, 'Number of this process, from 0.', 0)
+  recipe = 'Recipe, such as configs/cosine_ddim.py or configs/cosine_ddim.py:tiny.'
   workdir = argument(argv, 'workdir')
   if argument(argv, 'config') is not None:
-    config_flags.DEFINE_config_file('config', None, 'Recipe, such as configs/cosine_ddim.py or configs/cosine_ddim.py:tiny.')
+    config_flags.DEFINE_config_file('config', None, recipe)
   elif workdir is None:
-    config_flags.DEFINE_config_dict('config', default(), 'Recipe, such as configs/cosine_ddim.py or configs/cosine_ddim.py:tiny.')
+    config_flags.DEFINE_config_dict('config', default(), recipe)
     if not any(word in argv for word in ('--help', '-help', '--helpfull', '--helpshort', '-h')):
-      raise InputError('nothing to do: give --config=configs/cosine_ddim.py to train, or --workdir=DIR to go on with a trained model '
-                       '(--help tells more)')
+      raise InputError('nothing to do: give --config=configs/cosine_ddim.py to train, or --workdir=DIR for a trained '
+                       'model (see --help)')
   else:
     meta = stored(workdir)
     if meta is None:
-      raise InputError(f'--workdir={workdir} holds no checkpoint yet; train first, with --config=configs/cosine_ddim.py')
+      raise InputError(f'--workdir={workdir} holds no checkpoint; train first, with --config=configs/cosine_ddim.py')
     try:
       config_flags.DEFINE_config_dict('config', filled(meta['config']), 'Settings of the checkpoint.')
     except (AttributeError, KeyError) as error:
@@ -123,15 +127,17 @@ def join(argv):
   for name, text in numbers.items():
     if text is not None and not text.isdigit():
       raise InputError(f'--{name}={text}: expected a whole number')
-  multihost.start(argument(argv, 'coordinator'), **{name: text if text is None else int(text) for name, text in numbers.items()})
+  numbers = {name: text if text is None else int(text) for name, text in numbers.items()}
+  multihost.start(argument(argv, 'coordinator'), **numbers)
 
 
 def parse_flags(argv):
-  """flags.FLAGS(argv); raises InputError, in one line, for an unknown setting, a bad value or a recipe that does not load."""
+  """flags.FLAGS(argv); raises InputError for an unknown setting, a bad value or a recipe that does not load."""
   recipe = argument(argv, 'config')
   recipe = recipe and recipe.partition(':')[0]
   if recipe is not None and not (recipe and epath.Path(recipe).is_file()):
-    raise InputError(f'--config={recipe}: no such recipe; there are {", ".join(map(str, sorted(epath.Path("configs").glob("*.py"))))}')
+    recipes = ', '.join(map(str, sorted(epath.Path('configs').glob('*.py'))))
+    raise InputError(f'--config={recipe}: no such recipe; the folder has {recipes or "none"}')
   try:
     rest = flags.FLAGS(argv)
     flags.FLAGS.config  # a recipe that failed says so now
@@ -140,6 +146,9 @@ def parse_flags(argv):
     if error.args and isinstance(error.args[0], KeyError):
       raise unknown_setting(error.args[0].args[0]) from error  # 'stepz' and perhaps a suggestion
     raise InputError(f'{recipe}: {error}') from error
+  except ModuleNotFoundError as error:
+    moved = error.name == 'diffusion.config'
+    raise InputError(f'{recipe}: {error}' + ('; it is now diffusion.setup.config' if moved else '')) from error
   except (flags.Error, ValueError, TypeError, OSError, ImportError, SyntaxError) as error:
     lines = [line for line in str(error).splitlines() if line.strip()]
     raise InputError(lines[-1].removeprefix('diffusion.errors.InputError: ')) from error

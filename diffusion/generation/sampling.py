@@ -72,6 +72,26 @@ def make_draw(run, seed, batch, sampler=None, levels=None, trace=None):
   return draw
 
 
+def draw(model, number, classes='', seed=0, batch=48):
+  """Images of a model that diffusion.load opened.
+
+  Args:
+    model: Loaded(run, params, step).
+    number: of images.
+    classes: '' all in turn; 'hero, food'; 'none' for unconditional.
+    seed: image k depends on (seed, k) and its class alone.
+    batch: images drawn at once.
+  Returns:
+    uint8 [number, H, W, C].
+  Raises:
+    InputError: a classifier, or a class that the model does not have.
+  """
+  if model.run.denoise is None:
+    raise InputError('this model is a classifier, which draws nothing')
+  cond, _ = class_conditions(model.run.classes, classes, number, 'classes')
+  return make_draw(model.run, seed, min(batch, number))(model.params, np.arange(number), cond)[0]
+
+
 # ---- conditions
 def conditions(run, number):
   """What config.sample.classes or .class_mix asks for: (float32 [number, K] or None, captions or None)."""

@@ -105,11 +105,11 @@ def _check_process(config, schedule, levels):
   target, noisiest, scaling = targets[0], evaluate(schedule, 1.), scaling_of(schedule)
   if target.scalings and scaling not in target.scalings:
     fitting = ' or '.join(fit.__name__ for fit in target.scalings)
-    raise InputError(f'{names}: the target needs the scaling {fitting}, and the schedule has {scaling.__name__}; '
+    raise InputError(f'{names}: the target needs the scaling {fitting} and the schedule has the scaling {scaling.__name__}; '
                      "set config.predict='v', 'x0' or 'eps', or a schedule that fits (config.schedule='edm' is ve)")
   exploding = np.all(levels.alpha == 1) and noisiest.sigma > UNSCALED
   if exploding and np.all(np.equal(target.scale, 1)) and gaussian.ve not in target.scalings:
-    raise InputError(f'{names}: x_t grows to {noisiest.sigma:g} times the size of the data, and the target does not scale it '
+    raise InputError(f'{names}: x_t grows to sigma={noisiest.sigma:g} times the size of the data, and the target does not scale it '
                      f"for the network; set config.predict='edm', or a schedule with sigma up to {UNSCALED:g}")
 
 

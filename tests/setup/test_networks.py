@@ -61,7 +61,7 @@ def test_a_network_that_declares_nothing_can_be_trained():
 ])
 def test_extra_channels_need_a_network_that_declares_them(changes):
   with pytest.raises(InputError, match=r"config\.net='minimal'.*no field out_channels.*unet"):
-    built(config(net='minimal', guidance=1., **changes))
+    built(config(net='minimal', guide='', **changes))
 
 
 def test_an_error_shows_the_usage_of_the_network_that_is_named():
