@@ -145,7 +145,7 @@ def test_an_attempt_that_writes_nothing_has_failed_and_one_that_talks_has_not(tm
 def test_an_evaluation_of_another_step_does_not_count(tmp_path):
   [trial] = make(tmp_path, ok='ok')
   told, _ = run_all([trial._replace(step=7)], retries=0)
-  assert told['ok'][0] == 'failed' and 'exit code 0; the model was trained on' in told['ok'][1] and '7' in told['ok'][1]
+  assert told['ok'][0] == 'failed' and 'exit code 0; the model was trained further' in told['ok'][1] and '7' in told['ok'][1]
 
 
 def test_two_runners_do_not_share_a_work_directory(tmp_path):
