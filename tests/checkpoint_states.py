@@ -1,4 +1,4 @@
-"""States for the tests of checkpoints, every bit of which follows from the step."""
+"""States for the tests of checkpoints, each fully determined by its step."""
 import os
 import sys
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ class State(NamedTuple):
 
 
 def state_at(step):
-  """Noise, because what compresses well hides damage."""
+  """A state of noise, because compressible data hide damage."""
   rng = np.random.default_rng(step)
   params = {'conv_in': {'kernel': jnp.asarray(rng.normal(size=(3, 3, 4, 64)), jnp.float32)},
             'scale': jnp.asarray(rng.normal(size=5), jnp.bfloat16)}
@@ -28,10 +28,11 @@ def state_at(step):
 
 
 def mixed():
-  """A state with arrays that divide by 8 along either dimension, and such that do not."""
+  """A state with arrays that divide by 8 along either dimension, and others that do not."""
   rng = np.random.default_rng(3)
   sizes = dict(wide=(5, 16), tall=(24, 3), uneven=(7, 5), vector=(8,))
-  return {'state': state_at(1)} | {name: jnp.asarray(rng.normal(size=size), jnp.float32) for name, size in sizes.items()}
+  arrays = {name: jnp.asarray(rng.normal(size=size), jnp.float32) for name, size in sizes.items()}
+  return {'state': state_at(1)} | arrays
 
 
 def abstract(tree):
@@ -56,5 +57,5 @@ def python(code, *args, devices=1):
 
 
 def said(caplog):
-  """What we log, without the tracebacks of orbax's threads, which `quiet_orbax` keeps from programs."""
+  """Messages logged by our code, without the tracebacks of Orbax threads, which `quiet_orbax` hides in programs."""
   return [record.getMessage() for record in caplog.records if record.pathname == checkpoint.__file__]

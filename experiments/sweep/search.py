@@ -69,8 +69,8 @@ def optuna_search(sweep, workdir, number, metric, make):
   """(ask, tell, watch) of a search by Optuna (TPE, with median pruning), stored in WORKDIR/optuna.journal; it resumes.
 
   A trial is pruned if its curve (PRUNE of the sweep file, default heldout_loss; '' for none) is worse than the median
-  of earlier trials at the same step. Held-out losses are comparable only for the same target, schedule and loss weight;
-  a space that varies these should set PRUNE = 'fd_infinity' and config.evaluate.every.
+  of earlier trials at the same step. Held-out losses are comparable only for the same target, schedule and loss
+  weight; a space that varies these should set PRUNE = 'fd_infinity' and config.evaluate.every.
 
   Args:
     sweep: with a space(trial) -> overrides.
