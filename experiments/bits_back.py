@@ -8,8 +8,8 @@ levels (z_i is x with the noise of row i) from the clean end:
   the prior
 
 Popping by q recovers bits, because decoding is the same walk backwards and returns the popped bits: the next image
-pops what the previous one has pushed. The net cost is the variational bound of the chain (diffusion.evaluation.elbo), and
-only the first image needs initial bits: about those of two layers, whatever the length of the chain.
+pops what the previous one has pushed. The net cost is the variational bound of the chain (diffusion.evaluation.elbo),
+and only the first image needs initial bits: about those of two layers, whatever the length of the chain.
 
 z_i lives on a grid of bins, `bins` per smallest standard deviation used for it; their width cancels in the net cost.
 Gaussians are coded with 24 bits around their mean, where no bin is rarer than 2^-24; a value far from the mean is

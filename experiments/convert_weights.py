@@ -38,13 +38,13 @@ def state_dict(data, name):
     content = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
   except Exception as error:  # pickle, zip and torch each have their own
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    raise InputError(f'{name}: refused without running any of it: not a PyTorch file that holds only tensors, or '
-                     f'incomplete ({first})') from error
+    raise InputError(f'{name}: refused, nothing of it was run: not a PyTorch file that holds only tensors, '
+                     f'or incomplete ({first})') from error
   if isinstance(content, dict) and isinstance(content.get('state_dict'), dict):
     content = content['state_dict']
   tensor = lambda key, value: isinstance(key, str) and isinstance(value, torch.Tensor)
   if not isinstance(content, dict) or not content or not all(tensor(*item) for item in content.items()):
-    raise InputError(f'{name}: expected a dictionary of named tensors, got {type(content).__name__}')
+    raise InputError(f'{name}: expected a dictionary of named tensors, found {type(content).__name__}')
   return {key: value.float().numpy().copy(order='C') for key, value in content.items()
           if not key.endswith('num_batches_tracked')}
 
@@ -64,7 +64,7 @@ def convert(source, target):
     raise InputError(f'{source} cannot be read ({error.strerror})') from error
   digest, expected = hashlib.sha256(data).hexdigest(), re.search(r'-([0-9a-f]{8})\.\w+$', Path(source).name)
   if expected and not digest.startswith(expected[1]):
-    raise InputError(f'{source}: its SHA-256 should begin with {expected[1]} according to its name, but is {digest} '
+    raise InputError(f'{source}: its SHA-256 should begin with {expected[1]} as its name says, but is {digest} '
                      f'({len(data)} bytes): damaged or another file; download it again')
   tensors = state_dict(data, source)
   bad = not_finite(tensors)

@@ -9,10 +9,10 @@ Five schedules by three targets, each trained for STEPS steps with the recipe's 
 so this pair is left out.
 
 All trials use the same weight, min_snr(5). It is defined in x0-space and means the same for every target, so that two
-trials differ in the target itself and not also in the weighting of noise levels. For eps it is min(SNR, 5)/SNR, for x0
-min(SNR, 5), for v min(SNR, 5)/(SNR + 1) times the squared error of the output (arXiv:2303.09556, section 3.4).
-losses.py varies the weight. The schedule still decides how often each level is trained and where the sampler's steps fall, which
-is what this sweep compares.
+trials differ in the target itself and not also in the weighting of noise levels. For eps it is min(SNR, 5)/SNR, for
+x0 min(SNR, 5), for v min(SNR, 5)/(SNR + 1) times the squared error of the output (arXiv:2303.09556, section 3.4).
+losses.py varies the weight. The schedule still decides how often each level is trained and where the sampler's steps
+fall, which is what this sweep compares.
 
 There is no guidance: this measures the model itself, and costs half the evaluations of guided sampling.
 """

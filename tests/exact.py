@@ -1,4 +1,4 @@
-"""Closed forms that the tests measure against: data whose denoiser and probability-flow ODE are known exactly."""
+"""Closed forms for comparison: data whose denoiser and probability-flow ODE are known exactly."""
 import numpy as np
 
 from diffusion.core.gaussian import expand_to, from_x0
@@ -14,13 +14,13 @@ def gaussian_denoiser(mean, std):
 
 
 def gaussian_flow(mean, std, x, level):
-  """Where the probability-flow ODE takes x from `level` to clean: it keeps the quantile of the marginal."""
+  """Endpoint of the probability-flow ODE from x at `level` to clean data: it keeps the quantile of the marginal."""
   spread = np.sqrt(level.alpha ** 2 * std ** 2 + level.sigma ** 2)
   return mean + std / spread * (np.asarray(x, np.float64) - level.alpha * mean)
 
 
 def correlated_denoiser(mean, covariance):
-  """E[x0 | x_t] for data N(mean [D], covariance [D, D]), x [B, D]; in the axes of the covariance each coordinate is alone."""
+  """E[x0 | x_t] for data N(mean [D], covariance [D, D]), x [B, D]: independent per eigenvector of the covariance."""
   spread, axes = np.linalg.eigh(covariance)
   def denoise(x, noise):
     n = expand_to(noise, x)

@@ -1,4 +1,4 @@
-"""Work directories of revision 7d7d53a resume with its losses and draw its pictures (see fixtures/README.md)."""
+"""Work directories of revision 7d7d53a resume with the recorded losses and draw the recorded images (fixtures/README.md)."""
 import json
 import shutil
 import zipfile
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 FIXTURES = Path(__file__).parent / 'fixtures'
-# The settings of today that mean what `resume` and `draws` of the records mean in the names of their time.
+# `resume` and `draws` of the records, whose settings have old names, in the present names.
 RESUME = {'steps': 128}
 DRAWS = {
   'main': {
@@ -42,7 +42,7 @@ def settings(values, folder):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """The work directories as they were left: sampling adds to them, and what resumes takes a copy."""
+  """The stored work directories. Sampling adds to them; tests that resume use a copy."""
   folder = tmp_path_factory.mktemp('old')
   for name in DRAWS:
     with zipfile.ZipFile(FIXTURES / f'{name}.zip') as packed:
@@ -50,8 +50,8 @@ def folder(tmp_path_factory):
   return folder
 
 
-def same_pictures(name, kind, workdir):
-  """The pictures drawn last in a work directory are those of the record, to 2 of 255 levels."""
+def same_images(name, kind, workdir):
+  """Checks that the last images drawn in a work directory are those of the record, to 2 of 255 levels."""
   with np.load(max(workdir.glob('samples/*/samples.npz'))) as drawn, np.load(FIXTURES / f'{name}.npz') as recorded:
     assert drawn['images'].shape == recorded[kind].shape
     assert np.abs(drawn['images'].astype(int) - recorded[kind]).max() <= 2
@@ -61,7 +61,7 @@ def same_pictures(name, kind, workdir):
 def test_samples(name, kind, folder, command):
   done = command('--mode=sample', f'--workdir={folder / name}', *settings(DRAWS[name][kind], folder))
   assert done.returncode == 0, done.stderr
-  same_pictures(name, kind, folder / name)
+  same_images(name, kind, folder / name)
 
 
 @pytest.mark.parametrize('name', DRAWS)
@@ -73,12 +73,12 @@ def test_resumes(name, folder, command, tmp_path):
   then = record(name)
   steps = range(then['train']['steps'] + 1, then['resume']['steps'] + 1)
   assert [line['step'] for line in lines] == list(steps)
-  # Another version of jax compiles another program, whose sums are rounded in another order; updates carry that on.
+  # Another version of jax compiles another program, which rounds differently; the updates amplify the difference.
   close = dict(rel=1e-5 if jax.__version__ == then['versions']['jax'] else 1e-4)
   assert [line['loss'] for line in lines] == pytest.approx(then['losses'], **close)
   assert lines[-1]['heldout_loss'] == pytest.approx(then['heldout_loss'], **close)
   if DRAWS[name]:
-    same_pictures(name, 'resumed', workdir)  # training ends with samples
+    same_images(name, 'resumed', workdir)  # training ends with samples
 
 
 @pytest.mark.parametrize('name', DRAWS)

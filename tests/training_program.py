@@ -1,5 +1,9 @@
-"""20 steps of a small U-Net, and its pictures, in a process of so many devices: python training_program.py DEVICES FSDP ACCUMULATE OUT
-[COORDINATOR PROCESSES PROCESS]. Process 0 writes the results to OUT, an .npz file."""
+"""20 steps of a small U-Net, and its samples, in a process with a number of devices.
+
+  python training_program.py DEVICES FSDP ACCUMULATE OUT [COORDINATOR PROCESSES PROCESS]
+
+Process 0 writes the results to OUT, an .npz file.
+"""
 import re
 import sys
 
@@ -24,18 +28,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
 assert jax.local_device_count() == devices
 B = 16
 c = tiny(default())
-c.update(dict(net='unet(channels=16, multipliers=(1,), blocks=1, attention=(), zero_init=False)', batch=B, guide='cfg(2)', lr_schedule='constant(warmup=2)', fsdp=fsdp,
-              grad_accumulation=accumulate, extra_emas='power(.1)'))
+c.update(dict(net='unet(channels=16, multipliers=(1,), blocks=1, attention=(), zero_init=False)', batch=B,
+              guide='cfg(2)', lr_schedule='constant(warmup=2)', fsdp=fsdp, grad_accumulation=accumulate,
+              extra_emas='power(.1)'))
 mesh = sharding.make_mesh(fsdp)
 run = build.build(c, (8, 8, 1), ('a', 'b'), mesh)
 rng = np.random.default_rng(0)
 data = Dataset(rng.integers(0, 256, (100, 8, 8, 1), np.uint8), np.arange(100, dtype=np.int32) % 2, ('a', 'b'))
 state = make_state(run, jax.random.key(0))
-on_one = sum(shard.data.nbytes for a in jax.tree.leaves(state) for shard in a.addressable_shards if shard.device == jax.local_devices()[0])
+shards = [shard for a in jax.tree.leaves(state) for shard in a.addressable_shards]
+on_one = sum(shard.data.nbytes for shard in shards if shard.device == jax.local_devices()[0])
 step = loop.make_train_step(run)
 text = step.lower(abstract_state(run), *loop.abstract_batch(run, data)).compile().as_text()
 moved = [(m[2], m[1]) for m in re.finditer(r'= (\S+) (all-gather|all-to-all|collective-permute)\(', text)]
@@ -49,19 +54,27 @@ for _ in range(20):
 batches.close()
 
 drawn = {}
-if (devices, accumulate) != (1, 4):  # it draws as (1, 1) does
+if (devices, accumulate) != (1, 4):  # its samples are those of (1, 1)
   cond = np.eye(2, dtype=np.float32)[np.arange(13) % 2]
   pictures = sampling.make_draw(run, 5, 16)(state.params, np.arange(13), cond)[0]
-  alone = sampling.make_draw(run, 5, 1)(state.params, np.arange(3), cond[:3])[0] if devices == 8 and fsdp == 1 else pictures[:3]
-  noise = jax.jit(lambda ids: samplers.prior(samplers.sample_keys(5, ids), run.levels, run.shape), out_shardings=sharding.replicated(mesh))
-  noise = np.asarray(noise(sharding.put_batch(np.arange(16), mesh)))
-  drawn = dict(pictures=pictures, alone=alone, noise=noise)
-leaves = {jax.tree_util.keystr(path): a for path, a in jax.tree_util.tree_leaves_with_path(sharding.fetch(dict(p=state.params, e=state.averages)))}
+  alone = pictures[:3]
+  if devices == 8 and fsdp == 1:
+    alone = sampling.make_draw(run, 5, 1)(state.params, np.arange(3), cond[:3])[0]
+  prior = lambda ids: samplers.prior(samplers.sample_keys(5, ids), run.levels, run.shape)
+  noise = jax.jit(prior, out_shardings=sharding.replicated(mesh))(sharding.put_batch(np.arange(16), mesh))
+  drawn = dict(pictures=pictures, alone=alone, noise=np.asarray(noise))
+fetched = sharding.fetch(dict(p=state.params, e=state.averages))
+leaves = {jax.tree_util.keystr(path): a for path, a in jax.tree_util.tree_leaves_with_path(fetched)}
 
-if devices == 2 and fsdp == accumulate == 1 and len(sys.argv) == 5:  # the pure functions under pmap, one key a device
-  keys, x0 = jax.random.split(jax.random.key(2), 2), jnp.asarray(rng.standard_normal((2, 4, 2, 2, 1)), jnp.float32)
-  value = lambda key, x0: denoising.loss(key, lambda params, x, time, cond, train, rngs: params * x, .5, x0, None, predict=gaussian.predict_eps(), weight=weighting.one(),
-                                      draw=timesteps.draw_levels(timesteps.uniform(), schedules.cosine()))[0]
+if devices == 2 and fsdp == accumulate == 1 and len(sys.argv) == 5:  # pure functions under pmap, one key per device
+  keys = jax.random.split(jax.random.key(2), 2)
+  x0 = jnp.asarray(rng.standard_normal((2, 4, 2, 2, 1)), jnp.float32)
+  net = lambda params, x, time, cond, train, rngs: params * x
+  kind = dict(predict=gaussian.predict_eps(), weight=weighting.one(),
+              draw=timesteps.draw_levels(timesteps.uniform(), schedules.cosine()))
+  value = lambda key, x0: denoising.loss(key, net, .5, x0, None, **kind)[0]
+  np.testing.assert_allclose(jax.pmap(value)(keys, x0), [jax.jit(value)(k, x) for k, x in zip(keys, x0)], rtol=1e-5)
   np.testing.assert_allclose(jax.pmap(value)(keys, x0), [jax.jit(value)(k, x) for k, x in zip(keys, x0)], rtol=1e-5)
 if multihost.is_main():
-  np.savez(sys.argv[4], losses=values, norms=norms, **drawn, bytes=on_one, moved=np.array(moved).reshape(-1, 2), **leaves)
+  moved = np.array(moved).reshape(-1, 2)
+  np.savez(sys.argv[4], losses=values, norms=norms, **drawn, bytes=on_one, moved=moved, **leaves)

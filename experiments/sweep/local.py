@@ -1,7 +1,7 @@
-"""Trials on this machine, N at a time: each a process group of its own, so that one which crashes or hangs stops no other.
+"""Trials on this machine, N at a time, each in its own process group, so that a crash or hang of one stops no other.
 
-A trial's process holds a lock on the trial's folder for as long as it lives. A runner that was killed leaves its trials running;
-the next one sees the locks, waits for those trials as if it had started them, and starts none twice.
+The process of a trial holds a lock on the trial's folder while it is alive. A runner that is killed leaves its trials
+running; the next runner sees the locks, waits for those trials as if it had started them, and starts none twice.
 """
 import collections
 import contextlib
@@ -18,14 +18,14 @@ from diffusion.errors import InputError
 from diffusion.system.files import write_atomic
 from experiments.sweep.trials import describe, finished, moved
 
-GRACE = 60.  # seconds in which a trial that is asked to stop may save
+GRACE = 60.  # seconds that a trial has for saving when it is asked to stop
 
 
 class Running(NamedTuple):
-  """A trial at work."""
+  """A running trial."""
   trial: Any
   process: Any    # None: not started by this runner
-  pid: int        # of its process group; 0: unknown, or of another machine
+  pid: int        # of its process group; 0: unknown, or on another machine
   started: float  # Unix seconds
   attempt: int
 
@@ -33,22 +33,23 @@ class Running(NamedTuple):
 # ---- locks
 @contextlib.contextmanager
 def only_runner(workdir):
-  """Holds the work directory: two runners would start every trial twice.
+  """Locks the work directory, since two runners would start every trial twice.
 
   Raises:
-    InputError: another runner is at work there.
+    InputError: another runner uses it.
   """
   workdir.mkdir(parents=True, exist_ok=True)
   with open(workdir / 'lock', 'a') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      raise InputError(f'--workdir={workdir}: another runner is at work there; wait for it, stop it, or use another --workdir') from None
+      raise InputError(f'--workdir={workdir}: another runner is using it; wait for it, stop it, or use another '
+                       '--workdir') from None
     yield
 
 
 def alive(folder):
-  """Whether a process of a trial is alive: whoever holds its lock inherited it from the runner."""
+  """Whether a process of a trial is alive: it inherits the lock from the runner."""
   try:
     with open(folder / 'lock') as file:
       fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -61,32 +62,32 @@ def alive(folder):
 
 # ---- one trial
 def start(trial, attempt=1):
-  """Starts a trial, or takes over the process that a killed runner has left; one of another machine can only be waited for."""
+  """Starts a trial, or adopts the process left by a killed runner; one on another machine can only be waited for."""
   describe(trial)
   if alive(trial.folder):
-    left = {}  # its runner was killed before it could write who it is, or it is a job of Slurm's
+    left = {}  # the runner was killed before it could write this, or it is a Slurm job
     with contextlib.suppress(ValueError):
       left = json.loads((trial.folder / 'lock').read_text())
-    known = left.get('host') == socket.gethostname()  # elsewhere, the number is that of some other process
-    return Running(trial, None, left['pid'] if known else 0, left['started'] if known else time.time(), attempt)
+    ours = left.get('host') == socket.gethostname()  # otherwise the number may be that of an unrelated process
+    return Running(trial, None, left['pid'] if ours else 0, left['started'] if ours else time.time(), attempt)
   started = time.time()
   with open(trial.folder / 'lock', 'w') as lock, open(trial.folder / 'log.txt', 'ab') as log:
     fcntl.flock(lock, fcntl.LOCK_EX)
     log.write(f'\n==== {time.strftime("%F %T")}: {" ".join(trial.command)}\n'.encode())
     log.flush()
-    process = subprocess.Popen(trial.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                               pass_fds=[lock.fileno()])
+    process = subprocess.Popen(trial.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                               start_new_session=True, pass_fds=[lock.fileno()])
     json.dump(dict(pid=process.pid, started=started, host=socket.gethostname()), lock)
   return Running(trial, process, process.pid, started, attempt)
 
 
 def ended(running):
-  """Whether its process has."""
+  """Whether the process of a trial has ended."""
   return not alive(running.trial.folder) if running.process is None else running.process.poll() is not None
 
 
 def kill(runnings, grace=GRACE, hurry=lambda: False):
-  """Ends process groups: asks, waits up to `grace` seconds (or until `hurry()`) for all of them together, then insists."""
+  """Ends process groups: SIGTERM, then up to `grace` seconds for all together (or until `hurry()`), then SIGKILL."""
   runnings = [running for running in runnings if running.pid]
   _signal(runnings, signal.SIGTERM)
   deadline = time.monotonic() + grace
@@ -105,23 +106,25 @@ def _signal(runnings, number):
 
 
 def last_line(folder):
-  """The last line that a trial printed, for the report of what went wrong."""
+  """The last line printed by a trial."""
   with contextlib.suppress(OSError), open(folder / 'log.txt', 'rb') as file:
     file.seek(max(0, os.fstat(file.fileno()).st_size - 4000))
-    lines = [line.strip() for line in file.read().decode(errors='replace').replace('\r', '\n').split('\n') if line.strip()]
+    text = file.read().decode(errors='replace').replace('\r', '\n')
+    lines = [line.strip() for line in text.split('\n') if line.strip()]
     return lines[-1][:300] if lines and not lines[-1].startswith('==== ') else 'it printed nothing'
   return 'it printed nothing'
 
 
 def why_unfinished(folder):
-  """What can be told of a trial that has ended without an evaluation that counts."""
+  """Why a trial has ended without a valid evaluation, as far as known."""
   return moved(folder) or f'its last line: {last_line(folder)}'
 
 
 def note(trial, status, attempt, started, reason=''):
   """Writes state.json: waiting, running, finished, failed, pruned or stopped."""
-  write_atomic(trial.folder / 'state.json', json.dumps(dict(status=status, attempts=attempt, seconds=round(time.time() - started, 1),
-                                                            started=started, reason=reason)).encode())
+  seconds = round(time.time() - started, 1)
+  values = dict(status=status, attempts=attempt, seconds=seconds, started=started, reason=reason)
+  write_atomic(trial.folder / 'state.json', json.dumps(values).encode())
 
 
 def state(folder):
@@ -134,9 +137,10 @@ def state(folder):
 # ---- many trials
 @contextlib.contextmanager
 def stop_requests():
-  """A list that SIGINT and SIGTERM append to."""
-  received = []
-  old = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
+  """A list to which SIGINT and SIGTERM are appended."""
+  received, old = [], {}
+  for number in (signal.SIGINT, signal.SIGTERM):
+    old[number] = signal.signal(number, lambda number, frame: received.append(number))
   try:
     yield received
   finally:
@@ -144,20 +148,21 @@ def stop_requests():
       signal.signal(number, handler)
 
 
-def run(ask, tell, *, jobs=None, timeout=None, idle=None, retries=1, watch=lambda trial: '', show=lambda running: None, grace=GRACE, tick=.25):
+def run(ask, tell, *, jobs=None, timeout=None, idle=None, retries=1, watch=lambda trial: '',
+        show=lambda running: None, grace=GRACE, tick=.25):
   """Runs trials until there are no more.
 
   Args:
-    ask: () -> the next Trial, or None where there is none now.
-    tell: (trial, status, reason) after a trial, status finished, failed or pruned.
+    ask: () -> the next Trial, or None if there is none at the moment.
+    tell: (trial, status, reason), called after each trial with status finished, failed or pruned.
     jobs: trials at a time; None: one.
-    timeout: seconds that an attempt may take; None: any.
-    idle: seconds in which it may write nothing; None: any.
-    retries: how often a trial that broke is tried again.
+    timeout: time limit of an attempt in seconds; None: none.
+    idle: seconds in which an attempt must write something; None: no limit.
+    retries: how often a failed trial is tried again.
     watch: trial -> why it should be given up, or ''.
-    show: called about `1 / tick` times a second with the Runnings.
+    show: called with the list of Running about `1 / tick` times a second.
     grace: see `kill`.
-    tick: seconds between two looks.
+    tick: seconds between two checks.
   Returns:
     The signal that stopped it, or None.
   """
@@ -176,13 +181,13 @@ def run(ask, tell, *, jobs=None, timeout=None, idle=None, retries=1, watch=lambd
             _settle(running, outcome, again, tell, retries)
         show(at_work)
         time.sleep(tick)
-    finally:  # a signal, or an error of ours: nothing is left running
-      _stop(at_work, grace, hurry=lambda: len(stopped) > 1)  # the second Ctrl-C does not wait
+    finally:  # a signal, or an error of this program: leave nothing running
+      _stop(at_work, grace, hurry=lambda: len(stopped) > 1)  # a second Ctrl-C does not wait
   return stopped[0]
 
 
 def _settle(running, outcome, again, tell, retries):
-  """After an attempt: another one, or the end of the trial."""
+  """After an attempt: tries again, or ends the trial."""
   note(running.trial, outcome[0], running.attempt, running.started, outcome[1])
   if outcome[0] == 'failed' and running.attempt <= retries:
     again.append((running.trial, running.attempt + 1))
@@ -191,7 +196,7 @@ def _settle(running, outcome, again, tell, retries):
 
 
 def _stop(at_work, grace, hurry=lambda: False):
-  """Ends what is at work, as far as it is on this machine."""
+  """Ends the trials that run on this machine."""
   kill(at_work, grace, hurry)
   for running in at_work:
     if running.pid:
@@ -199,7 +204,7 @@ def _stop(at_work, grace, hurry=lambda: False):
 
 
 def attempts(trial, timeout, idle, retries, grace=GRACE):
-  """One trial from here to its end, for a worker of a cluster: (status, reason)."""
+  """Runs one trial to its end, for a worker of a cluster: (status, reason)."""
   late = overdue(timeout, idle)
   for attempt in range(1, retries + 2):
     if finished(trial.folder):
@@ -231,7 +236,7 @@ def overdue(timeout, idle):
 
 
 def _look(running, late, watch, grace):
-  """(status, reason) of a trial that has ended or must, or None."""
+  """(status, reason) of a trial that has ended or must be ended, or None."""
   folder, why = running.trial.folder, ''
   if not ended(running):
     if why := late(running):
@@ -240,11 +245,12 @@ def _look(running, late, watch, grace):
       status = 'pruned'
     else:
       return None
-  kill([running], grace if why else 0)  # after its end: whatever of its group is left
+  kill([running], grace if why else 0)  # after its end, whatever is left of its group
   if finished(folder):
     return 'finished', ''
   if why:
     return status, f'{why}; {why_unfinished(folder)}' if status == 'failed' else why
-  code = running.process.returncode if running.process else None
-  how = f'killed by signal {-code}' if code is not None and code < 0 else f'exit code {code}' if code is not None else 'ended'
+  code, how = running.process.returncode if running.process else None, 'ended'
+  if code is not None:
+    how = f'killed by signal {-code}' if code < 0 else f'exit code {code}'
   return 'failed', f'{how}; {why_unfinished(folder)}'

@@ -1,6 +1,6 @@
-"""A report as a list of blocks, and how they look in Markdown and in HTML.
+"""A report as a list of blocks, rendered as Markdown and as HTML.
 
-A block is ('title' | 'heading' | 'text', text), ('table', header, rows), ('image', file name, what it shows, PNG) or
+A block is ('title' | 'heading' | 'text', text), ('table', header, rows), ('image', file name, caption, PNG) or
 ('details', summary, text). In texts and cells, `this` is code.
 """
 import base64
@@ -8,19 +8,21 @@ import html as escaping
 import re
 
 STYLE = '''
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem; color: #1b1f24; background: #fff }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem; color: #1b1f24;
+  background: #fff }
 h1 { font-size: 1.5rem; line-height: 1.25 } h2 { font-size: 1.15rem; margin-top: 2rem }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid #d8dee4; text-align: left; white-space: nowrap }
 td.long { white-space: normal; min-width: 16rem } th { background: #f3f5f7 }
 img { max-width: 100%; height: auto } figure { margin: 1rem 0 } figcaption { font-size: .88rem; color: #57606a }
-code, pre { font: .85rem ui-monospace, monospace; background: #f3f5f7; border-radius: 3px } code { padding: .1em .25em }
+code, pre { font: .85rem ui-monospace, monospace; background: #f3f5f7; border-radius: 3px }
+code { padding: .1em .25em }
 pre { padding: .6rem; overflow-x: auto }
 '''
 
 
 def markdown(blocks):
-  """The blocks as Markdown; images are files beside it."""
+  """The blocks as Markdown; images are separate files."""
   return '\n\n'.join(_markdown(*block) for block in blocks) + '\n'
 
 
@@ -36,11 +38,12 @@ def _markdown(kind, *parts):
 
 
 def html(blocks):
-  """The blocks as one HTML file that needs nothing else."""
+  """The blocks as one self-contained HTML file."""
   title = next((parts[0] for kind, *parts in blocks if kind == 'title'), 'Report')
-  head = (f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escaping.escape(title)}</title>'
-          f'<style>{STYLE}</style>')
-  return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + '\n'.join(_html(*block) for block in blocks) + '\n</body></html>\n'
+  head = ('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+          f'<title>{escaping.escape(title)}</title><style>{STYLE}</style>')
+  body = '\n'.join(_html(*block) for block in blocks)
+  return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
 def _inline(text):
@@ -50,12 +53,14 @@ def _inline(text):
 def _html(kind, *parts):
   if kind == 'table':
     cell = lambda text: f'<td{" class=long" if len(str(text)) > 60 else ""}>{_inline(text)}</td>'
+    header = ''.join(f'<th>{_inline(name)}</th>' for name in parts[0])
     rows = '\n'.join(f'<tr>{"".join(map(cell, row))}</tr>' for row in parts[1])
-    return f'<div class="wide"><table><tr>{"".join(f"<th>{_inline(name)}</th>" for name in parts[0])}</tr>\n{rows}</table></div>'
+    return f'<div class="wide"><table><tr>{header}</tr>\n{rows}</table></div>'
   if kind == 'image':
     source = base64.b64encode(parts[2]).decode()
-    told = escaping.escape(parts[1])
-    return f'<figure><img alt="{told}" src="data:image/png;base64,{source}"><figcaption>{told}</figcaption></figure>'
+    caption = escaping.escape(parts[1])
+    image = f'<img alt="{caption}" src="data:image/png;base64,{source}">'
+    return f'<figure>{image}<figcaption>{caption}</figcaption></figure>'
   if kind == 'details':
     return f'<details><summary>{_inline(parts[0])}</summary><pre>{escaping.escape(parts[1])}</pre></details>'
   tag = {'title': 'h1', 'heading': 'h2', 'text': 'p'}[kind]

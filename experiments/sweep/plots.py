@@ -1,4 +1,4 @@
-"""The pictures of a report: PNG bytes, small enough to be committed."""
+"""The images of a report: PNG bytes, small enough to commit."""
 import collections
 import io
 
@@ -10,9 +10,10 @@ from diffusion.generation import pages
 from diffusion.setup import specs
 from experiments.sweep import results
 
-LIMIT = 300_000  # bytes of a picture
-SHOWN = 24       # trials on the page of samples
-STYLES = [dict(color=f'C{i % 10}', linestyle=('-', '--', ':')[i // 10 % 3], marker='osv^D'[i // 10 % 5]) for i in range(50)]
+LIMIT = 300_000  # bytes per image
+SHOWN = 24       # trials in the image of samples
+STYLES = [dict(color=f'C{i % 10}', linestyle=('-', '--', ':')[i // 10 % 3], marker='osv^D'[i // 10 % 5])
+          for i in range(50)]
 
 
 def _figure(width, height, panels=1):
@@ -28,7 +29,7 @@ def _png(figure):
 
 
 def fit(page, limit=LIMIT):
-  """A PIL image as PNG of at most `limit` bytes: exact, else with 256 colours, else smaller."""
+  """A PIL image as PNG of at most `limit` bytes: lossless, else with 256 colours, else smaller."""
   for palette in (False, True):
     data = _bytes(page.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE) if palette else page)
     if len(data) <= limit:
@@ -44,17 +45,18 @@ def _bytes(page):
 
 
 def _bars(estimate):
-  """How far the interval reaches below and above the value, [2, 1]; nothing where it is not known."""
+  """Distances from the interval's ends to the value, [2, 1]; 0 if the interval is unknown."""
   low, high = (estimate.value if end is None else end for end in (estimate.low, estimate.high))
   return np.maximum([[estimate.value - low], [high - estimate.value]], 0)
 
 
 def dots(group, metric):
-  """The metric with its interval, a line for each trial, the best on top; those that cannot be told apart from the best in one colour."""
+  """The metric with its interval, a row per trial, the best on top; one colour for those tied with the best."""
   best = group.ranked[0].estimate
   figure, (axes,) = _figure(7, 1.1 + .28 * len(group.ranked))
   for y, place in enumerate(group.ranked):
-    axes.errorbar(place.estimate.value, y, xerr=_bars(place.estimate), fmt='o', capsize=3, color='C0' if place.tied else '0.45')
+    axes.errorbar(place.estimate.value, y, xerr=_bars(place.estimate), fmt='o', capsize=3,
+                  color='C0' if place.tied else '0.45')
   if best.low is not None and best.high is not None:
     axes.axvspan(best.low, best.high, color='C0', alpha=.12, lw=0)
   axes.set_yticks(range(len(group.ranked)), [place.row.label[:60] for place in group.ranked], fontsize=8)
@@ -65,22 +67,23 @@ def dots(group, metric):
 
 
 def calls(row):
-  """Evaluations of the network for one sample, as its record tells."""
+  """Network evaluations per sample, from the record of a trial."""
   subject = row.record['subject']
   return subject.get('network_calls') or subject.get('evaluations')
 
 
 def _series(row, varied):
-  """What a trial has in common with the others of its line: all that varies but the number of steps of its grid."""
+  """The label of a trial's line: all varied settings, without the number of steps of the grid."""
   settings = dict(row.settings)
   if 'config.grid' in varied:
     name, args, kwargs = specs.parse(settings['config.grid'])
     settings['config.grid'] = name + ''.join(f', {key}={value}' for key, value in kwargs.items() if key != 'steps')
-  return ', '.join(str(settings[key]) if isinstance(settings[key], str) else f'{results.short(key)}={settings[key]}' for key in varied)
+  text = lambda key, value: str(value) if isinstance(value, str) else f'{results.short(key)}={value}'
+  return ', '.join(text(key, settings[key]) for key in varied)
 
 
 def quality(group, metric, varied):
-  """The metric against evaluations of the network; None where no two trials of a line differ in them."""
+  """The metric against network evaluations; None if no line has two trials with different numbers of them."""
   lines = collections.defaultdict(list)
   for _, row, estimate, _ in group.ranked:
     if calls(row):
@@ -90,10 +93,10 @@ def quality(group, metric, varied):
   figure, (axes,) = _figure(7, 4.6)
   for style, (name, line) in zip(STYLES * len(lines), sorted(lines.items())):
     line.sort(key=lambda point: point[0])
-    axes.errorbar([number for number, _ in line], [estimate.value for _, estimate in line], np.concatenate([_bars(e) for _, e in line], 1),
-                  capsize=3, ms=4, lw=1.2, label=name[:50], **style)
+    axes.errorbar([number for number, _ in line], [estimate.value for _, estimate in line],
+                  np.concatenate([_bars(e) for _, e in line], 1), capsize=3, ms=4, lw=1.2, label=name[:50], **style)
   ticks = sorted({number for line in lines.values() for number, _ in line})
-  axes.set(xscale='log', xlabel='evaluations of the network for a sample', ylabel=metric)
+  axes.set(xscale='log', xlabel='network evaluations per sample', ylabel=metric)
   axes.set_xticks(ticks, ticks)
   axes.minorticks_off()
   values = [estimate.value for line in lines.values() for _, estimate in line]
@@ -105,24 +108,20 @@ def quality(group, metric, varied):
 
 
 def curves(rows):
-  """Training curves: held-out loss (the training loss where that is too sparse), and the distance where it was followed. None without any."""
+  """Training curves: held-out loss (or training loss, if that has few points), and the distance. None without any."""
   names = {'heldout_loss': 'held-out loss', 'loss': 'training loss', 'fd_infinity': 'fd_infinity'}
   lines = [(row, results.curve(row.folder)) for row in rows]
-  known = {name: [(row, points) for row, line in lines if (points := [point for point in line if name in point])] for name in names}
+  having = lambda name: [(row, [point for point in line if name in point]) for row, line in lines]
+  known = {name: [(row, points) for row, points in having(name) if points] for name in names}
   few = max((len(points) for _, points in known['heldout_loss']), default=0) < 4
   shown = [name for name in ('loss' if few else 'heldout_loss', 'fd_infinity') if known[name]]
   if not shown:
     return None
   figure, panels = _figure(7 if len(shown) == 1 else 10, 4.2, len(shown))
-  style = dict(zip([row.name for row in rows], STYLES * len(rows)))
+  styles = dict(zip([row.name for row in rows], STYLES * len(rows)))
   for axes, name in zip(panels, shown):
     for row, points in known[name]:
-      look = style[row.name] | dict(marker='o' if len(points) < 3 else None)
-      steps, values = [point['step'] for point in points], np.array([point[name] for point in points], float)
-      axes.plot(steps, values, lw=1.2, label=row.label[:40], **look)
-      if f'{name}_error' in points[0]:
-        error = 1.96 * np.array([point.get(f'{name}_error', np.nan) for point in points], float)
-        axes.fill_between(steps, values - error, values + error, alpha=.12, lw=0, color=look['color'])
+      _curve(axes, name, points, row.label[:40], styles[row.name])
     finite = np.concatenate([[point[name] for point in points] for _, points in known[name]])
     finite = finite[np.isfinite(finite)]
     axes.set(xlabel='step', ylabel=names[name])
@@ -131,6 +130,16 @@ def curves(rows):
     axes.grid(alpha=.3)
   panels[0].legend(fontsize=6, ncols=1 + (len(rows) > 8))
   return _png(figure)
+
+
+def _curve(axes, name, points, label, style):
+  """One line, with a band of 95 % where the standard error is known."""
+  style = style | dict(marker='o' if len(points) < 3 else None)
+  steps, values = [point['step'] for point in points], np.array([point[name] for point in points], float)
+  axes.plot(steps, values, lw=1.2, label=label, **style)
+  if f'{name}_error' in points[0]:
+    error = 1.96 * np.array([point.get(f'{name}_error', np.nan) for point in points], float)
+    axes.fill_between(steps, values - error, values + error, alpha=.12, lw=0, color=style['color'])
 
 
 def _samples(row):
@@ -144,22 +153,22 @@ def _samples(row):
 
 
 def samples(rows):
-  """The first samples of each trial in a row of its own: the same noises, and as far as they are known classes in turn. None without any."""
-  found = [(row.label, *drawn) for row in rows[:SHOWN] if (drawn := _samples(row))]
-  if not found:
+  """The first samples of each trial in a row, from the same noise; in turn by class if known. None without any."""
+  drawn = [(row.label, *arrays) for row in rows[:SHOWN] if (arrays := _samples(row))]
+  if not drawn:
     return None
-  columns = max(4, min(12, 900 // max(64, *found[0][1].shape[1:3])))
-  cells = [images[_in_turn(labels, len(images))[:columns]] for _, images, labels in found]
-  return fit(pages.rows(cells, [label for label, *_ in found]))
+  columns = max(4, min(12, 900 // max(64, *drawn[0][1].shape[1:3])))
+  cells = [images[_in_turn(labels, len(images))[:columns]] for _, images, labels in drawn]
+  return fit(pages.rows(cells, [label for label, *_ in drawn]))
 
 
 def _in_turn(labels, n):
   """Indices: the first sample of each class, then the second of each, .."""
   if labels is None:
     return np.arange(n)
-  seen = collections.Counter()
+  counts = collections.Counter()
   order = []
   for i, label in enumerate(labels.tolist()):
-    order.append((seen[label], label, i))
-    seen[label] += 1
+    order.append((counts[label], label, i))
+    counts[label] += 1
   return np.array([i for *_, i in sorted(order)])

@@ -1,4 +1,4 @@
-"""How a sweep stands, in one line: a terminal gets it again and again, a file now and then."""
+"""The progress of a sweep in one line: updated in place on a terminal, written from time to time to a file."""
 import collections
 import contextlib
 import shutil
@@ -13,7 +13,7 @@ from experiments.sweep.trials import finished
 
 
 def steps(running):
-  """(step, steps of the whole run, seconds left or None) of a trial that trains; None before its first figures."""
+  """(step, steps of the whole run, seconds left or None) of a trial that trains; None before its first metrics."""
   path = running.trial.folder / 'run' / 'metrics.jsonl'
   with contextlib.suppress(OSError, InputError, KeyError):
     lines = read_metrics(path)
@@ -30,35 +30,43 @@ def steps(running):
 
 def activity(running):
   """'schedule-linear_8f0c step 350/600, 4:10 left'."""
-  found, passed = steps(running), duration(time.time() - running.started)
-  if found is None:
-    told = f'for {passed}'
-  elif found[0] >= found[1]:
-    told = f'measuring, {passed} since its start'
+  now, passed = steps(running), duration(time.time() - running.started)
+  if now is None:
+    text = f'for {passed}'
+  elif now[0] >= now[1]:
+    text = f'measuring, {passed} since its start'
   else:
-    told = f'step {found[0]}/{found[1]}' + (f', {duration(found[2])} left' if found[2] is not None else '')
-  return f'{running.trial.name.rpartition("_")[0]} {told}' + (f' (attempt {running.attempt})' if running.attempt > 1 else '')
+    text = f'step {now[0]}/{now[1]}' + (f', {duration(now[2])} left' if now[2] is not None else '')
+  attempt = f' (attempt {running.attempt})' if running.attempt > 1 else ''
+  return f'{running.trial.name.rpartition("_")[0]} {text}{attempt}'
 
 
 def best(records, metric):
-  """'fd_infinity 12.3 [11.8, 12.9] of NAME' of {name: record}; '' where none has it. Of those measured as the first of them."""
-  known = {name: found for name, found in records.items() if found['metrics'].get(metric, {}).get('value') is not None}
+  """'best so far fd_infinity 12.3 [11.8, 12.9] of NAME' from {name: record}; '' if none has the metric.
+
+  Only records measured in the same way as the first are compared.
+  """
+  known = {name: one for name, one in records.items() if one['metrics'].get(metric, {}).get('value') is not None}
   if not known:
     return ''
   first = next(iter(known.values()))
-  alike = {name: found for name, found in known.items() if not record.differences(first, found, metric)}
-  name, found, _ = record.ranked(alike, metric)[0]
-  interval = '' if found.low is None or found.high is None else f' [{found.low:.4g}, {found.high:.4g}]'
+  alike = {name: one for name, one in known.items() if not record.differences(first, one, metric)}
+  name, estimate, _ = record.ranked(alike, metric)[0]
+  known_interval = estimate.low is not None and estimate.high is not None
+  interval = f' [{estimate.low:.4g}, {estimate.high:.4g}]' if known_interval else ''
   others = f' ({len(known) - len(alike)} measured in another way)' if len(alike) < len(known) else ''
-  return f'best so far {metric} {found.value:.4g}{interval} of {name.rpartition("_")[0]}{others}'
+  return f'best so far {metric} {estimate.value:.4g}{interval} of {name.rpartition("_")[0]}{others}'
 
 
 class Line:
   """The progress line of a sweep.
 
   Args:
-    total: number of its trials.   jobs: trials at a time.   metric: what it goes by.
-    done: folders of those that are finished already.   every: seconds between two lines where there is no terminal; a terminal gets one every second.
+    total: number of trials.
+    jobs: trials at a time.
+    metric: of the sweep.
+    done: folders of the trials that are already finished.
+    every: seconds between two lines in a file; a terminal is updated every second.
   """
 
   def __init__(self, total, jobs, metric, done, stream=None, every=30.):
@@ -74,7 +82,8 @@ class Line:
     self.seconds += [seconds] if (seconds := state(folder).get('seconds')) else []
 
   def text(self, at_work):
-    parts = [f'{len(self.records)}/{self.total} done'] + [f'{number} {status}' for status, number in self.others.items()]
+    ended = [f'{number} {status}' for status, number in self.others.items()]
+    parts = [f'{len(self.records)}/{self.total} done', *ended]
     parts += [f'running {"; ".join(map(activity, at_work))}'] * bool(at_work)
     rest = self.total - len(self.records) - sum(self.others.values())
     if self.seconds and rest:
@@ -84,14 +93,14 @@ class Line:
     return ' · '.join(parts + [text for text in [best(self.records, self.metric)] if text])
 
   def show(self, at_work, now=False):
-    """Writes the line, if it is time to."""
+    """Writes the line if it is due."""
     if not now and time.monotonic() - self.last < self.every:
       return
     self.last = time.monotonic()
     self._write(self.text(at_work), end='' if self.terminal else '\n')
 
   def say(self, text):
-    """Writes something that stays."""
+    """Writes a permanent line."""
     self._write(text, end='\n')
 
   def _write(self, text, end):
@@ -102,7 +111,7 @@ class Line:
     print(text, end=end, file=self.stream, flush=True)
 
   def ended(self, trial, status, reason):
-    """Counts a trial that has ended, and says so."""
+    """Counts and reports a trial that has ended."""
     if status == 'finished':
       self._count(trial.folder)
     else:

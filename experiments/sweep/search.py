@@ -1,4 +1,4 @@
-"""Which settings to try: every combination of some axes, random draws from them, or what Optuna suggests."""
+"""Which settings to try: every combination of some axes, random draws from them, or suggestions by Optuna."""
 import itertools
 
 import numpy as np
@@ -10,7 +10,7 @@ from experiments.sweep.trials import finished, installed
 
 
 def _point(names, values):
-  """One trial's overrides. A value that is a dict sets what it says; any other sets config.AXIS."""
+  """The overrides of one trial. A value that is a dict is merged; any other sets config.AXIS."""
   point = {}
   for name, value in zip(names, values):
     point |= value if isinstance(value, dict) else {f'config.{name}': value}
@@ -30,8 +30,8 @@ def grid_search(**axes):
     grid_search(schedule=['linear', 'cosine'], predict=[{'config.predict': 'eps', 'config.loss_weight': 'one'}, 'v'])
 
   Args:
-    axes: lists of values. A value that is a dict holds overrides, so that settings which belong together move together and settings
-      of a section can be reached ({'config.sample.seed': 1}); any other is the value of config.AXIS.
+    axes: lists of values. A value that is a dict holds overrides, for settings that belong together or are in a
+      section ({'config.sample.seed': 1}); any other is the value of config.AXIS.
   Raises:
     InputError: an axis without values.
   """
@@ -41,51 +41,52 @@ def grid_search(**axes):
 
 
 def random_search(n, seed, /, **axes):
-  """Yields n points drawn independently from some axes, no two equal; fewer where the axes have fewer.
+  """Yields n distinct points drawn independently from some axes; fewer if the axes have fewer.
 
   Args:
     n: at least 1.
-    seed: of the draws; the same seed draws the same points, and a larger n begins with those of a smaller one.
-    axes: lists of values as in grid_search, one of which is drawn evenly, or functions of a numpy Generator:
+    seed: of the draws; the same seed draws the same points, and a larger n continues those of a smaller one.
+    axes: lists of values as in grid_search, drawn uniformly, or functions of a numpy Generator:
       learning_rate=lambda rng: float(10 ** rng.uniform(-4, -2)).
   Raises:
     InputError: n below 1, an axis without values.
   """
   if n < 1:
     raise InputError(f'random_search(n={n}): expected at least 1 trial')
-  names, rng, seen = _checked(axes), np.random.default_rng(seed), []
-  for _ in range(100 * n):  # equal draws are drawn again
-    point = _point(names, [axis(rng) if callable(axis) else axis[rng.integers(len(axis))] for axis in axes.values()])
-    if point not in seen:
-      seen.append(point)
+  names, rng, points = _checked(axes), np.random.default_rng(seed), []
+  for _ in range(100 * n):  # repeated points are drawn again
+    values = [axis(rng) if callable(axis) else axis[rng.integers(len(axis))] for axis in axes.values()]
+    point = _point(names, values)
+    if point not in points:
+      points.append(point)
       yield point
-    if len(seen) == n:
+    if len(points) == n:
       return
 
 
 # ---- Optuna
 def optuna_search(sweep, workdir, number, metric, make):
-  """(ask, tell, watch) of a search by Optuna (TPE, with median pruning), kept in WORKDIR/optuna.journal, where it goes on.
+  """(ask, tell, watch) of a search by Optuna (TPE, with median pruning), stored in WORKDIR/optuna.journal; it resumes.
 
-  What is pruned: trials whose curve (PRUNE of the sweep file, default heldout_loss; '' for none) is worse than the median of the earlier
-  trials at the same step. Held-out losses compare only where the target, the schedule and the weight are the same; a space that
-  varies them should say PRUNE = 'fd_infinity' and set config.evaluate.every.
+  A trial is pruned if its curve (PRUNE of the sweep file, default heldout_loss; '' for none) is worse than the median
+  of earlier trials at the same step. Held-out losses are comparable only for the same target, schedule and loss
+  weight; a space that varies these should set PRUNE = 'fd_infinity' and config.evaluate.every.
 
   Args:
     sweep: with a space(trial) -> overrides.
     workdir: of the sweep.
-    number: of trials, those of earlier runs included.
-    metric: what is sought.
+    number: of trials, including those of earlier runs.
+    metric: to optimize.
     make: overrides -> Trial.
   Raises:
     InputError: Optuna is not installed, or the sweep has no space(trial).
   """
   installed('optuna', '--search=optuna', 'optuna')
   if not callable(sweep.space):
-    raise InputError(f'sweep {sweep.file} has no function space(trial), which --search=optuna asks for overrides')
+    raise InputError(f'sweep {sweep.file} has no function space(trial), from which --search=optuna gets the overrides')
   study, asked, parent = _study(workdir, metric), {}, workdir / 'trials'
-  _take_up(study)
-  spent = [False]  # the last round suggested nothing new: until another trial has ended, neither would the next
+  _enqueue_unfinished(study)
+  spent = [False]  # the last round suggested nothing new, nor would the next before another trial has ended
 
   def tell(trial, status, reason):
     spent[0] = False
@@ -102,7 +103,7 @@ def optuna_search(sweep, workdir, number, metric, make):
 
 
 def _study(workdir, metric):
-  """The study in WORKDIR/optuna.journal, as it is or new."""
+  """The study in WORKDIR/optuna.journal, new or continued."""
   import optuna
   from optuna.storages import journal
   optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -110,16 +111,16 @@ def _study(workdir, metric):
   storage = optuna.storages.JournalStorage(journal.JournalFileBackend(str(workdir / 'optuna.journal')))
   study = optuna.create_study(study_name='sweep', storage=storage, load_if_exists=True,
                               direction='minimize' if metric in record.LOWER else 'maximize')
-  study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))  # what comes after a restart is new
+  study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))  # other suggestions after a restart
   study.pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
   return study
 
 
 def _ask(study, space, make, number, asked, tell):
-  """The next Trial, or None: there are `number`, or a round of suggestions found none that fits and is new."""
+  """The next Trial; None if there are `number`, or if a round of suggestions had none that is valid and new."""
   from optuna.trial import TrialState
   refusal = None
-  for _ in range(5 * number):  # suggestions that do not fit together, or were made before
+  for _ in range(5 * number):  # some suggestions are invalid or repeated
     if len(_named(study)) >= number and not study.get_trials(states=[TrialState.WAITING]):
       return None
     suggestion = study.ask()
@@ -142,29 +143,29 @@ def _ask(study, space, make, number, asked, tell):
 
 
 def _tell(study, suggestion, trial, status, metric, parent):
-  """What a trial gave; nothing where it was measured in another way than those before it, with which it cannot be compared."""
+  """Reports a trial to the study; as failed if it was measured in another way than those before it."""
   from optuna.trial import TrialState
-  found = finished(trial.folder) if status == 'finished' else None
-  measured = found['metrics'].get(metric, {}).get('value') if found else None
+  measured = finished(trial.folder) if status == 'finished' else None
+  value = measured['metrics'].get(metric, {}).get('value') if measured else None
   names = [old.user_attrs['trial'] for old in study.get_trials(states=[TrialState.COMPLETE])]
-  first = next(filter(None, (finished(parent / name) for name in names)), found)
-  if measured is not None and not record.differences(first, found, metric):
-    study.tell(suggestion, measured)
+  first = next(filter(None, (finished(parent / name) for name in names)), measured)
+  if value is not None and not record.differences(first, measured, metric):
+    study.tell(suggestion, value)
   else:
     study.tell(suggestion, state=TrialState.PRUNED if status == 'pruned' else TrialState.FAIL)
 
 
 def _named(study):
-  """{name of a trial: the states of the suggestions that led to it}."""
-  found = {}
+  """{name of a trial: the suggestions that led to it}."""
+  suggestions = {}
   for suggestion in study.trials:
     if 'trial' in suggestion.user_attrs:
-      found.setdefault(suggestion.user_attrs['trial'], []).append(suggestion)
-  return found
+      suggestions.setdefault(suggestion.user_attrs['trial'], []).append(suggestion)
+  return suggestions
 
 
-def _take_up(study):
-  """What a killed runner has left at work, and what broke, is suggested again."""
+def _enqueue_unfinished(study):
+  """Suggests again the trials that a killed runner left running, and those that failed."""
   from optuna.trial import TrialState
   for suggestion in study.get_trials(states=[TrialState.RUNNING]):
     study.tell(suggestion.number, state=TrialState.FAIL)
@@ -174,18 +175,19 @@ def _take_up(study):
 
 
 def _watch(asked, column, sign):
-  """trial -> why it should be given up, or '': tells Optuna the new points of its curve."""
-  seen = {}
+  """trial -> why it should be given up, or ''. Reports the new points of its curve to Optuna."""
+  progress = {}  # trial: (bytes of its curve, last step reported)
 
   def watch(trial):
     path, suggestion = trial.folder / 'run' / 'metrics.jsonl', asked[trial.name]
-    if not column or not path.exists() or path.stat().length == seen.get(trial.name, (0, 0))[0]:
+    if not column or not path.exists() or path.stat().length == progress.get(trial.name, (0, 0))[0]:
       return ''
-    size, last = path.stat().length, seen.get(trial.name, (0, -1))[1]
+    size, last = path.stat().length, progress.get(trial.name, (0, -1))[1]
     for line in read_metrics(path):
       if line['step'] > last and np.isfinite(line.get(column, np.nan)):
         suggestion.report(sign * line[column], line['step'])
         last = line['step']
-    seen[trial.name] = size, last
-    return f'{column} is worse than the median of earlier trials at step {last}' if suggestion.should_prune() else ''
+    progress[trial.name] = size, last
+    pruned = suggestion.should_prune()
+    return f'{column} is worse than the median of earlier trials at step {last}' if pruned else ''
   return watch

@@ -1,4 +1,4 @@
-"""The costs of a compiled program: collectives from HLO, of real programs and written by hand; the roofline; a compile for a TPU."""
+"""The costs of compiled programs: collectives from real and handwritten HLO, the roofline, a compile for a TPU."""
 import importlib
 import importlib.util
 import json
@@ -42,15 +42,17 @@ def layer(w, x):  # a kernel divided over fsdp, a batch over both
 
 found = hlo.collectives(text(mapped, jax.ShapeDtypeStruct((32, 16), jnp.float32)))
 gathered = hlo.collectives(text(jax.grad(layer), split((24, 40), None, 'fsdp'), split((64, 24), ('data', 'fsdp'))))
-print(json.dumps([[one._asdict() for one in found], [one._asdict() for one in gathered], hlo.not_parameters(gathered, {24 * 40}),
-                  len(hlo.not_parameters(gathered, {1}))]))
+rest = hlo.not_parameters(gathered, {24 * 40}), len(hlo.not_parameters(gathered, {1}))
+print(json.dumps([[one._asdict() for one in found], [one._asdict() for one in gathered], *rest]))
 '''
 
 
 @pytest.fixture(scope='module')
 def compiled():
-  env = dict(os.environ, XLA_FLAGS=os.environ['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=4', JAX_PLATFORMS='cpu')
-  done = subprocess.run([sys.executable, '-c', PROGRAM], env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+  flags = os.environ['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=4'
+  env = dict(os.environ, XLA_FLAGS=flags, JAX_PLATFORMS='cpu')
+  words = [sys.executable, '-c', PROGRAM]
+  done = subprocess.run(words, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout)
 
@@ -65,7 +67,8 @@ def test_collectives_of_a_real_program(compiled):
 def test_under_fsdp_a_layer_gathers_its_kernel_and_not_its_batch(compiled):
   _, gathered, strangers, others = compiled
   assert strangers == [] and others >= 1
-  assert 4 * 24 * 40 in [one['bytes'] for one in gathered if one['kind'] in ('all-reduce', 'reduce-scatter')]  # the gradient
+  reduced = [one['bytes'] for one in gathered if one['kind'] in ('all-reduce', 'reduce-scatter')]
+  assert 4 * 24 * 40 in reduced  # the gradient
 
 
 HAND = '''HloModule jit_step, num_partitions=8
@@ -112,24 +115,28 @@ ENTRY %main (a: f32[16], b: f32[64,32]) -> f32[128] {
   %b = f32[64,32]{1,0} parameter(1)
   %loop = (s32[], bf16[4,128]) while(%start), condition=%condition, body=%body
   %forever = (s32[], bf16[4,128]) while(%start), condition=%endless, body=%body
-  %noted = (s32[], bf16[4,128]) while(%start), condition=%endless, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %noted = (s32[], bf16[4,128]) while(%start), condition=%endless, body=%body, \
+backend_config={"known_trip_count":{"n":"3"}}
   %fused = f32[8,32]{1,0} fusion(%b), kind=kCustom, calls=%all-reduce-scatter.3
-  %pair = (f32[16]{0}, bf16[2,8]{1,0}, /*index=2*/f32[]{:T(128)}) all-reduce-start(%a, %c, %d), replica_groups={{0,2},{1,3}}, to_apply=%add
+  %pair = (f32[16]{0}, bf16[2,8]{1,0}, /*index=2*/f32[]{:T(128)}) all-reduce-start(%a, %c, %d), \
+replica_groups={{0,2},{1,3}}, to_apply=%add
   %pair-done = (f32[16]{0}, bf16[2,8]{1,0}, f32[]) all-reduce-done(%pair)
-  %ag = ((f32[16]{0}, f32[4,8]{1,0}), (f32[128]{0}, f32[32,8]{1,0})) all-gather-start(%a, %e), replica_groups={}, dimensions={0}
-  %cp = (f32[16]{0:T(128)}, f32[16]{0:T(128)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%a), source_target_pairs={{0,1}}
+  %ag = ((f32[16]{0}, f32[4,8]{1,0}), (f32[128]{0}, f32[32,8]{1,0})) all-gather-start(%a, %e), replica_groups={}, \
+dimensions={0}
+  %cp = (f32[16]{0:T(128)}, f32[16]{0:T(128)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%a), \
+source_target_pairs={{0,1}}
   ROOT %late = f32[128]{0} async-start(%a), calls=%send
 }
 '''
 
 
-def test_collectives_by_hand_in_the_text_of_a_tpu():
+def test_collectives_in_handwritten_tpu_text():
   found = hlo.collectives(HAND)
   small = 2 * 4 * 128
   assert [(one.kind, one.bytes, one.group, one.times) for one in found] == [
-    ('all-reduce', small, 4, 250), ('all-reduce', small, 4, None), ('all-reduce', small, 4, 3), ('reduce-scatter', 4 * 64 * 32, 8, 1),
-    ('all-reduce', 4 * 16 + 2 * 16 + 4, 2, 1), ('all-gather', 4 * 128 + 4 * 256, 8, 1), ('collective-permute', 4 * 16, 8, 1),
-    ('all-gather', 4 * 128, 8, 1)]
+    ('all-reduce', small, 4, 250), ('all-reduce', small, 4, None), ('all-reduce', small, 4, 3),
+    ('reduce-scatter', 4 * 64 * 32, 8, 1), ('all-reduce', 4 * 16 + 2 * 16 + 4, 2, 1),
+    ('all-gather', 4 * 128 + 4 * 256, 8, 1), ('collective-permute', 4 * 16, 8, 1), ('all-gather', 4 * 128, 8, 1)]
   assert found[0].source == 'jit(step)/while/body/psum'
   assert hlo.summary(found)['all-reduce'] == (250 + 1 + 3 + 1, 254 * small + 100)
   assert [hlo.sent(one) for one in found] == [
@@ -140,24 +147,27 @@ def test_collectives_by_hand_in_the_text_of_a_tpu():
 
 def test_roofline_is_the_slowest_of_three():
   chip = flops.PEAKS['TPU v5 lite']
-  for bound, work in (('compute', (2 * chip.bfloat16, 1, 1)), ('memory', (1, 2 * chip.bandwidth, 1)), ('links', (1, 1, 2 * chip.link))):
+  for bound, work in (('compute', (2 * chip.bfloat16, 1, 1)), ('memory', (1, 2 * chip.bandwidth, 1)),
+                      ('links', (1, 1, 2 * chip.link))):
     row = aot.roofline(*work)['v5e']
     assert row['bound'] == bound and row['seconds'] == row[bound] == 2
 
 
 def test_layers_take_the_accelerators_forms():
-  for spec, expected in (('unet', 'unet(fast=False)'), ('unet()', 'unet(fast=False)'), ('unet(channels=8)', 'unet(channels=8, fast=False)'),
-                         ('unet(8, attention=(4,))', 'unet(8, attention=(4,), fast=False)'), ('unet(fast=True)', 'unet(fast=True)')):
+  for spec, expected in (('unet', 'unet(fast=False)'), ('unet()', 'unet(fast=False)'),
+                         ('unet(channels=8)', 'unet(channels=8, fast=False)'),
+                         ('unet(8, attention=(4,))', 'unet(8, attention=(4,), fast=False)'),
+                         ('unet(fast=True)', 'unet(fast=True)')):
     assert aot.accelerated(spec) == expected
 
 
-def test_data_are_known_by_name_or_told():
+def test_the_shape_of_data_is_known_by_name_or_given():
   assert aot.example('tfds(imagenet_resized/64x64, stream=True)', (), -1) == ((64, 64, 3), 1000)
   assert aot.example('sprites(size=32)', (), -1) == ((32, 32, 3), 6)
-  assert aot.example('folder(/my/pictures)', (8, 8, 1), 0) == ((8, 8, 1), 0)
+  assert aot.example('folder(/my/images)', (8, 8, 1), 0) == ((8, 8, 1), 0)
   assert aot.example('tfds(cifar10)', (), 0) == ((32, 32, 3), 0)
   with pytest.raises(InputError, match='give --shape'):
-    aot.example('folder(/my/pictures)', (), -1)
+    aot.example('folder(/my/images)', (), -1)
   with pytest.raises(InputError, match='--shape=8: expected'):
     aot.example('tfds(cifar10)', (8,), 0)
 
@@ -166,18 +176,19 @@ def test_help_needs_no_recipe_and_a_row_does():
   def ask(*words):
     words = [sys.executable, '-m', 'experiments.aot', *words]
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=100)
-  told = ask('--help')
-  assert '--topology' in told.stdout and 'error' not in told.stderr
-  told = ask()
-  assert told.returncode == 2 and 'give --config' in told.stderr and len(told.stderr.splitlines()) == 1
+  done = ask('--help')
+  assert '--topology' in done.stdout and 'error' not in done.stderr
+  done = ask()
+  assert done.returncode == 2 and 'give --config' in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_rows_that_sample_a_recipe_say_how_many_pictures():
+def test_rows_that_sample_a_recipe_say_how_many_images():
   for what, words in aot_table.ROWS.values():
     if '`:pod`' in what and '--programs=train' not in words:
       recipe = re.search(r'configs/(\w+)\.py', words[0]).group(1)
       own = importlib.import_module(f'configs.{recipe}').get_config('pod').sample.batch
-      assert f' {dict(word.split("=") for word in words).get("--config.sample.batch", own)} pictures at a time' in what
+      batch = dict(word.split('=') for word in words).get('--config.sample.batch', own)
+      assert f' {batch} images at a time' in what
 
 
 def test_without_libtpu_it_says_how_to_get_it(monkeypatch):
@@ -188,18 +199,21 @@ def test_without_libtpu_it_says_how_to_get_it(monkeypatch):
 
 
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed (the extra tpu)')
-def test_a_step_for_a_tpu_that_is_not_here(tmp_path):
-  def command(*words):  # a process of its own: libtpu aborts at the flags of this one
-    words = ['--config=configs/cosine_ddim.py:tiny', '--config.net=unet(channels=8, multipliers=(1,), blocks=1, attention=(), groups=2)',
-             '--shape=8,8,1', '--classes=2', '--programs=train', f'--out={tmp_path}/row.json', *words]
-    return subprocess.run([sys.executable, '-m', 'experiments.aot', *words], cwd=ROOT, capture_output=True, text=True, timeout=500,
-                          env=dict(os.environ, DIFFUSION_CACHE=str(tmp_path)))
+def test_a_step_for_an_absent_tpu(tmp_path):
+  net = 'unet(channels=8, multipliers=(1,), blocks=1, attention=(), groups=2)'
+  def command(*words):  # a process of its own: libtpu aborts on the XLA flags of this one
+    words = ['--config=configs/cosine_ddim.py:tiny', f'--config.net={net}', '--shape=8,8,1', '--classes=2',
+             '--programs=train', f'--out={tmp_path}/row.json', *words]
+    env = dict(os.environ, DIFFUSION_CACHE=str(tmp_path))
+    return subprocess.run([sys.executable, '-m', 'experiments.aot', *words], cwd=ROOT, capture_output=True, text=True,
+                          timeout=500, env=env)
   done = command('--topology=v5e:2x2')
   assert done.returncode == 0, done.stderr
   record = json.loads((tmp_path / 'row.json').read_text())
   found, gradient = record['programs']['train'], 4 * record['parameters']
-  assert record['kind'] == 'TPU v5 lite' and record['chips'] == 4 and found['fits'] and 'memory       fits' in done.stdout
-  assert gradient <= found['collectives']['all-reduce'][1] < 1.1 * gradient + 1000  # and the metrics
+  assert record['kind'] == 'TPU v5 lite' and record['chips'] == 4 and found['fits']
+  assert 'memory       fits' in done.stdout
+  assert gradient <= found['collectives']['all-reduce'][1] < 1.1 * gradient + 1000  # plus the metrics
   assert 'all-to-all' not in found['collectives']
   assert 4 * gradient < found['needed'] < 2 ** 30
   done = command('--topology=v5e:7')
@@ -207,15 +221,17 @@ def test_a_step_for_a_tpu_that_is_not_here(tmp_path):
 
 
 def row(fits=True, images=64):
-  program = dict(images=images, flops=images * 10 ** 12, there=16e9, needed=2e9 if fits else 20e9, fits=fits, compile_seconds=1.)
-  found = dict(bytes=8.19e9, sent=4e6, collectives={'all-reduce': [2, 2e6]}, strangers=[['all-gather', 'f32', [64], 'x']], unknown_loops=0,
-               roofline=aot.roofline(images * 10 ** 12 / 4, 8.19e9, 4e6))
-  return dict(config='c', topology='v5e:2x2', kind='TPU v5 lite', chips=4, fsdp=1, accumulate=1, net='unet', shape=[8, 8, 1],
-              classes=2, parameters=10 ** 6, state_bytes=16e6, versions=dict(jax='1', libtpu='2'),
-              programs=dict(train=program | (found if fits else {})))
+  program = dict(images=images, flops=images * 10 ** 12, there=16e9, needed=2e9 if fits else 20e9, fits=fits,
+                 compile_seconds=1.)
+  details = dict(bytes=8.19e9, sent=4e6, collectives={'all-reduce': [2, 2e6]}, unknown_loops=0,
+                 strangers=[['all-gather', 'f32', [64], 'x']],
+                 roofline=aot.roofline(images * 10 ** 12 / 4, 8.19e9, 4e6))
+  return dict(config='c', topology='v5e:2x2', kind='TPU v5 lite', chips=4, fsdp=1, accumulate=1, net='unet',
+              shape=[8, 8, 1], classes=2, parameters=10 ** 6, state_bytes=16e6, versions=dict(jax='1', libtpu='2'),
+              programs=dict(train=program | (details if fits else {})))
 
 
-def test_the_table_keeps_its_rows_and_reports_those_that_are_there(tmp_path, monkeypatch):
+def test_the_table_keeps_its_rows_and_reports_those_that_exist(tmp_path, monkeypatch):
   asked = []
   def process(words, **options):  # of one row; the second does not fit, the third breaks
     asked.append(words)
@@ -225,15 +241,15 @@ def test_the_table_keeps_its_rows_and_reports_those_that_are_there(tmp_path, mon
   monkeypatch.setattr(aot_table.subprocess, 'run', process)
   names = list(aot_table.SCALING[:3])
   aot_table.main([f'--out={tmp_path}', '--only', *names])
-  aot_table.main([f'--out={tmp_path}', '--only', *names[:2]])  # both are there
+  aot_table.main([f'--out={tmp_path}', '--only', *names[:2]])  # both exist
   assert len(asked) == 3 and all(aot_table.ROWS[name][1] == words[3:-1] for name, words in zip(names, asked))
   lines = [line for line in (tmp_path / 'report.md').read_text().splitlines() if '| train |' in line]
-  # 64 pictures in the longest of 16e12/197e12 = 81 ms of arithmetic, 10 ms of memory and 20 us of links.
+  # 64 images in the longest of 16e12/197e12 = 81 ms of arithmetic, 10 ms of memory and 20 us of links.
   assert len(lines) == 2 and '| 81.2, compute | 788 | 197.0 |' in lines[0] and 'does not fit' in lines[1]
   assert (tmp_path / 'aot.png').read_bytes()[:4] == b'\x89PNG'
 
 
-def test_what_is_told_of_a_row():
-  told = aot.tell(row())
-  assert 'fits: 2.00 GB of 16.00 GB' in told and 'about 788 pictures/s, 197.0 a chip' in told and '1 arrays' in told
+def test_a_row_as_text():
+  text = aot.tell(row())
+  assert 'fits: 2.00 GB of 16.00 GB' in text and 'about 788 images/s, 197.0 per chip' in text and '1 arrays' in text
   assert 'DOES NOT FIT: 20.00 GB of 16.00 GB' in aot.tell(row(fits=False))

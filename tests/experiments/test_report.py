@@ -1,4 +1,4 @@
-"""Reports say no more than the numbers do: no order where intervals overlap, no table over unlike protocols, and all of it in one file."""
+"""Reports claim no more than the numbers: no order among overlapping intervals, no table over different protocols."""
 import base64
 import csv
 import html.parser
@@ -18,12 +18,12 @@ from experiments.sweep import page, plots, results, trials
 from tests.sweep_program import record
 
 
-def add(workdir, name, value=None, half=1., samples=None, curve=(), state=None, subject=None, metric='fd_infinity', n=500, settings=None,
-        **protocol):
-  """A trial folder, as a sweep leaves it."""
-  folder = epath.Path(workdir) / 'trials' / name
-  config = trials.flat(trials.default()) | {'config.schedule': name, **(settings or {})}
-  trials.describe(trials.Trial(name, 'configs/cosine_ddim.py', {'config.schedule': name, **(settings or {})}, config, [], folder))
+def add(workdir, name, value=None, half=1., samples=None, curve=(), state=None, subject=None, metric='fd_infinity',
+        n=500, settings=None, **protocol):
+  """A trial folder as a sweep leaves it."""
+  folder, settings = epath.Path(workdir) / 'trials' / name, {'config.schedule': name, **(settings or {})}
+  config = trials.flat(trials.default()) | settings
+  trials.describe(trials.Trial(name, 'configs/cosine_ddim.py', settings, config, [], folder))
   if curve:
     (folder / 'run').mkdir()
     (folder / 'run' / 'metrics.jsonl').write_text(''.join(json.dumps(point) + '\n' for point in curve))
@@ -46,7 +46,7 @@ def made(workdir, metric=None):
     return (path.parent / 'report.md').read_text(), list(csv.DictReader(file))
 
 
-# ---- what may be said
+# ---- what may be concluded
 def test_overlapping_intervals_are_not_ranked(tmp_path):
   for name, value in (('a', 10.), ('b', 11.5), ('c', 13.), ('d', 20.)):
     add(tmp_path, name, value)
@@ -81,7 +81,7 @@ def test_ranks_are_all_that_the_intervals_allow(metric, tmp_path):
     assert place.tied == (mine['low'] <= best['high'] and best['low'] <= mine['high'])
 
 
-def test_unlike_protocols_are_apart_and_the_difference_is_named(tmp_path):
+def test_different_protocols_are_separate_and_the_difference_is_reported(tmp_path):
   for name, value in (('a', 10.), ('b', 20.), ('c', 30.)):
     add(tmp_path, name, value)
   add(tmp_path, 'small', 1., n=100)
@@ -91,52 +91,62 @@ def test_unlike_protocols_are_apart_and_the_difference_is_named(tmp_path):
     small=('1', '1'), a=('1', '2'), b=('1', '3'), c=('1', '4'), heldout=('2', '1'))
   first = text[:text.index('## Measured in another way')]
   assert '`heldout`' not in first and 'split: train, heldout' in text
-  by_fd = [add(tmp_path / 'fd', name, value, metric='fd', n=n) for name, value, n in (('a', 10., 500), ('b', 11., 500), ('c', 1., 100))]
-  text, rows = made(tmp_path / 'fd', 'fd')  # whose value depends on the number of samples
-  assert len(by_fd) == 3 and 'n: 500, 100' in text and 'the first is `a`' in text
+  # The value of fd depends on the number of samples.
+  for name, value, n in (('a', 10., 500), ('b', 11., 500), ('c', 1., 100)):
+    add(tmp_path / 'fd', name, value, metric='fd', n=n)
+  text, rows = made(tmp_path / 'fd', 'fd')
+  assert 'n: 500, 100' in text and 'the first is `a`' in text
   assert {row['schedule']: row['table'] for row in rows} == dict(a='1', b='1', c='2')
 
 
-def test_a_column_holds_only_what_was_measured_alike(tmp_path):
-  """The distance does not depend on the number of samples, and precision does."""
+def test_a_column_holds_only_values_measured_in_the_same_way(tmp_path):
+  """The distance does not depend on the number of samples, precision does."""
   for name, value, n in (('a', 10., 100), ('b', 20., 500), ('c', 30., 500)):
     path = add(tmp_path, name, value, n=n) / 'evaluation' / 'evaluation.json'
     found = json.loads(path.read_text())
     found['metrics'] |= dict(precision=dict(value=value / 100, error=.01, low=0., high=1., n=n),
                              kid=dict(value=value / 10, error=.1, low=0., high=9., n=n))
-    found['heldout'] = {metric: dict(value=.0625, error=.001, low=0., high=1., n=300) for metric in ('fd_infinity', 'kid', 'precision')}
+    heldout = dict(value=.0625, error=.001, low=0., high=1., n=300)
+    found['heldout'] = {metric: heldout for metric in ('fd_infinity', 'kid', 'precision')}
     path.write_text(json.dumps(found))
   text, rows = made(tmp_path)
-  cells = {line.split(' | ')[1]: line.rstrip(' |').split(' | ')[-2:] for line in text.split('\n') if line.count(' | ') == 4}
-  assert cells['`a`'] == ['1 ± 0.1', '-'] and cells['`b`'] == ['2 ± 0.1', '0.2 ± 0.01'] and cells['`c`'] == ['3 ± 0.1', '0.3 ± 0.01']
-  assert cells['held-out pictures'] == ['0.0625 ± 0.001', '-']
+  lines = [line for line in text.split('\n') if line.count(' | ') == 4]
+  cells = {line.split(' | ')[1]: line.rstrip(' |').split(' | ')[-2:] for line in lines}
+  assert cells['`a`'] == ['1 ± 0.1', '-']
+  assert cells['`b`'] == ['2 ± 0.1', '0.2 ± 0.01'] and cells['`c`'] == ['3 ± 0.1', '0.3 ± 0.01']
+  assert cells['held-out images'] == ['0.0625 ± 0.001', '-']
   assert 'A dash: measured in another way than the rest of its column (`precision`, n: 500, 100)' in text
-  assert [row['precision'] for row in rows] == ['0.1', '0.2', '0.3'] and [row['precision_n'] for row in rows] == ['100', '500', '500']
+  assert [row['precision'] for row in rows] == ['0.1', '0.2', '0.3']
+  assert [row['precision_n'] for row in rows] == ['100', '500', '500']
 
 
-def test_a_model_that_was_trained_on_is_another_setting(tmp_path):
+def test_a_model_trained_further_is_another_setting(tmp_path):
   for name, step in (('a', 5), ('b', 6)):
     folder = epath.Path(tmp_path) / 'trials' / name
-    trials.describe(trials.Trial(name, 'runs/x', {'config.guide': ''}, {'config.guide': ''}, [], folder, step, 'a1b2c3d4e5'))
+    settings = {'config.guide': ''}
+    trials.describe(trials.Trial(name, 'runs/x', settings, settings, [], folder, step, 'a1b2c3d4e5'))
     (folder / 'evaluation').mkdir()
-    (folder / 'evaluation' / 'evaluation.json').write_text(json.dumps(json.loads(record(1.)) | dict(subject=dict(step=step))))
+    text = json.dumps(json.loads(record(1.)) | dict(subject=dict(step=step)))
+    (folder / 'evaluation' / 'evaluation.json').write_text(text)
   assert [row['model'] for row in made(tmp_path)[1]] == ['step 5, a1b2c3d4', 'step 6, a1b2c3d4']
 
 
-def test_held_out_pictures_show_what_there_is_to_reach(tmp_path):
+def test_held_out_images_show_the_attainable_value(tmp_path):
   folder = add(tmp_path, 'a', 10.)
   path = folder / 'evaluation' / 'evaluation.json'
   found = json.loads(path.read_text())
-  path.write_text(json.dumps(found | dict(heldout=dict(fd_infinity=dict(value=.5, error=.1, low=.25, high=.75, n=500)))))
+  heldout = dict(fd_infinity=dict(value=.5, error=.1, low=.25, high=.75, n=500))
+  path.write_text(json.dumps(found | dict(heldout=heldout)))
   text, rows = made(tmp_path)
-  assert '|  | held-out pictures | 0.5 [0.25, 0.75] |' in text and len(rows) == 1
+  assert '|  | held-out images | 0.5 [0.25, 0.75] |' in text and len(rows) == 1
 
 
-def test_every_trial_without_a_result_is_named(tmp_path):
+def test_every_trial_without_a_result_is_listed(tmp_path):
   add(tmp_path, 'done', 3.)
-  add(tmp_path, 'broken', state=dict(status='failed', attempts=2, seconds=3., reason='exit code 1; its last line: error | of <b>'))
+  reason = 'exit code 1; its last line: error | of <b>'
+  add(tmp_path, 'broken', state=dict(status='failed', attempts=2, seconds=3., reason=reason))
   add(tmp_path, 'waits')
-  add(tmp_path, 'left', state=dict(status='running', attempts=1, seconds=3., reason=''))  # its runner was killed, and it too
+  add(tmp_path, 'left', state=dict(status='running', attempts=1, seconds=3., reason=''))  # killed with its runner
   (tmp_path / 'trials' / 'left' / 'log.txt').write_text('one\nKilled\n')
   add(tmp_path, 'other', 3., metric='kid')
   text, rows = made(tmp_path)
@@ -144,10 +154,11 @@ def test_every_trial_without_a_result_is_named(tmp_path):
   assert '| `broken` | failed | exit code 1; its last line: error \\| of <b> |' in text
   assert '`left` | stopped | ended without an evaluation; its last line: Killed' in text
   assert '| `other` | finished | fd_infinity was not measured |' in text and '`waits` | waiting' in text
-  assert {row['trial']: row['status'] for row in rows} == dict(done='finished', broken='failed', waits='waiting', left='stopped', other='finished')
+  assert {row['trial']: row['status'] for row in rows} == dict(
+    done='finished', broken='failed', waits='waiting', left='stopped', other='finished')
 
 
-def test_a_sweep_that_has_nothing_yet(tmp_path):
+def test_a_sweep_without_results_yet(tmp_path):
   with pytest.raises(InputError, match='holds no trials'):
     reports.report(tmp_path)
   add(tmp_path, 'a')
@@ -157,9 +168,9 @@ def test_a_sweep_that_has_nothing_yet(tmp_path):
     reports.report(tmp_path, 'fid')
 
 
-# ---- what is written
+# ---- output
 class Links(html.parser.HTMLParser):
-  """What a page refers to, and its text."""
+  """The references of a page, and its text."""
   def __init__(self):
     super().__init__()
     self.found, self.tags, self.text = [], [], ''
@@ -176,16 +187,19 @@ def test_the_page_is_one_small_file(tmp_path):
   rng = np.random.default_rng(0)
   classes = np.eye(4, dtype=np.float32)[np.arange(40) % 4]
   for i, name in enumerate(['a<b>', 'b', *'cdefghijklmnopqrstuvwxyz']):
-    curve = [dict(step=step, time=0., heldout_loss=1 / (1 + step + i), fd_infinity=9. / (1 + step), fd_infinity_error=.1) for step in range(4)]
+    curve = [dict(step=step, time=0., heldout_loss=1 / (1 + step + i), fd_infinity=9. / (1 + step),
+                  fd_infinity_error=.1) for step in range(4)]
     noise = rng.integers(0, 255, (40, 32, 32, 3), np.uint8)  # the worst case
     add(tmp_path, name, 10. + i, samples=dict(images=noise, labels=classes), curve=curve)
   out = tmp_path / 'out'
   assert reports.report(tmp_path, out=out) == epath.Path(out) / 'report.html'
-  assert sorted(path.name for path in out.iterdir()) == ['curves.png', 'metric.png', 'report.html', 'report.md', 'results.csv', 'samples.png']
+  names = ['curves.png', 'metric.png', 'report.html', 'report.md', 'results.csv', 'samples.png']
+  assert sorted(path.name for path in out.iterdir()) == names
   assert sum(path.stat().st_size for path in out.iterdir()) < 2_000_000
   links = Links()
   links.feed((out / 'report.html').read_text())
-  assert len(links.found) == 3 and 'script' not in links.tags and 'link' not in links.tags and 'a<b>' in links.text
+  assert len(links.found) == 3 and 'a<b>' in links.text
+  assert 'script' not in links.tags and 'link' not in links.tags
   for link in links.found:
     kind, data = link.split(',', 1)
     assert kind == 'data:image/png;base64' and Image.open(io.BytesIO(base64.b64decode(data))).width > 300
@@ -193,11 +207,13 @@ def test_the_page_is_one_small_file(tmp_path):
     assert (out / name).exists()
 
 
-def test_all_that_was_measured_is_in_the_csv(tmp_path):
-  add(tmp_path, 'a', 1 / 3, .1, subject=dict(evaluations=20), settings={'config.grid': 'trailing(20)'}, state=dict(status='finished', seconds=12.5))
+def test_all_metrics_are_in_the_csv(tmp_path):
+  add(tmp_path, 'a', 1 / 3, .1, subject=dict(evaluations=20), settings={'config.grid': 'trailing(20)'},
+      state=dict(status='finished', seconds=12.5))
   add(tmp_path, 'b', 2 / 3, .1, subject=dict(evaluations=10), settings={'config.grid': 'trailing(10)'})
   _, rows = made(tmp_path)
-  estimate = json.loads((tmp_path / 'trials' / 'a' / 'evaluation' / 'evaluation.json').read_text())['metrics']['fd_infinity']
+  path = tmp_path / 'trials' / 'a' / 'evaluation' / 'evaluation.json'
+  estimate = json.loads(path.read_text())['metrics']['fd_infinity']
   assert {key: float(rows[0][f'fd_infinity_{key}'.removesuffix('_value')]) for key in estimate} == estimate
   assert rows[0]['evaluations'] == '20' and rows[0]['seconds'] == '12.5' and rows[1]['grid'] == 'trailing(10)'
 
@@ -205,11 +221,12 @@ def test_all_that_was_measured_is_in_the_csv(tmp_path):
 def test_quality_against_evaluations_where_they_vary(tmp_path):
   for i, (sampler, steps) in enumerate(itertools.product(('ddim', 'unipc(2)'), (5, 10, 50))):
     add(tmp_path, f't{i}', 10. - i, subject=dict(network_calls=steps),
-        settings={'config.schedule': 'cosine', 'config.sampler': sampler, 'config.grid': f'karras({steps}, sigma_max=40)'})
+        settings={'config.schedule': 'cosine', 'config.sampler': sampler,
+                  'config.grid': f'karras({steps}, sigma_max=40)'})
   found = results.collect(tmp_path)
   assert set(found.varied) == {'config.sampler', 'config.grid'}
   names = {plots._series(place.row, found.varied) for place in found.groups[0].ranked}
-  assert names == {'ddim, karras, sigma_max=40', 'unipc(2), karras, sigma_max=40'}  # a line for each solver
+  assert names == {'ddim, karras, sigma_max=40', 'unipc(2), karras, sigma_max=40'}  # one line per solver
   assert plots.quality(found.groups[0], 'fd_infinity', found.varied)
   text, _ = made(tmp_path)
   assert 'quality.png' in text and '| evaluations |' in text
@@ -217,7 +234,7 @@ def test_quality_against_evaluations_where_they_vary(tmp_path):
   assert plots.quality(found.groups[0], 'fd_infinity', found.varied) is None
 
 
-def test_samples_stand_beside_each_other_class_by_class(tmp_path):
+def test_samples_are_shown_side_by_side_by_class(tmp_path):
   order = plots._in_turn(np.array([2, 0, 0, 1, 2, 0]), 6)
   assert order.tolist() == [1, 3, 0, 2, 4, 5]
   assert plots._in_turn(None, 3).tolist() == [0, 1, 2]
@@ -225,7 +242,8 @@ def test_samples_stand_beside_each_other_class_by_class(tmp_path):
   for name, value, colour in (('a', 2., (255, 0, 0)), ('b', 1., (0, 0, 255))):
     add(tmp_path, name, value, samples=dict(images=flat(colour)))
   found = results.collect(tmp_path)
-  pixels = np.asarray(Image.open(io.BytesIO(plots.samples([place.row for place in found.groups[0].ranked]))).convert('RGB'))
+  png = plots.samples([place.row for place in found.groups[0].ranked])
+  pixels = np.asarray(Image.open(io.BytesIO(png)).convert('RGB'))
   blue, red = (np.argwhere((pixels == colour).all(-1)) for colour in ((0, 0, 255), (255, 0, 0)))
   assert len(blue) == len(red) == 8 * 64 * 64 and blue[:, 0].max() < red[:, 0].min()  # the best on top
 
@@ -233,7 +251,7 @@ def test_samples_stand_beside_each_other_class_by_class(tmp_path):
 def test_hparams_in_tensorboard(tmp_path):
   add(tmp_path, 'a', 1.5)
   add(tmp_path, 'b')
-  for _ in range(2):  # the second time, nothing is written again
+  for _ in range(2):  # the second time nothing is written
     reports.report(tmp_path)
     [file] = (tmp_path / 'tensorboard').glob('*/events*')
   from tensorboardX.proto import event_pb2, plugin_hparams_pb2
@@ -250,8 +268,9 @@ def test_hparams_in_tensorboard(tmp_path):
   assert plain == dict(schedule='a') and scalars == dict(fd_infinity=1.5)
 
 
-def test_blocks_in_both_languages():
-  blocks = [('title', 'A & b'), ('text', 'It is `x<y>`.'), ('table', ['n', 'm|k'], [['`a|b`', 1]]), ('details', 'more', 'x < 1')]
+def test_blocks_as_markdown_and_html():
+  blocks = [('title', 'A & b'), ('text', 'It is `x<y>`.'), ('table', ['n', 'm|k'], [['`a|b`', 1]]),
+            ('details', 'more', 'x < 1')]
   assert page.markdown(blocks) == ('# A & b\n\nIt is `x<y>`.\n\n| n | m\\|k |\n|---|---|\n| `a\\|b` | 1 |\n\n'
                                    '<details><summary>more</summary>\n\n```\nx < 1\n```\n</details>\n')
   links = Links()

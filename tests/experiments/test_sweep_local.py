@@ -1,4 +1,5 @@
-"""Trials as processes: whatever becomes of one, or of the runner, the others go on and nothing is done twice."""
+"""Trials as processes: whatever happens to one, or to the runner, the others continue and nothing is done twice."""
+import contextlib
 import csv
 import json
 import os
@@ -22,16 +23,19 @@ PROGRAM = str(Path(__file__).parents[1] / 'sweep_program.py')
 
 
 def make(tmp_path, **behaviours):
-  """Trials that behave as they are told."""
+  """Trials whose processes behave as named."""
   folder = epath.Path(tmp_path) / 'trials'
-  return [trials.Trial(f'{name}_0', 'base', {}, {'config.steps': 100}, [sys.executable, '-S', PROGRAM, str(folder / f'{name}_0'), behaviour, '1'],
-                       folder / f'{name}_0') for name, behaviour in behaviours.items()]
+  def trial(name, behaviour):
+    command = [sys.executable, '-S', PROGRAM, str(folder / name), behaviour, '1']
+    return trials.Trial(name, 'base', {}, {'config.steps': 100}, command, folder / name)
+  return [trial(f'{name}_0', behaviour) for name, behaviour in behaviours.items()]
 
 
 def run_all(made, **options):
-  told, queue = {}, iter(made)
-  stopped = local.run(lambda: next(queue, None), lambda trial, *outcome: told.update({trial.name[:-2]: outcome}), tick=.02, **options)
-  return told, stopped
+  """({name: (status, reason)}, signal or None) of local.run."""
+  outcomes, queue = {}, iter(made)
+  tell = lambda trial, *outcome: outcomes.update({trial.name[:-2]: outcome})
+  return outcomes, local.run(lambda: next(queue, None), tell, tick=.02, **options)
 
 
 def starts(trial):
@@ -49,19 +53,19 @@ def gone(pid):
 def eventually(condition, seconds=20):
   deadline = time.monotonic() + seconds
   while not condition():
-    assert time.monotonic() < deadline, 'it never came'
+    assert time.monotonic() < deadline, 'timed out'
     time.sleep(.02)
 
 
 def test_a_trial_that_crashes_or_hangs_stops_no_other(tmp_path):
   made = make(tmp_path, first='ok', crash='crash', hang='hang', once='once', last='ok')
-  told, stopped = run_all(made, jobs=2, timeout=2, retries=1, grace=2)
+  outcomes, stopped = run_all(made, jobs=2, timeout=2, retries=1, grace=2)
   assert stopped is None
-  assert {name: outcome[0] for name, outcome in told.items()} == dict(
+  assert {name: outcome[0] for name, outcome in outcomes.items()} == dict(
     first='finished', crash='failed', hang='failed', once='finished', last='finished')
   assert [starts(trial) for trial in made] == [1, 2, 2, 2, 1]
-  assert told['crash'][1] == 'exit code 1; its last line: error: the loss is not finite'
-  assert 'took longer than' in told['hang'][1]
+  assert outcomes['crash'][1] == 'exit code 1; its last line: error: the loss is not finite'
+  assert 'took longer than' in outcomes['hang'][1]
   eventually(lambda: gone(int((made[2].folder / 'child').read_text())))  # its whole group
   assert not any(local.alive(trial.folder) for trial in made)
   again, _ = run_all(made[1:2], retries=0)
@@ -69,7 +73,7 @@ def test_a_trial_that_crashes_or_hangs_stops_no_other(tmp_path):
   assert local.state(made[3].folder)['attempts'] == 2
 
 
-def test_a_trial_that_cannot_start_is_an_error_of_ours_and_leaves_nothing_running(tmp_path):
+def test_a_trial_that_cannot_start_is_an_error_that_leaves_nothing_running(tmp_path):
   made = make(tmp_path, hang='hang', odd='ok')
   made[1] = made[1]._replace(command=['/no/such/program'])
   with pytest.raises(OSError):
@@ -85,9 +89,9 @@ def test_sigterm_stops_the_trials(tmp_path):
   before = signal.getsignal(signal.SIGTERM)
   thread = threading.Thread(target=stop)
   thread.start()
-  told, stopped = run_all(made, grace=5)
+  outcomes, stopped = run_all(made, grace=5)
   thread.join()
-  assert stopped == signal.SIGTERM and told == {} and starts(made[1]) == 0
+  assert stopped == signal.SIGTERM and outcomes == {} and starts(made[1]) == 0
   assert local.state(made[0].folder)['status'] == 'stopped' and not local.alive(made[0].folder)
   assert gone(int((made[0].folder / 'child').read_text()))
   assert signal.getsignal(signal.SIGTERM) == before
@@ -95,9 +99,10 @@ def test_sigterm_stops_the_trials(tmp_path):
 
 def test_a_trial_may_be_given_up(tmp_path):
   made = make(tmp_path, hang='hang', ok='ok')
-  told, _ = run_all(made, watch=lambda trial: 'no good' if (trial.folder / 'child').exists() else '', grace=2)
-  assert told == dict(hang=('pruned', 'no good'), ok=('finished', ''))
-  assert starts(made[0]) == 1  # given up is not broken
+  watch = lambda trial: 'no good' if (trial.folder / 'child').exists() else ''
+  outcomes, _ = run_all(made, watch=watch, grace=2)
+  assert outcomes == dict(hang=('pruned', 'no good'), ok=('finished', ''))
+  assert starts(made[0]) == 1  # a pruned trial is not retried
 
 
 def test_an_orphan_is_waited_for_and_can_time_out(tmp_path):
@@ -107,23 +112,26 @@ def test_an_orphan_is_waited_for_and_can_time_out(tmp_path):
     assert left.process is not None and local.alive(trial.folder)
   eventually((made[1].folder / 'child').exists)
   (made[0].folder / 'go').touch()
-  told, _ = run_all(made, jobs=2, timeout=3, retries=0, grace=2)
-  assert told['slow'] == ('finished', '') and told['hang'][0] == 'failed'
+  outcomes, _ = run_all(made, jobs=2, timeout=3, retries=0, grace=2)
+  assert outcomes['slow'] == ('finished', '') and outcomes['hang'][0] == 'failed'
   assert [starts(trial) for trial in made] == [1, 1]
   eventually(lambda: gone(int((made[1].folder / 'child').read_text())))
 
 
-@pytest.mark.parametrize('told', ['{{"pid": {}, "started": 0, "host": "elsewhere"}}', '{{"pid": {}, "started": 0}}', ''])
-def test_a_process_that_is_not_known_to_be_ours_is_waited_for_and_never_killed(told, tmp_path):
+@pytest.mark.parametrize('lock', [
+  '{{"pid": {}, "started": 0, "host": "elsewhere"}}', '{{"pid": {}, "started": 0}}', ''])
+def test_a_process_not_known_to_be_ours_is_waited_for_and_never_killed(lock, tmp_path):
   [trial] = make(tmp_path, slow='slow')
   trials.describe(trial)
-  bystander = subprocess.Popen(['sleep', '1000'], start_new_session=True)  # has the number that the lock tells
-  holder = subprocess.Popen(['bash', '-c', 'exec 9>>"$0"; flock 9; touch "$0.held"; exec sleep 1000', trial.folder / 'lock'])
+  bystander = subprocess.Popen(['sleep', '1000'], start_new_session=True)  # has the number in the lock
+  hold = 'exec 9>>"$0"; flock 9; touch "$0.held"; exec sleep 1000'
+  holder = subprocess.Popen(['bash', '-c', hold, trial.folder / 'lock'])
   try:
     eventually((trial.folder / 'lock.held').exists)
-    (trial.folder / 'lock').write_text(told.format(bystander.pid))
+    (trial.folder / 'lock').write_text(lock.format(bystander.pid))
     threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    outcomes, stopped = run_all([trial], timeout=100, grace=100)  # an age of the other's is not counted, nor is waited for what cannot be asked
+    # The age of another's process does not count, and there is no waiting for a process that cannot be asked to stop.
+    outcomes, stopped = run_all([trial], timeout=100, grace=100)
     assert (outcomes, stopped) == ({}, signal.SIGTERM)
     assert bystander.poll() is None and holder.poll() is None and local.state(trial.folder)['status'] == 'running'
     holder.kill()
@@ -138,14 +146,16 @@ def test_a_process_that_is_not_known_to_be_ours_is_waited_for_and_never_killed(t
 
 def test_an_attempt_that_writes_nothing_has_failed_and_one_that_talks_has_not(tmp_path):
   made = make(tmp_path, hang='hang', talk='talk')
-  told, _ = run_all(made, jobs=2, idle=2, retries=0, grace=2)
-  assert told['talk'] == ('finished', '') and told['hang'][0] == 'failed' and 'wrote nothing for 0.0333' in told['hang'][1]
+  outcomes, _ = run_all(made, jobs=2, idle=2, retries=0, grace=2)
+  assert outcomes['talk'] == ('finished', '')
+  assert outcomes['hang'][0] == 'failed' and 'wrote nothing for 0.0333' in outcomes['hang'][1]
 
 
 def test_an_evaluation_of_another_step_does_not_count(tmp_path):
   [trial] = make(tmp_path, ok='ok')
-  told, _ = run_all([trial._replace(step=7)], retries=0)
-  assert told['ok'][0] == 'failed' and 'exit code 0; the model was trained on' in told['ok'][1] and '7' in told['ok'][1]
+  outcomes, _ = run_all([trial._replace(step=7)], retries=0)
+  status, reason = outcomes['ok']
+  assert status == 'failed' and 'exit code 0; the model was trained further' in reason and '7' in reason
 
 
 def test_two_runners_do_not_share_a_work_directory(tmp_path):
@@ -168,9 +178,10 @@ sys.path.insert(0, {root!r})
 from experiments import run
 def program(sweep, folder, overrides):
   batch = overrides['config.batch']
-  return [sys.executable, '-S', {program!r}, str(folder), dict([(2, 'slow'), (5, 'crash')]).get(batch, 'ok'), str(10. * (batch - 3.2) ** 2)]
+  behaviour, value = dict([(2, 'slow'), (5, 'crash')]).get(batch, 'ok'), str(10. * (batch - 3.2) ** 2)
+  return [sys.executable, '-S', {program!r}, str(folder), behaviour, value]
 if __name__ == '__main__':
-  run.report = lambda *_: None  # its pictures are of no use here
+  run.report = lambda *_: None  # its report is not needed
   sys.exit(run.main(program=program))
 '''
 
@@ -180,12 +191,22 @@ def table(workdir):
     return [{key: value for key, value in row.items() if key != 'seconds'} for row in csv.DictReader(file)]
 
 
-def test_a_sweep_killed_and_started_again_ends_as_if_nothing_had_been(tmp_path, capsys):
+@contextlib.contextmanager
+def background(function):
+  """Runs a function in a thread, and waits for its end."""
+  thread = threading.Thread(target=function)
+  thread.start()
+  yield
+  thread.join()
+
+
+def test_a_sweep_killed_and_restarted_ends_like_an_undisturbed_one(tmp_path, capsys):
   (tmp_path / 'runner.py').write_text(RUNNER.format(root=str(ROOT), program=PROGRAM))
   (tmp_path / 'which.py').write_text(SWEEP)
   first, second = tmp_path / 'killed', tmp_path / 'undisturbed'
   words = lambda workdir: [str(tmp_path / 'which.py'), f'--workdir={workdir}', '--retries=0']
-  runner = subprocess.Popen([sys.executable, str(tmp_path / 'runner.py'), *words(first)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+  command = [sys.executable, str(tmp_path / 'runner.py'), *words(first)]
+  runner = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
   find = lambda workdir, batch: next((workdir / 'trials').glob(f'batch-{batch}_*'))
   eventually(lambda: list(first.glob('trials/batch-2_*/run/metrics.jsonl')), 60)
   slow = epath.Path(find(first, 2))
@@ -196,19 +217,18 @@ def test_a_sweep_killed_and_started_again_ends_as_if_nothing_had_been(tmp_path, 
 
   sys.path.insert(0, str(tmp_path))
   program = __import__('runner').program
-  seen = os.stat(slow / 'state.json').st_mtime_ns
-  def release():  # when the new runner has found it
-    eventually(lambda: os.stat(slow / 'state.json').st_mtime_ns != seen, 60)
+  modified = os.stat(slow / 'state.json').st_mtime_ns
+  def release():  # when the new runner has adopted it
+    eventually(lambda: os.stat(slow / 'state.json').st_mtime_ns != modified, 60)
     (slow / 'go').touch()
-  thread = threading.Thread(target=release)
-  thread.start()
-  assert run.main(words(first), program) == 1  # one crashes
-  thread.join()
+  with background(release):
+    assert run.main(words(first), program) == 1  # one crashes
   assert '1 of 5 trials are finished already' in capsys.readouterr().err
-  thread = threading.Thread(target=lambda: (eventually(lambda: list(second.glob('trials/batch-2_*'))), (find(second, 2) / 'go').touch()))
-  thread.start()
-  assert run.main(words(second), program) == 1
-  thread.join()
+  def release_second():
+    eventually(lambda: list(second.glob('trials/batch-2_*')))
+    (find(second, 2) / 'go').touch()
+  with background(release_second):
+    assert run.main(words(second), program) == 1
   for batch in (1, 2, 3, 4, 5):
     assert (find(first, batch) / 'starts').read_text() == 'x', batch
   assert table(first) == table(second)
@@ -216,7 +236,7 @@ def test_a_sweep_killed_and_started_again_ends_as_if_nothing_had_been(tmp_path, 
   assert (first / 'report' / 'report.html').exists()
 
   capsys.readouterr()
-  assert run.main(words(first), lambda *_: ['true']) == 1  # once more: the broken one alone is tried
+  assert run.main(words(first), lambda *_: ['true']) == 1  # again: only the failed trial is retried
   assert [len((find(first, batch) / 'starts').read_text()) for batch in (1, 2, 3, 4)] == [1] * 4
 
 
@@ -229,13 +249,13 @@ def test_a_hang_ends_by_itself(tmp_path, capsys):
   assert 'wrote nothing for 0.03 minutes' in capsys.readouterr().err
 
 
-def test_the_best_so_far_is_of_those_measured_alike():
+def test_the_best_so_far_is_among_those_measured_in_the_same_way():
   text = progress.best({f'{name}_0': json.loads(record(value, metric='fd', n=n)) for name, value, n in (
     ('a', 9., 500), ('b', 7., 500), ('c', 1., 5000), ('d', 8., 500))}, 'fd')
   assert text == 'best so far fd 7 [6, 8] of b (1 measured in another way)'
 
 
-def test_the_line_tells_how_the_sweep_stands(tmp_path):
+def test_the_progress_line(tmp_path):
   made = make(tmp_path, one='ok', two='hang', three='crash', four='ok')
   run_all(made[:1])
   line = progress.Line(4, 1, 'fd_infinity', [made[0].folder], stream=open(os.devnull, 'w'))
@@ -244,7 +264,8 @@ def test_the_line_tells_how_the_sweep_stands(tmp_path):
   path = made[1].folder / 'run' / 'metrics.jsonl'
   path.parent.mkdir(parents=True)
   now = time.time()
-  path.write_text(''.join(f'{{"step": {step}, "time": {now - 40 + step}}}\n' for step in (0, 20, 40)))  # a second a step, 60 are left
+  curve = ''.join(f'{{"step": {step}, "time": {now - 40 + step}}}\n' for step in (0, 20, 40))
+  path.write_text(curve)  # one second per step, 60 steps left
   text = line.text([running])
   assert '1/4 done' in text and '1 failed' in text and 'two step 40/100, 1:00 left (attempt 2)' in text
   assert 'best so far fd_infinity 1 [0, 2] of one' in text

@@ -1,11 +1,11 @@
-"""Optuna's search: it goes on where it was, repeats nothing that is finished, and gives up what is no good. Needs the extra [optuna]."""
+"""Optuna's search resumes, repeats no finished trial, and prunes bad ones. Needs the extra [optuna]."""
 import json
 
 from etils import epath
 import pytest
 
 from diffusion.errors import InputError
-from experiments.sweep import search, trials
+from experiments.sweep import search, sweep_file, trials
 from tests.sweep_program import record
 
 pytest.importorskip('optuna')
@@ -19,7 +19,8 @@ def space(suggestion):
 
 
 def opened(tmp_path, number, metric='fd_infinity', prune='heldout_loss', **other):
-  sweep = trials.Sweep('mine.py', '', 'base', 'train', metric, None, other.get('space', space), prune, None, 0, '')
+  space_function = other.get('space', space)
+  sweep = sweep_file.Sweep('mine.py', '', 'base', 'train', metric, None, space_function, prune, None, 0, '')
   def make(point):
     name = '_'.join(map(str, point.values()))
     return trials.Trial(name, 'base', point, {}, [], epath.Path(tmp_path) / 'trials' / name)
@@ -32,8 +33,8 @@ def finish(trial, metric='fd_infinity', **options):
   (trial.folder / 'evaluation' / 'evaluation.json').write_text(record(value, metric=metric, **options))
 
 
-def told(tmp_path):
-  """What the study has been told, by trial."""
+def reported(tmp_path):
+  """The values in the study, by trial."""
   import optuna
   from optuna.storages import journal
   storage = optuna.storages.JournalStorage(journal.JournalFileBackend(str(tmp_path / 'optuna.journal')))
@@ -41,20 +42,20 @@ def told(tmp_path):
   return {trial.user_attrs['trial']: trial.value for trial in done}
 
 
-def test_what_was_measured_in_another_way_is_not_compared(tmp_path):
+def test_values_measured_in_another_way_are_not_compared(tmp_path):
   ask, tell, _ = opened(tmp_path, 6, 'fd')
   made = [ask() for _ in range(4)]
   for trial, n in zip(made, (500, 100, 500)):
     finish(trial, 'fd', n=n)
     tell(trial, 'finished', '')
-  assert list(told(tmp_path)) == [made[0].name, made[2].name]
-  ask, tell, _ = opened(tmp_path, 6, 'fd')  # a new runner knows how the others were measured
+  assert list(reported(tmp_path)) == [made[0].name, made[2].name]
+  ask, tell, _ = opened(tmp_path, 6, 'fd')  # a new runner knows how the other trials were measured
   trial = ask()
   while trial.name != made[3].name:
     trial = ask()
   finish(trial, 'fd', n=100)
   tell(trial, 'finished', '')
-  assert list(told(tmp_path)) == [made[0].name, made[2].name]
+  assert list(reported(tmp_path)) == [made[0].name, made[2].name]
 
 
 def test_a_search_that_has_no_more_to_suggest_waits(tmp_path):
@@ -64,20 +65,20 @@ def test_a_search_that_has_no_more_to_suggest_waits(tmp_path):
   made = [ask() for _ in range(4)]
   assert ask() is None
   journal = (tmp_path / 'optuna.journal').stat().st_size
-  assert [ask() for _ in range(50)] == [None] * 50  # as the runner does, four times a second
+  assert [ask() for _ in range(50)] == [None] * 50  # as the runner asks, four times a second
   assert (tmp_path / 'optuna.journal').stat().st_size == journal
   finish(made[0])
   tell(made[0], 'finished', '')
-  assert ask() is None and (tmp_path / 'optuna.journal').stat().st_size > journal  # looked once more
+  assert ask() is None and (tmp_path / 'optuna.journal').stat().st_size > journal  # tried once more
 
 
-def test_a_search_goes_on_and_repeats_nothing(tmp_path):
+def test_a_search_resumes_and_repeats_nothing(tmp_path):
   ask, tell, _ = opened(tmp_path, 6)
   first = [ask() for _ in range(3)]
   finish(first[0])
   tell(first[0], 'finished', '')
   tell(first[1], 'failed', 'broke')
-  # killed: the third is still at work, and finishes alone
+  # killed: the third is still running, and finishes by itself
   finish(first[2])
   ask, tell, _ = opened(tmp_path, 6)
   more = []
@@ -85,7 +86,7 @@ def test_a_search_goes_on_and_repeats_nothing(tmp_path):
     more.append(trial)
     finish(trial)
     tell(trial, 'finished', '')
-  assert first[1].name in [trial.name for trial in more]  # what broke is tried again
+  assert first[1].name in [trial.name for trial in more]  # the failed trial is tried again
   assert not {first[0].name, first[2].name} & {trial.name for trial in more}
   assert len({trial.name for trial in first + more}) == 6 == len(first) + len(more) - 1
   assert all(trial.overrides['config.batch'] < 4 for trial in more)
@@ -94,7 +95,7 @@ def test_a_search_goes_on_and_repeats_nothing(tmp_path):
 
 @pytest.mark.parametrize('metric, towards', [('fd_infinity', min), ('precision', max)])
 def test_a_search_seeks_the_right_end(tmp_path, metric, towards):
-  """The later half lies nearer to the optimum of (rate - 0.3)^2, which is 0.3 or, upwards, 1."""
+  """The later half is closer to the optimum of (rate - 0.3)^2: 0.3, or 1 when maximizing."""
   ask, tell, _ = opened(tmp_path, 24, metric)
   rates = []
   while trial := ask():
@@ -106,7 +107,7 @@ def test_a_search_seeks_the_right_end(tmp_path, metric, towards):
   assert len(rates) == 24 and sum(off[12:]) < .7 * sum(off[:12])
 
 
-def test_a_bad_curve_is_given_up_and_a_good_one_is_not(tmp_path):
+def test_a_bad_curve_is_pruned_and_a_good_one_is_not(tmp_path):
   for metric in ('fd_infinity', 'precision'):
     ask, tell, watch = opened(tmp_path / metric, 20, metric)
     def curve(trial, level):
@@ -124,7 +125,7 @@ def test_a_bad_curve_is_given_up_and_a_good_one_is_not(tmp_path):
     tell(bad, 'pruned', '')
 
 
-def test_a_space_in_which_nothing_fits_says_so(tmp_path):
+def test_a_space_without_valid_points_is_reported(tmp_path):
   def none(suggestion):
     raise InputError(f'{suggestion.suggest_int("batch", 1, 9)} does not fit')
   with pytest.raises(InputError, match='does not fit'):
