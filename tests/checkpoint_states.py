@@ -1,4 +1,4 @@
-"""States for the tests of checkpoints, every bit of which follows from the step."""
+"""States for tests of checkpoints, every bit of which is determined by the step."""
 import os
 import sys
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ class State(NamedTuple):
 
 
 def state_at(step):
-  """Noise, because what compresses well hides damage."""
+  """Noise, because damage is less visible in data that compress well."""
   rng = np.random.default_rng(step)
   params = {'conv_in': {'kernel': jnp.asarray(rng.normal(size=(3, 3, 4, 64)), jnp.float32)},
             'scale': jnp.asarray(rng.normal(size=5), jnp.bfloat16)}
@@ -28,10 +28,11 @@ def state_at(step):
 
 
 def mixed():
-  """A state with arrays that divide by 8 along either dimension, and such that do not."""
+  """A state with arrays that can be sharded over 8 devices along one of their dimensions, and others."""
   rng = np.random.default_rng(3)
   sizes = dict(wide=(5, 16), tall=(24, 3), uneven=(7, 5), vector=(8,))
-  return {'state': state_at(1)} | {name: jnp.asarray(rng.normal(size=size), jnp.float32) for name, size in sizes.items()}
+  arrays = {name: jnp.asarray(rng.normal(size=size), jnp.float32) for name, size in sizes.items()}
+  return {'state': state_at(1)} | arrays
 
 
 def abstract(tree):
@@ -48,7 +49,7 @@ def same_bits(a, b):
 
 
 def python(code, *args, devices=1):
-  """(command, environment) of a Python process with that many simulated devices."""
+  """(command, environment) of a Python process with simulated devices."""
   # NPROC: with fewer threads than devices a simulated collective can stop the process.
   flags = f'--xla_force_host_platform_device_count={devices}'
   environment = {**os.environ, 'XLA_FLAGS': flags, 'NPROC': '16', 'JAX_PLATFORMS': 'cpu'}
@@ -56,6 +57,6 @@ def python(code, *args, devices=1):
 
 
 def said(caplog):
-  """What we log, without the tracebacks of orbax's threads, which `quiet_orbax` keeps from programs."""
+  """Our own log messages, without the tracebacks of orbax's threads, which `quiet_orbax` suppresses in programs."""
   ours = checkpoint_reading.__file__, checkpoint_writing.__file__
   return [record.getMessage() for record in caplog.records if record.pathname in ours]

@@ -25,6 +25,7 @@ from diffusion.setup import build, specs
 from diffusion.system import sharding
 from diffusion.system.files import write_atomic
 from diffusion.tasks.image import from_unit, to_unit
+from diffusion.training.open_model import with_guide_model
 
 COLUMNS = 8  # of the before/after page
 TINT = np.array([255, 0, 160])  # of what is to be painted

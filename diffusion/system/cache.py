@@ -1,4 +1,4 @@
-"""Arrays that take long to make, kept as .npz files in the user's cache folder."""
+"""Arrays that are slow to compute, kept as .npz files in the user's cache directory."""
 import hashlib
 import json
 import os
@@ -12,18 +12,21 @@ import numpy as np
 
 
 def cache_dir():
-  """$DIFFUSION_CACHE, $XDG_CACHE_HOME/diffusion or ~/.cache/diffusion (a Path, perhaps not there yet)."""
-  own = os.environ.get('DIFFUSION_CACHE')
-  if own:
-    return pathlib.Path(own).expanduser()
+  """$DIFFUSION_CACHE, $XDG_CACHE_HOME/diffusion or ~/.cache/diffusion; a Path, which need not exist."""
+  override = os.environ.get('DIFFUSION_CACHE')
+  if override:
+    return pathlib.Path(override).expanduser()
   return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'diffusion'
 
 
 def cached(name, key, make, min_seconds=0.0):
-  """make() -> dict of arrays, from the cache if it is there and whole; kept if making took min_seconds.
+  """The result of make(), from the cache if possible. A damaged file is replaced, with a warning.
 
-  key: anything JSON can hold, on which the result depends. A damaged file is made again; a folder that cannot
-  be written costs a warning, not the run.
+  Args:
+    name: prefix of the file name.
+    key: everything the result depends on, as JSON holds it.
+    make: () -> dict of arrays.
+    min_seconds: results that took less are not kept. A directory that is not writable costs a warning, not the run.
   """
   digest = hashlib.blake2b(json.dumps(key, default=str).encode(), digest_size=12).hexdigest()
   path = cache_dir() / f'{name}-{digest}.npz'
@@ -32,20 +35,19 @@ def cached(name, key, make, min_seconds=0.0):
       with np.load(path, allow_pickle=False) as stored:
         return dict(stored)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-      warnings.warn(f'made again because it is damaged: {path} ({error})')
+      warnings.warn(f'recomputed, because the cached file is damaged: {path} ({error})')
   start = time.monotonic()
   arrays = make()
   if time.monotonic() - start >= min_seconds:
     try:
       _write(path, arrays)
     except OSError as error:
-      warnings.warn(f'not kept for the next run: {path} ({error}); '
-                    'set DIFFUSION_CACHE to a folder that can be written')
+      warnings.warn(f'not cached: {path} ({error}); set DIFFUSION_CACHE to a writable directory')
   return arrays
 
 
 def _write(path, arrays):
-  # Renaming is atomic: another process sees the whole file or none.
+  # Renaming is atomic: other processes see the complete file or none.
   path.parent.mkdir(parents=True, exist_ok=True)
   handle, temporary = tempfile.mkstemp(dir=path.parent, suffix='.tmp')
   try:
@@ -58,9 +60,10 @@ def _write(path, arrays):
 
 
 def pack_text(value):
-  """JSON value -> uint8 [bytes], to keep text beside arrays without pickling."""
+  """JSON value -> uint8 [bytes], to store text beside arrays without pickling."""
   return np.frombuffer(json.dumps(value).encode(), np.uint8)
 
 
 def unpack_text(array):
+  """The inverse of pack_text."""
   return json.loads(array.tobytes())

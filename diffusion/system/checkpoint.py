@@ -41,8 +41,8 @@ class Checkpoints(NamedTuple):
     exist, and if processes see different checkpoints.
   latest_meta(): (step, meta) of the newest step with a readable record, without reading arrays; None if there is no
     checkpoint. Raises the same InputErrors.
-  set_aside_after(step): waits for pending writes, then renames the finished steps above `step`: a run that resumes from
-    there would not overwrite them with its own.
+  set_aside_after(step): waits for pending writes, then renames the finished steps above `step`, which a run that
+    resumes from `step` would not overwrite.
   steps(): the finished steps that this process sees, ascending, without those that a restore found damaged.
   wait(): waits until everything is on the disk.   close(): waits, and stops the threads.
   """
@@ -62,8 +62,8 @@ def open_checkpoints(directory, keep=2, keep_every=None, on_failure='stop') -> C
     directory: local or gs://.
     keep: number of newest steps to keep; an older one is removed only when a newer one is complete.
     keep_every: multiples of this step are kept as well.
-    on_failure: what to do when a step cannot be written: 'stop' raises InputError; 'continue' logs one line, and the next
-      save tries again.
+    on_failure: what to do when a step cannot be written: 'stop' raises InputError; 'continue' logs one line, and the
+      next save tries again.
   Raises:
     InputError: keep < 1, or another on_failure.
   """

@@ -1,5 +1,4 @@
-"""Writing a file so that a reader, or the next run, sees the old one or the new one and never a half; and whether
-anything can be written at all."""
+"""Atomic writes, so that readers see the old or the new file and never a part; and checks that one can write."""
 import os
 
 from etils import epath
@@ -9,10 +8,10 @@ from diffusion.system.multihost import is_main
 
 
 def write_atomic(path, data: bytes) -> None:
-  """Writes `data` to `path`: a temporary neighbour first, then one rename. Parents are made. Of several processes the first writes.
+  """Writes `data` to `path` by way of a temporary file beside it and a rename; creates missing parents.
 
-  Raises InputError where it cannot be written (disk full, no permission); what was at `path` before is then
-  still there, whole.
+  Of several processes, only the first writes. Raises InputError if the file cannot be written (disk full, no
+  permission); a previous file at `path` is then left intact.
   """
   if not is_main():
     return
@@ -27,13 +26,13 @@ def write_atomic(path, data: bytes) -> None:
       part.unlink(missing_ok=True)
       raise
   except OSError as error:
-    raise InputError(f'cannot write {path}: {error}; make room there, or mend the access') from error
+    raise InputError(f'cannot write {path}: {error}; free disk space or check permissions') from error
 
 
 def try_writing(path) -> None:
-  """Makes the directory `path` where it is missing, and a file in it that goes at once. Raises OSError where that fails.
+  """Creates the directory `path` if missing, and a file in it that is removed at once. Raises OSError if that fails.
 
-  Permission bits do not tell: they do not bind root, and a file system may be read-only or full.
+  Permission bits are not enough: they do not apply to root, and a file system may be read-only or full.
   """
   path = epath.Path(path)
   path.mkdir(parents=True, exist_ok=True)
@@ -45,9 +44,9 @@ def try_writing(path) -> None:
 
 
 def writable(path) -> None:
-  """Raises InputError where nothing can be written in the directory `path`, which is made where it is missing."""
+  """Raises InputError if the directory `path`, which is created if missing, is not writable."""
   try:
     try_writing(path)
   except OSError as error:
-    raise InputError(f'cannot write in {path}: {error.strerror or error}; mend the access, make room, '
-                     'or use another directory') from error
+    raise InputError(f'cannot write in {path}: {error.strerror or error}; check permissions, free disk '
+                     'space, or use another directory') from error

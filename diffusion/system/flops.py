@@ -1,6 +1,6 @@
-"""What a program costs, before it runs: floating-point operations, bytes, and what would make it fit.
+"""The cost of a program before it runs: floating-point operations, bytes, and what would make it fit.
 
-One multiplication and one addition are 2 FLOPs; only matrix products and convolutions count, as in published figures.
+A multiplication and an addition are 2 FLOPs; only matrix products and convolutions count, as in published figures.
 """
 import itertools
 import math
@@ -15,12 +15,13 @@ import numpy as np
 
 # ---- floating-point operations
 def flops(f, *args):
-  """FLOPs of the matrix products and convolutions in f(*args), of all devices together.
+  """FLOPs of the matrix products and convolutions in f(*args), summed over all devices.
 
-  The bodies of scans count once a round. Of a condition the dearest branch counts. A while loop, whose rounds nobody knows, counts
-  one round. A convolution counts padding as the pixels that it stands for (published figures do; XLA's cost_analysis does not), but
-  not the holes of a dilated input (the gradient of a strided convolution would come out stride^2 times dearer than the convolution).
-  What rematerialisation computes again counts: for model FLOPs give the function without it.
+  The body of a scan counts once per iteration, a conditional as its most expensive branch, and a while loop, whose
+  number of iterations is unknown, as one iteration. A convolution counts padding like pixels (as published figures do,
+  and XLA's cost_analysis does not), but not the holes of a dilated input (otherwise the gradient of a strided
+  convolution would cost stride^2 times the convolution). Rematerialisation counts: for model FLOPs, pass the function
+  without it.
 
   Args:
     f: a function of JAX arrays; it is traced, not run.
@@ -45,13 +46,14 @@ def _of_equation(eqn):
   inner = [_of_jaxpr(jaxpr) for jaxpr in _jaxprs(params)]
   if name == 'cond':
     return max(inner)
-  times = params['length'] if name == 'scan' else params['mesh'].size if name == 'shard_map' else 1
-  return times * sum(inner)
+  repeats = params['length'] if name == 'scan' else params['mesh'].size if name == 'shard_map' else 1
+  return repeats * sum(inner)
 
 
 def _jaxprs(params):
-  """The programs inside an equation, of whichever primitive: jit, scan, cond, while, checkpoint, custom gradients."""
-  for value in jax.tree.leaves(list(params.values()), is_leaf=lambda v: hasattr(v, 'eqns') or hasattr(v, 'jaxpr')):
+  """The programs inside an equation of any primitive: jit, scan, cond, while, checkpoint, custom gradients."""
+  is_program = lambda value: hasattr(value, 'eqns') or hasattr(value, 'jaxpr')
+  for value in jax.tree.leaves(list(params.values()), is_leaf=is_program):
     jaxpr = getattr(value, 'jaxpr', value)  # closed or open
     if hasattr(jaxpr, 'eqns'):
       yield jaxpr
@@ -63,19 +65,19 @@ def _of_convolution(lhs, rhs, out, params):
   for axis, (low, _) in enumerate(params['padding']):
     places = np.arange(out[spec.out_spec[2 + axis]])[:, None] * params['window_strides'][axis]
     places = places + np.arange(rhs[spec.rhs_spec[2 + axis]]) * params['rhs_dilation'][axis] - low
-    taps *= int(np.sum(places % params['lhs_dilation'][axis] == 0))  # pairs of an output pixel and a tap that is no hole
+    taps *= int(np.sum(places % params['lhs_dilation'][axis] == 0))  # pairs of output pixel and tap, without holes
   batch, features = (out[d] for d in spec.out_spec[:2])
-  return 2 * batch * features * taps * rhs[spec.rhs_spec[1]]  # a kernel's input features are those of one group
+  return 2 * batch * features * taps * rhs[spec.rhs_spec[1]]  # the kernel has the input features of one group
 
 
 # ---- devices
 class Chip(NamedTuple):
-  """A device as JAX counts them, by its data sheet: FLOP/s without sparsity, bytes/s, bytes."""
-  bfloat16: float   # of matrix products; float16 on GPUs older than A100
-  float32: float    # as XLA multiplies float32 by default: one bfloat16 pass on TPUs, TF32 on GPUs from A100 on
+  """The data sheet of what JAX counts as one device: FLOP/s without sparsity, bytes/s, bytes."""
+  bfloat16: float  # of matrix products; float16 on GPUs older than A100
+  float32: float  # as XLA multiplies float32 by default: one bfloat16 pass on TPUs, TF32 on GPUs from A100 on
   bandwidth: float  # of its memory
   memory: float
-  link: float       # bytes/s that it sends to other chips, all its links together, one direction
+  link: float  # bytes/s to other chips, over all links, in one direction
 
 
 def _tpu(teraflops, bandwidth, memory, link):
@@ -86,9 +88,9 @@ def _gpu(half, single, bandwidth, memory, link):
   return Chip(half * 1e12, single * 1e12, bandwidth * 1e9, memory * 1e9, link * 1e9)
 
 
-# By jax.Device.device_kind. TPUs: cloud.google.com/tpu/docs/system-architecture-tpu-vm and the pages v2 to v6e beside it (links of v2
-# and v3: Jouppi et al. 2020, 'A domain-specific supercomputer for training deep neural networks', table 3); of v2 and v3 JAX shows
-# the two cores of a chip as two devices. GPUs: NVIDIA's data sheets of each; NVLink where there is one, else PCI Express.
+# By jax.Device.device_kind. TPUs: cloud.google.com/tpu/docs/system-architecture-tpu-vm and its pages for v2 to v6e
+# (links of v2 and v3: Jouppi et al. 2020, 'A domain-specific supercomputer for training deep neural networks', table
+# 3). JAX counts the two cores of a v2 or v3 chip as two devices. GPUs: NVIDIA's data sheets; NVLink, otherwise PCIe.
 PEAKS = {
   'TPU v2': _tpu(22.5, 350, 8, 124),
   'TPU v3': _tpu(61.5, 450, 16, 164),
@@ -111,20 +113,21 @@ PEAKS = {
   'NVIDIA GeForce RTX 3090': _gpu(71, 35.6, 936, 24, 32),
   'NVIDIA GeForce RTX 4090': _gpu(165, 82.6, 1008, 24, 32),
 }
-PEAKS |= {'TPU v5e': PEAKS['TPU v5 lite'], 'TPU v5p': PEAKS['TPU v5'], 'TPU v6e': PEAKS['TPU v6 lite']}  # as some versions call them
+# The names in some versions of JAX.
+PEAKS |= {'TPU v5e': PEAKS['TPU v5 lite'], 'TPU v5p': PEAKS['TPU v5'], 'TPU v6e': PEAKS['TPU v6 lite']}
 
 
 def peak(device, dtype):
-  """The FLOP/s that a device can reach in matrix products of a type, or None where nobody knows (CPUs, chips not in PEAKS)."""
+  """Peak FLOP/s of a device in matrix products of a dtype; None if unknown (CPUs, chips not in PEAKS)."""
   chip = PEAKS.get(device.device_kind)
   return chip and (chip.bfloat16 if jnp.dtype(dtype).itemsize == 2 else chip.float32)
 
 
 # ---- memory
 def memory_available(device):
-  """Bytes that a device lets programs have, or None where it does not say.
+  """Bytes of a device that programs can use, or None if it does not report them.
 
-  Of the CPU: a share of what is available now, one for each device that is simulated on it.
+  CPU: the memory available now, divided by the number of devices simulated on it.
   """
   stats = device.memory_stats() if device.platform != 'cpu' else None
   if stats:
@@ -136,64 +139,75 @@ def memory_available(device):
 
 def _available():
   try:
-    with open('/proc/meminfo') as lines:  # what could be had without swapping; sysconf counts only what lies idle
+    with open('/proc/meminfo') as lines:  # without swapping; sysconf counts only memory that is not used at all
       return next(int(line.split()[1]) * 1024 for line in lines if line.startswith('MemAvailable'))
   except (OSError, StopIteration):
     return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
 
 
 def memory_needed(compiled):
-  """Bytes that a compiled program needs on each device: arguments, results that take no argument's place, temporaries, code."""
-  found = compiled.memory_analysis()
-  return (found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes + found.temp_size_in_bytes
-          + found.generated_code_size_in_bytes)
+  """Bytes per device of a compiled program: arguments, outputs that do not reuse an argument, temporaries, code."""
+  sizes = compiled.memory_analysis()
+  return (sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+          + sizes.temp_size_in_bytes + sizes.generated_code_size_in_bytes)
 
 
 def exhausted(message):
-  """(bytes that a program needs, bytes that a device has), where a compiler for TPUs says that it does not fit their memory.
+  """(bytes needed, bytes of the device) from a TPU compiler's error that a program does not fit into memory.
 
   Args:
-    message: of the error, the whole text.
+    message: the full text of the error.
   Returns:
-    None where the error is about something else, such as the small memory beside a core (VMEM), which no setting of a run enlarges.
+    None if the error is about something else, such as the small memory of a core (VMEM), which does not depend on the
+    settings of a run.
   """
   if 'RESOURCE_EXHAUSTED' not in message or 'hbm' not in message.lower():
     return None
   sizes = re.findall(r'([\d.]+)([KMGT])(?![\w.])', message)
-  return tuple(float(number) * 1024 ** ('KMGT'.index(unit) + 1) for number, unit in sizes[:2]) if len(sizes) > 1 else None
+  if len(sizes) < 2:
+    return None
+  return tuple(float(number) * 1024 ** ('KMGT'.index(unit) + 1) for number, unit in sizes[:2])
 
 
-RESERVE = .05      # share of a device's memory that an estimate leaves free
-REMAT_KEEPS = .35  # of the activations with remat=True, an estimate: of about seven arrays that a block keeps its input stays
+RESERVE = .05  # fraction of a device's memory that estimates leave free
+REMAT_KEEPS = .35  # fraction of the activations that remat=True keeps, an estimate: a block's input, of some 7 arrays
 
 
-def advice(needed, there, batch, devices, fsdp, accumulate, remat, state_bytes):
-  """What would make a train step fit, as a line of text; '' where it fits.
+def advice(needed, available, batch, devices, fsdp, accumulate, remat, state_bytes):
+  """Changes that would make a train step fit, as one line of text; '' if it fits.
 
-  What is not state is taken as activations: they shrink with the pictures that a device sees at once, the state with fsdp.
+  Everything but the state is taken to be activations: they shrink with the number of images that a device processes at
+  a time, the state with fsdp.
 
   Args:
-    needed: bytes a device that the step needs (memory_needed).
-    there: bytes a device that there are (memory_available).
-    batch, devices, fsdp, accumulate, remat: as it was compiled; remat: whether blocks are rematerialised.
-    state_bytes: of the state on one device, as it was compiled.
+    needed: bytes per device of the step (memory_needed).
+    available: bytes per device (memory_available).
+    batch, devices, fsdp, accumulate, remat: as compiled; remat: whether blocks are rematerialised.
+    state_bytes: of the state on one device, as compiled.
   """
-  if needed <= there:
+  if needed <= available:
     return ''
-  room, activations, now = there * (1 - RESERVE), needed - state_bytes, (accumulate, 1, fsdp)
+  room, activations, current = available * (1 - RESERVE), needed - state_bytes, (accumulate, 1, fsdp)
   parts = [k for k in _doubled(accumulate, batch) if batch % (k * devices) == 0]
   shares = [n for n in _doubled(fsdp, devices) if devices % n == 0]
   estimate = lambda k, keeps, n: state_bytes * fsdp / n + activations * accumulate / k * keeps
-  ways = [way for way in itertools.product(parts, (1,) if remat else (1, REMAT_KEEPS), shares) if estimate(*way) <= room]
-  changes = lambda way: tuple(new != old for new, old in zip(way, now))
-  fewest = min((sum(changes(way)) for way in ways), default=0)
-  smallest = {changes(way): way for way in reversed(ways) if sum(changes(way)) == fewest}  # the least change of each kind
-  options = [f'{_told(way, now)} (about {_gb(estimate(*way))})' for way in reversed(smallest.values())]
+  settings = itertools.product(parts, (1,) if remat else (1, REMAT_KEEPS), shares)
+  options = [f'{_named(option, current)} (about {_gb(estimate(*option))})'
+             for option in _smallest_changes([s for s in settings if estimate(*s) <= room], current)]
   smaller = int((room - state_bytes) / activations * batch) // (devices * accumulate) * devices * accumulate
   if smaller > 0:
-    options.append(f'config.batch={smaller}, which is another training')
-  need = f'the step needs {_gb(needed)} a device, of which {_gb(state_bytes)} are state, and there are {_gb(there)}'
-  return f'{need}: ' + ('try ' + '; or '.join(options) if options else 'take more devices, devices with more memory, or a smaller network')
+    options.append(f'config.batch={smaller}, which changes the training')
+  need = f'the step needs {_gb(needed)} per device, {_gb(state_bytes)} of it state, and {_gb(available)} are available'
+  return f'{need}: ' + ('try ' + '; or '.join(options) if options else
+                        'use more devices, devices with more memory, or a smaller network')
+
+
+def _smallest_changes(settings, current):
+  """Of the settings that change the fewest values, the first of each kind of change; `settings` are ascending."""
+  changes = lambda setting: tuple(new != old for new, old in zip(setting, current))
+  fewest = min((sum(changes(setting)) for setting in settings), default=0)
+  smallest = {changes(setting): setting for setting in reversed(settings) if sum(changes(setting)) == fewest}
+  return list(reversed(smallest.values()))
 
 
 def _doubled(start, end):
@@ -201,9 +215,9 @@ def _doubled(start, end):
   return [start << i for i in range(64) if start << i <= end]
 
 
-def _told(way, now):
-  words = (f'config.grad_accumulation={way[0]}', 'remat=True in config.net', f'config.fsdp={way[2]}')
-  return ' with '.join(word for word, new, old in zip(words, way, now) if new != old)
+def _named(setting, current):
+  words = (f'config.grad_accumulation={setting[0]}', 'remat=True in config.net', f'config.fsdp={setting[2]}')
+  return ' with '.join(word for word, new, old in zip(words, setting, current) if new != old)
 
 
 def _gb(number):

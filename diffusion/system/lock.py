@@ -1,14 +1,14 @@
-"""One run in a work directory: a second one would clear away the checkpoints that the first is writing.
+"""One run per work directory: a second one would remove the checkpoints that the first is writing.
 
-Where the file system has flock (local disks, NFS, most others) the kernel keeps the lock, and lets go of it
-whatever the end of the process, kill -9 included: nothing is left that is stale.
+Where the file system supports flock (local disks, NFS, most others) the kernel holds the lock and releases it however
+the process ends, kill -9 included, so no stale lock is ever left.
 
-On a bucket (a path with ://), and where flock is not supported, a file names the owner and carries the time of
-its last heartbeat. Whoever finds it further than `STALE` seconds away takes over, and a run that was taken over
-sends itself SIGTERM, at which a training saves and stops. Its limits: after a kill -9 the next run has to wait
-until then; clocks of hosts must agree to about a minute; and of two runs that start in the same moment one may
-see that it was overwritten only after `SETTLE` seconds, which is how long each start waits and looks again. A
-store that shows writes later than that can let both in.
+On a bucket (a path with ://), and where flock is not supported, a file names the owner and the time of its last
+heartbeat. A run that finds a heartbeat older than `STALE` seconds takes over, and the run that was taken over sends
+itself SIGTERM, on which a training saves and stops. Limits: after a kill -9 the next run has to wait for that long;
+the clocks of hosts must agree to about a minute; and of two runs that start at the same moment, one may notice only
+after `SETTLE` seconds that its file was overwritten, which is how long each start waits before it checks. A store that
+makes writes visible later than that can admit both.
 """
 import contextlib
 import errno
@@ -27,24 +27,24 @@ from etils import epath
 from diffusion.errors import InputError
 from diffusion.system.files import writable
 
-BEAT = 20.    # seconds between heartbeats
-STALE = 120.  # seconds after which an owner that gave none is taken for dead
-SETTLE = 2.   # seconds after which a write is taken to be seen by all
+BEAT = 20.  # seconds between heartbeats
+STALE = 120.  # seconds without a heartbeat after which an owner is considered dead
+SETTLE = 2.  # seconds after which a write is assumed to be visible to all
 _UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK)
 
 
 @contextlib.contextmanager
 def hold(workdir):
-  """Keeps every other run out of `workdir` inside the `with`; several processes of one run: the first alone calls it.
+  """Keeps every other run out of `workdir` inside the `with`; of several processes of a run, only the first calls it.
 
-  A process that this one forks, and does not replace by another program, holds the lock as well.
+  A process that is forked from this one without executing another program holds the lock as well.
 
   Args:
-    workdir: local or gs://; it is made where it is missing. The lock is the file `lock` in it, which says in JSON who
-      holds it: {host, pid, since, token}, and `beat`, the time of the last heartbeat, where flock does not keep
-      it. Under flock the file stays, and is empty when the run has ended; the other is taken away.
+    workdir: local or gs://; created if missing. The lock is the file `lock` in it, a JSON record of the owner: {host,
+      pid, since, token}, and without flock `beat`, the time of the last heartbeat. With flock the file stays, and is
+      empty when the run has ended; otherwise it is removed.
   Raises:
-    InputError: another run holds it (the message names it), or nothing can be written there.
+    InputError: another run holds it (the message names it), or the directory is not writable.
   """
   workdir = epath.Path(workdir)
   writable(workdir)
@@ -65,7 +65,7 @@ def _flock(path, workdir):
     raise _refusal(workdir, _parsed(owner)) from failure
   if failure and failure.errno not in _UNSUPPORTED:
     raise InputError(f'cannot lock {path}: {failure.strerror}; use another work directory') from failure
-  if failure:  # not in the `except`, or it would be the context of whatever ends the run
+  if failure:  # not in the `except`, where it would become the context of any error that ends the run
     with _heartbeat(path, workdir):
       yield
     return
@@ -81,58 +81,66 @@ def _flock(path, workdir):
 
 @contextlib.contextmanager
 def _heartbeat(path, workdir):
-  mine, over = _owner(), threading.Event()
-
-  def read():
-    try:
-      return _parsed(path.read_bytes()) if path.exists() else {}
-    except FileNotFoundError:  # its owner has just gone
-      return {}
-
-  def write():
-    # A store shows it whole or not at all. Elsewhere a neighbour, by a name that no process of another host has.
-    part = path if '://' in str(path) else path.parent / f'.{path.name}.{mine["token"]}.part'
-    try:
-      part.write_text(json.dumps(mine | {'beat': time.time()}))
-      if part != path:
-        part.replace(path)
-    except BaseException:
-      if part != path:
-        part.unlink(missing_ok=True)
-      raise
-
-  def beats():
-    while not over.wait(BEAT):
-      with contextlib.suppress(Exception):  # a store that does not answer is asked again at the next beat
-        other = read()
-        if other.get('token', mine['token']) != mine['token']:
-          logging.error('%s was taken over by %s, because this run gave no sign of life for %g s: this run stops',
-                        workdir, _named(other), STALE)
-          os.kill(os.getpid(), signal.SIGTERM)
-          return
-        write()
-
-  other = read()
-  if 'token' not in other and path.exists():  # perhaps it is being written
-    time.sleep(SETTLE)
-    other = read()
-  if abs(time.time() - other.get('beat', 0)) < STALE:
-    raise _refusal(workdir, other)
-  write()
-  time.sleep(SETTLE)
-  other = read()
-  if other.get('token') != mine['token']:
-    raise _refusal(workdir, other)
-  thread = threading.Thread(target=beats, name='lock', daemon=True)
+  owner, ended = _owner(), threading.Event()
+  _claim(path, workdir, owner)
+  thread = threading.Thread(target=_beat, args=(path, workdir, owner, ended), name='lock', daemon=True)
   thread.start()
   try:
     yield
   finally:
-    over.set()
+    ended.set()
     thread.join()
     with contextlib.suppress(Exception):
-      if read().get('token') == mine['token']:
+      if _read(path).get('token') == owner['token']:
         path.unlink()
+
+
+def _claim(path, workdir, owner):
+  """Writes the lock file. Raises InputError if another owner is alive, or claims it at the same time."""
+  other = _read(path)
+  if 'token' not in other and path.exists():  # it may still be being written
+    time.sleep(SETTLE)
+    other = _read(path)
+  if abs(time.time() - other.get('beat', 0)) < STALE:
+    raise _refusal(workdir, other)
+  _write(path, owner)
+  time.sleep(SETTLE)
+  other = _read(path)
+  if other.get('token') != owner['token']:
+    raise _refusal(workdir, other)
+
+
+def _beat(path, workdir, owner, ended):
+  """Refreshes the lock file until the event `ended`; stops the process by SIGTERM if another run has taken over."""
+  while not ended.wait(BEAT):
+    with contextlib.suppress(Exception):  # a store that does not respond is tried again at the next beat
+      other = _read(path)
+      if other.get('token', owner['token']) != owner['token']:
+        logging.error('%s was taken over by %s, because this run gave no sign of life for %g s: this run stops',
+                      workdir, _named(other), STALE)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return
+      _write(path, owner)
+
+
+def _read(path) -> dict:
+  try:
+    return _parsed(path.read_bytes()) if path.exists() else {}
+  except FileNotFoundError:  # its owner has just ended
+    return {}
+
+
+def _write(path, owner):
+  # A store shows a write entirely or not at all. Elsewhere: a temporary file, whose name no other host uses.
+  part = path if '://' in str(path) else path.parent / f'.{path.name}.{owner["token"]}.part'
+  try:
+    part.write_text(json.dumps(owner | {'beat': time.time()}))
+    if part != path:
+      part.replace(path)
+  except BaseException:
+    if part != path:
+      part.unlink(missing_ok=True)
+    raise
 
 
 def _owner() -> dict:
@@ -141,7 +149,7 @@ def _owner() -> dict:
 
 
 def _parsed(data) -> dict:
-  """The owner that a lock file names; {} where it names none."""
+  """The owner in the contents of a lock file; {} if there is none."""
   try:
     owner = json.loads(data)
   except ValueError:

@@ -1,4 +1,4 @@
-"""The figures of a run: TensorBoard, the same in metrics.jsonl, and a progress bar on stderr."""
+"""The metrics of a run: TensorBoard, the same in metrics.jsonl, and a progress bar on stderr."""
 import json
 import logging as stdlib_logging
 import math
@@ -18,14 +18,14 @@ _NOT_FINITE = {'NaN': math.nan, 'Infinity': math.inf, '-Infinity': -math.inf}
 
 
 class Log(NamedTuple):
-  """Where a run writes its figures.
+  """Where a run writes its metrics.
 
-  scalars(step, values): values {name: number}; one line in metrics.jsonl, {"step", "time" (Unix seconds),
-    **values}, and one curve each in TensorBoard. NaN and infinities are the strings "NaN", "Infinity" and
-    "-Infinity", because JSON has no such numbers. Raises InputError where it cannot be written.
-  image(step, name, picture): a PIL image or uint8 [H, W, C], C from 1 to 4, to TensorBoard.
+  scalars(step, values): values {name: number} become one line in metrics.jsonl, {"step", "time" (Unix seconds),
+    **values}, and one TensorBoard curve each. NaN and infinities are written as the strings "NaN", "Infinity" and
+    "-Infinity", because JSON has no such numbers. Raises InputError if the file cannot be written.
+  image(step, name, image): a PIL image or uint8 [H, W, C], C from 1 to 4, to TensorBoard.
   text(name, text): Markdown, such as the config, to TensorBoard.
-  close(): everything is on the disk afterwards.
+  close(): everything is on disk afterwards.
   """
   scalars: Callable[[int, dict], None]
   image: Callable[[int, str, Any], None]
@@ -34,10 +34,10 @@ class Log(NamedTuple):
 
 
 def open_log(workdir, step) -> Log:
-  """Opens `workdir`/metrics.jsonl and `workdir`/tensorboard for a run that has done `step` steps and goes on.
+  """Opens `workdir`/metrics.jsonl and `workdir`/tensorboard for a run that resumes after `step` steps.
 
-  Figures of later steps, which a run wrote before it was killed, are dropped from the file and hidden in
-  TensorBoard: they will come again. Of a last line that the kill cut short nothing is left.
+  Metrics of later steps, written by a run that was killed, are removed from the file and hidden in TensorBoard, since
+  they will be written again; so is an incomplete last line.
   """
   workdir = epath.Path(workdir)
   path = workdir / 'metrics.jsonl'
@@ -52,12 +52,12 @@ def open_log(workdir, step) -> Log:
       file.write(_line({'step': int(step), 'time': round(time.time(), 3), **values}))
       file.flush()
     except OSError as error:
-      raise InputError(f'cannot write {path}: {error}; make room there, or mend the access') from error
+      raise InputError(f'cannot write {path}: {error}; free disk space or check permissions') from error
     for name, value in values.items():
       board.add_scalar(name, value, step)
 
-  def image(step, name, picture):
-    array = np.asarray(picture)
+  def image(step, name, image):
+    array = np.asarray(image)
     array = array[..., None] if array.ndim == 2 else array
     if array.dtype != np.uint8 or array.ndim != 3:
       raise InputError(f'image {name!r} must be uint8 [H, W, C], got {array.dtype} {list(array.shape)}')
@@ -74,8 +74,11 @@ def open_log(workdir, step) -> Log:
 
 
 def open_board(directory, step):
-  """tensorboardX's writer, hiding what earlier runs wrote after `step`. No TensorFlow, and no PyTorch either:
-  tensorboardX imports it where it is installed, which takes seconds, and does without it where it is not."""
+  """A tensorboardX writer that hides what earlier runs wrote after `step`.
+
+  It imports neither TensorFlow nor PyTorch: tensorboardX imports PyTorch if installed, which takes seconds, but works
+  without it.
+  """
   absent = 'torch' not in sys.modules
   if absent:
     sys.modules['torch'] = None
@@ -88,24 +91,24 @@ def open_board(directory, step):
 
 
 def warn_only(write):
-  """The same function, of which an InputError is one line of warning and not the end: for config.on_save_error='continue'."""
-  def tried(*args):
+  """Wraps a writer so that an InputError is logged as a warning instead of ending the run (config.on_save_error)."""
+  def attempt(*args):
     try:
       return write(*args)
     except InputError as error:
-      logging.warning('%s; training goes on', error)
-  return tried
+      logging.warning('%s; training continues', error)
+  return attempt
 
 
 def no_log() -> Log:
-  """Writes nothing: for the processes of a run other than the first."""
+  """A Log that writes nothing: for all processes but the first."""
   return Log(*[lambda *_: None] * 4)
 
 
 def read_metrics(path) -> list:
   """The lines of a metrics.jsonl as dicts, NaN and infinities as floats again.
 
-  A last line that was cut short is left out; any other line that is not JSON raises InputError.
+  An incomplete last line is skipped; any other line that is not JSON raises InputError.
   """
   lines = epath.Path(path).read_text().splitlines(keepends=True)
   metrics = []
@@ -116,7 +119,7 @@ def read_metrics(path) -> list:
     except ValueError as error:
       if number == len(lines) and not line.endswith('\n'):
         break
-      raise InputError(f'{path}, line {number} is not JSON: {line[:80]!r}; mend or delete it') from error
+      raise InputError(f'{path}, line {number} is not JSON: {line[:80]!r}; correct or delete it') from error
   return metrics
 
 
@@ -129,26 +132,29 @@ def _line(values) -> str:
 
 
 class Progress(NamedTuple):
-  """update(step, loss=None): `step` steps are done; loss, where it is known.   close(): ends the line."""
+  """update(step, loss=None): call it after each step, with the loss if known.   close(): ends the line."""
   update: Callable[..., None]
   close: Callable[[], None]
 
 
 def progress(total, initial=0, batch=1, every=30.0, stream=None) -> Progress:
-  """Shows steps, images/s, loss and the time left on stderr.
+  """Shows steps, images/s, loss and the remaining time on stderr.
 
-  A terminal gets a tqdm bar; a file or a pipe gets one line every `every` seconds, so that it stays readable.
+  A terminal gets a tqdm bar, a file or a pipe one line every `every` seconds.
 
   Args:
-    total: steps of the whole run.   initial: steps done before this process.   batch: images in a step.
-    every: seconds between two lines where there is no terminal.   stream: where to write; None is stderr.
+    total: steps of the whole run.
+    initial: steps done before this process.
+    batch: images per step.
+    every: seconds between lines without a terminal.
+    stream: where to write; None is stderr.
   """
   stream = stream or sys.stderr
   return (_bar if stream.isatty() else _lines)(total, initial, batch, every, stream)
 
 
 def no_progress() -> Progress:
-  """Shows nothing: for the processes of a run other than the first."""
+  """A Progress that shows nothing: for all processes but the first."""
   return Progress(lambda *_: None, lambda: None)
 
 
@@ -167,7 +173,8 @@ def _bar(total, initial, batch, every, stream) -> Progress:
 
 
 def _lines(total, initial, batch, every, stream) -> Progress:
-  last = {'time': time.monotonic(), 'step': initial, 'loss': '', 'every': min(every, 5.)}  # the first soon: how long will it take?
+  # The first line comes early, to show how long the run will take.
+  last = {'time': time.monotonic(), 'step': initial, 'loss': '', 'every': min(every, 5.)}
 
   def update(step, loss=None):
     now = time.monotonic()
@@ -184,23 +191,26 @@ def _lines(total, initial, batch, every, stream) -> Progress:
 
 
 def duration(seconds) -> str:
+  """75 -> '1:15', 4000 -> '1:06:40'."""
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
 
 
 def quiet_orbax() -> None:
-  """For programs, once at the start: keeps the dozens of tracebacks off stderr that the threads under orbax
-  print for one failed read or write. The failure itself is raised and reported here, in one line."""
-  def wanted(record):
+  """Keeps off stderr the dozens of tracebacks that orbax's threads print for one failed read or write.
+
+  For programs, once at the start. The failure itself is still raised, and reported in one line.
+  """
+  def relevant(record):
     text = record.pathname + (record.getMessage() if record.name == 'asyncio' else '')
     return record.levelno < stdlib_logging.WARNING or not ('/orbax/' in text or 'tensorstore' in text)
 
   def unraisable(event, before=sys.unraisablehook):
-    if str(event.exc_value) != 'Event loop is closed':  # the other reads, when the first has failed
+    if str(event.exc_value) != 'Event loop is closed':  # the other reads, after the first has failed
       before(event)
 
   for log in (logging.get_absl_logger(), stdlib_logging.getLogger('asyncio')):
-    log.addFilter(wanted)
+    log.addFilter(relevant)
   sys.unraisablehook = unraisable
-  warnings.filterwarnings('ignore', 'coroutine .* was never awaited')  # what a failed write had still to do
+  warnings.filterwarnings('ignore', 'coroutine .* was never awaited')  # the rest of a failed write

@@ -1,6 +1,6 @@
-"""What must be settled before jax starts: a CPU device a core, memory that is kept, the compile cache.
+"""Settings to make before jax starts: one CPU device per core, the memory allocator, the compilation cache.
 
-Whatever the user has set in the environment stays. GPUs and TPUs only take the compile cache from here.
+Environment variables that the user has set are respected. Only the compilation cache concerns GPUs and TPUs.
 """
 import ctypes
 import importlib.util
@@ -16,16 +16,16 @@ def start(devices=None):
   """Prepares the process. Call it first, before jax runs anything; calling it again changes nothing.
 
   Args:
-    devices: number of CPU devices; None: one a core, at most 8, and a power of two so that batches divide.
+    devices: number of CPU devices; None: one per core, at most 8, and a power of two so that batches divide evenly.
   """
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
   devices = devices or min(8, 1 << (cores.bit_length() - 1))
   if importlib.util.find_spec('libtpu') and not _accelerator_attached():
-    os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # else libtpu looks for a TPU for minutes
+    os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # otherwise libtpu searches for a TPU for minutes
   os.environ.setdefault('NPROC', '16')  # threads that wait for each other in a collective must all exist
   xla_flags.add('xla_force_host_platform_device_count', devices)
   if devices >= cores:
-    xla_flags.add('xla_cpu_multi_thread_eigen', 'false')  # a device has its core; more threads only wait
+    xla_flags.add('xla_cpu_multi_thread_eigen', 'false')  # each device has its own core; more threads would only wait
   xla_flags.add(*xla_flags.RIGHT_SUMS)
   _keep_memory()
   _cache_programs()
@@ -36,7 +36,7 @@ def _accelerator_attached():
 
 
 def _keep_memory():
-  """Tells glibc to map no block apart and give nothing back, or each step faults its memory in again."""
+  """Makes glibc keep freed memory and mmap no large blocks; otherwise every step has to fault its memory in again."""
   if sys.platform != 'linux' or 'GLIBC_TUNABLES' in os.environ or 'LD_PRELOAD' in os.environ:
     return
   mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # musl has none
@@ -47,7 +47,7 @@ def _keep_memory():
 
 
 def _cache_programs():
-  """Compiled programs are kept beside generated data, by default in ~/.cache/diffusion/programs."""
+  """Keeps compiled programs beside cached data, by default in ~/.cache/diffusion/programs."""
   import jax
   if jax.config.jax_compilation_cache_dir is None:
     jax.config.update('jax_compilation_cache_dir', str(cache_dir() / 'programs'))

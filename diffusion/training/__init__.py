@@ -1,1 +1,1 @@
-"""The training loop, its state, averages of the weights and what a run takes."""
+"""Training: the step and the loop, its state, validation, post-hoc averages, resources."""

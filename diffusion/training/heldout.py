@@ -9,7 +9,7 @@ from diffusion.system import sharding
 
 
 def make_heldout_loss(run, data, number):
-  """A function (step, params) -> {'heldout_loss': float}, with the same examples, noise levels and noise at every call.
+  """A function (step, params) -> {'heldout_loss': float}; examples and noise are the same at every call.
 
   Args:
     run: the Experiment.

@@ -242,6 +242,6 @@ def _beside(run, data, hooks, start):
 def _warn_of_slow_data(waiting):
   """Warns if the fraction `waiting` of the time is spent waiting for data; whether it did."""
   if waiting > SLOW_DATA:
-    logging.warning('%.0f %% of the time is spent waiting for data: raise config.data_workers, or move the data closer',
-                    100 * waiting)
+    logging.warning('%.0f %% of the time is spent waiting for data: raise config.data_workers, or move the data '
+                    'closer', 100 * waiting)
   return waiting > SLOW_DATA

@@ -1,4 +1,4 @@
-"""What a training run will need, before its first step: devices, parameters, FLOPs, memory; and how well it uses them."""
+"""What a training run will need: devices, parameters, FLOPs, memory; and how well it uses them."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,16 +39,16 @@ def forecast(run, config, data):
     config: its config.
     data: the Dataset to train on.
   Returns:
-    (lines, usage, step): {label: text} to show; a function images per second -> {'flop_utilisation': model FLOPs over the
-    peak of the devices}, {} where their peak is unknown; make_train_step(run), compiled.
+    (lines, usage, step): {label: text} to show; a function images per second -> {'flop_utilisation': model FLOPs over
+      the devices' peak}, {} if that is unknown; make_train_step(run), compiled.
   Raises:
     InputError: the compiler finds that it does not fit into memory; the message says what would.
   """
   state, (batch, key) = abstract_state(run), abstract_batch(run, data)
   device, options = run.mesh.local_devices[0], parse(config.net)[2]
   advise = lambda needed, available: flops.advice(
-    needed, available, run.plan.batch, run.mesh.size, config.fsdp, config.grad_accumulation, bool(options.get('remat')),
-    bytes_of(state))
+    needed, available, run.plan.batch, run.mesh.size, config.fsdp, config.grad_accumulation,
+    bool(options.get('remat')), bytes_of(state))
   step = make_train_step(run)
   try:
     needed = flops.memory_needed(step.lower(state, batch, key).compile())

@@ -139,7 +139,8 @@ def test_what_one_process_cannot_reach_both_raise_and_no_older_step_is_used(told
 def test_damage_that_one_process_finds_makes_both_step_back_and_the_step_can_be_saved_again(told):
   assert both(told, 'one finds damage') == [2, 1] and both(told, 'mended') == [3, 0]
   for name in ('one reads damage', 'meta'):  # at every step
-    assert all('no checkpoint in ' in text[name] and ': step 3' in text[name] and 'step 1' in text[name] for text in told[:2])
+    for text in told[:2]:
+      assert 'no checkpoint in ' in text[name] and ': step 3' in text[name] and 'step 1' in text[name]
   assert 'process 1: DATA_LOSS' in told[0]['one reads damage'] and "process 0: 'x'" in told[1]['meta']
 
 

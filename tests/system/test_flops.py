@@ -1,4 +1,4 @@
-"""FLOPs against sums done by hand, a published count and XLA's own; memory; advice that keeps its word."""
+"""FLOPs against sums by hand, a published count and XLA's own; memory; advice that holds."""
 import re
 from types import SimpleNamespace
 
@@ -15,17 +15,19 @@ F = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
 def conv(x, w, stride=1, padding='SAME', **options):
-  return jax.lax.conv_general_dilated(x, w, (stride, stride), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), **options)
+  layout = ('NHWC', 'HWIO', 'NHWC')
+  return jax.lax.conv_general_dilated(x, w, (stride, stride), padding, dimension_numbers=layout, **options)
 
 
-CONVOLUTIONS = {  # multiplications of one output pixel and channel, times how many there are, times 2
+CONVOLUTIONS = {  # multiplications per output pixel and channel, times their number, times 2
   'plain': (F(2, 8, 6, 3), F(3, 3, 3, 5), {}, 2 * (2 * 8 * 6 * 5) * (3 * 3 * 3)),
   'valid': (F(2, 8, 6, 3), F(3, 3, 3, 5), dict(padding='VALID'), 2 * (2 * 6 * 4 * 5) * (3 * 3 * 3)),
   'strided': (F(2, 8, 6, 3), F(3, 3, 3, 5), dict(stride=2), 2 * (2 * 4 * 3 * 5) * (3 * 3 * 3)),
   'dilated': (F(2, 8, 6, 3), F(3, 3, 3, 5), dict(rhs_dilation=(2, 2)), 2 * (2 * 8 * 6 * 5) * (3 * 3 * 3)),
   'grouped': (F(2, 8, 6, 4), F(3, 3, 2, 6), dict(feature_group_count=2), 2 * (2 * 8 * 6 * 6) * (3 * 3 * 2)),
-  # 4 pixels with a zero between each two: of a row's 7 outputs 4 see one pixel and 3 see two.
-  'transposed': (F(1, 4, 4, 3), F(3, 3, 3, 5), dict(lhs_dilation=(2, 2), padding=[(1, 1)] * 2), 2 * (4 * 1 + 3 * 2) ** 2 * 3 * 5),
+  # 4 pixels with a zero between neighbours: of the 7 outputs of a row, 4 see one pixel and 3 see two.
+  'transposed': (F(1, 4, 4, 3), F(3, 3, 3, 5), dict(lhs_dilation=(2, 2), padding=[(1, 1)] * 2),
+                 2 * (4 * 1 + 3 * 2) ** 2 * 3 * 5),
 }
 
 
@@ -66,7 +68,8 @@ def test_through_every_kind_of_call():
     assert flops.flops(f, a) == one
   assert flops.flops(jax.grad(lambda a: custom(a).sum()), a) == 3 * one
   again = jax.grad(lambda a: jax.checkpoint(lambda a: jnp.sin(a @ a))(a).sum())
-  assert flops.flops(again, a) == flops.flops(jax.grad(lambda a: jnp.sin(a @ a).sum()), a) + one  # sin's argument is computed again
+  stored = jax.grad(lambda a: jnp.sin(a @ a).sum())
+  assert flops.flops(again, a) == flops.flops(stored, a) + one  # sin's argument is computed again
   dearer = lambda a: jax.lax.cond(a[0, 0] > 0, lambda: a @ a @ a, lambda: a @ a)
   assert flops.flops(dearer, a) == 2 * one
   assert flops.flops(lambda a: jax.lax.while_loop(lambda a: a[0, 0] > 0, lambda a: a @ a, a), a) == one
@@ -76,8 +79,9 @@ def test_through_every_kind_of_call():
 
 
 def test_the_published_count_of_the_cifar10_network():
-  """6.1 G multiplications a picture without those of attention (arXiv:2305.10924, table 1, 35.7 million parameters)."""
-  init, net = nets.make(UNet(channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,), film=False, groups=32, fast=False))
+  """6.1 G multiplications an image without those of attention (arXiv:2305.10924, table 1, 35.7 million parameters)."""
+  init, net = nets.make(UNet(channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,), film=False, groups=32,
+                             fast=False))
   params = jax.eval_shape(lambda key: init(key, (1, 32, 32, 3)), jax.random.key(0))
   assert abs(sum(a.size for a in jax.tree.leaves(params)) / 1e6 - 35.7) < .05
   forward = flops.flops(net, params, F(4, 32, 32, 3), F(4))
@@ -122,18 +126,21 @@ def test_memory_available_is_what_the_machine_has():
 def test_peaks_are_known_by_kind_and_type():
   chip = lambda kind: SimpleNamespace(device_kind=kind)
   assert flops.peak(chip('TPU v5 lite'), 'bfloat16') == 197e12
-  assert flops.peak(chip('NVIDIA A100-SXM4-80GB'), jnp.float32) == flops.peak(chip('NVIDIA A100-SXM4-80GB'), jnp.float16) / 2
+  a100 = chip('NVIDIA A100-SXM4-80GB')
+  assert flops.peak(a100, jnp.float32) == flops.peak(a100, jnp.float16) / 2
   assert flops.peak(jax.devices()[0], 'float32') is None
-  for name, other, published in (('TPU v5e', 'TPU v5 lite', 197e12), ('TPU v5p', 'TPU v5', 459e12), ('TPU v6e', 'TPU v6 lite', 918e12)):
+  for name, other, published in (
+      ('TPU v5e', 'TPU v5 lite', 197e12), ('TPU v5p', 'TPU v5', 459e12), ('TPU v6e', 'TPU v6 lite', 918e12)):
     assert flops.peak(chip(name), 'bfloat16') == flops.peak(chip(other), 'bfloat16') == published
 
 
 def test_what_a_compiler_says_of_memory():
-  for text in ('RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO '
-               'temporaries (33.53G) exceeds available HBM (15.75G). HLO module: jit_f.',
+  for text in ('RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for '
+               'HLO temporaries (33.53G) exceeds available HBM (15.75G). HLO module: jit_f.',
                'RESOURCE_EXHAUSTED: Used 33.53G of 15.75G hbm. Exceeded by 17.78G.'):
     assert flops.exhausted(text) == (33.53 * 2 ** 30, 15.75 * 2 ** 30)
-  vmem = 'RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Scoped allocation with size 20.00M and limit 16.00M exceeded'
+  vmem = ('RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Scoped allocation with size 20.00M and limit '
+          '16.00M exceeded')
   for text in ('INTERNAL: 3G of 4G hbm', 'RESOURCE_EXHAUSTED: threads', 'RESOURCE_EXHAUSTED: no more hbm', vmem):
     assert flops.exhausted(text) is None
 
@@ -155,7 +162,8 @@ def follow(text, state, activations, accumulate, fsdp):
 @pytest.mark.parametrize('state, activations, accumulate, fsdp',
                          [(2, 30, 1, 1), (20, 2, 1, 1), (20, 30, 2, 2), (9, 8, 4, 1), (40, 200, 1, 4)])
 def test_what_is_advised_fits_and_half_of_it_does_not(state, activations, accumulate, fsdp):
-  advice = lambda there: flops.advice((state + activations) * GB, there * GB, 1024, 32, fsdp, accumulate, False, state * GB)
+  needed = (state + activations) * GB
+  advice = lambda available: flops.advice(needed, available * GB, 1024, 32, fsdp, accumulate, False, state * GB)
   assert advice(state + activations) == ''
   options = list(follow(advice(16), state, activations, accumulate, fsdp))
   assert options and all(needs <= 16 for _, needs in options), options
@@ -166,10 +174,11 @@ def test_what_is_advised_fits_and_half_of_it_does_not(state, activations, accumu
       assert state * fsdp / half['fsdp'] + activations * accumulate / half['accumulate'] > 16 * .95
 
 
-def test_advice_says_what_it_found_and_gives_up_where_nothing_helps():
+def test_advice_gives_the_sizes_and_gives_up_if_nothing_helps():
   text = flops.advice(32 * GB, 16 * GB, 1024, 32, 1, 1, False, 2 * GB)
-  assert '32.00 GB' in text and '2.00 GB are state' in text and 'there are 16.00 GB' in text
-  assert 'config.grad_accumulation=4' in text and 'remat=True' in text and 'fsdp' not in text  # the state is not what is too large
+  assert '32.00 GB' in text and '2.00 GB of it state' in text and '16.00 GB' in text
+  assert 'config.grad_accumulation=4' in text and 'remat=True' in text
+  assert 'fsdp' not in text  # it is not the state that is too large
   assert 'remat' not in flops.advice(32 * GB, 16 * GB, 1024, 32, 1, 1, True, 2 * GB)
   assert 'config.fsdp=2' in flops.advice(21 * GB, 16 * GB, 1024, 32, 1, 1, False, 20 * GB)
   hopeless = flops.advice(900 * GB, 16 * GB, 1, 1, 1, 1, False, 890 * GB)

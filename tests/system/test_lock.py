@@ -62,7 +62,7 @@ def quick(monkeypatch, how):
 
 
 @pytest.mark.parametrize('how', ['flock', 'beat'])
-def test_a_second_run_refuses_while_the_first_lives_and_gets_in_when_that_is_killed(how, holder, tmp_path, monkeypatch):
+def test_a_second_run_refuses_while_the_first_lives_and_starts_when_it_is_killed(how, holder, tmp_path, monkeypatch):
   quick(monkeypatch, how)
   first, line = holder(how)
   assert line == 'holds'
@@ -188,7 +188,7 @@ def test_writable_leaves_nothing_behind_and_makes_the_directory(tmp_path):
 def test_what_is_no_directory_and_a_file_system_that_refuses_are_one_line(tmp_path, monkeypatch):
   (tmp_path / 'file').write_text('')
   for path in (tmp_path / 'file', tmp_path / 'file' / 'below'):
-    with pytest.raises(InputError, match=f'cannot write in {path}: (File exists|Not a directory); mend') as error:
+    with pytest.raises(InputError, match=f'^cannot write in {path}: (File exists|Not a directory);') as error:
       writable(path)
     assert '\n' not in str(error.value)
   # Root is not bound by permission bits, so a read-only file system is played.
@@ -197,5 +197,5 @@ def test_what_is_no_directory_and_a_file_system_that_refuses_are_one_line(tmp_pa
     def write_bytes(self, data):
       raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
   monkeypatch.setattr(files.epath, 'Path', ReadOnly)
-  with pytest.raises(InputError, match=f'cannot write in {tmp_path}: Read-only file system; mend'), hold(tmp_path):
+  with pytest.raises(InputError, match=f'^cannot write in {tmp_path}: Read-only file system;'), hold(tmp_path):
     pass

@@ -1,4 +1,4 @@
-"""A run that is killed with SIGKILL again and again, in the middle of saving too, ends as one that was never killed."""
+"""A run killed by SIGKILL again and again, also in the middle of saving, ends like one that was never killed."""
 import os
 import re
 import subprocess

@@ -33,7 +33,8 @@ TRAIN, HELDOUT = random_images(), random_images(20, 1)
 
 def experiment(**changes):
   c = tiny(default())
-  c.update(dict(net='unet(channels=16, multipliers=(1,), blocks=1, attention=())', lr_schedule='constant(warmup=2)', batch=8) | changes)
+  net = 'unet(channels=16, multipliers=(1,), blocks=1, attention=())'
+  c.update(dict(net=net, lr_schedule='constant(warmup=2)', batch=8) | changes)
   return build.build(c, (8, 8, 1), TRAIN.classes, sharding.make_mesh(devices=jax.devices()[:1]))
 
 
@@ -41,7 +42,8 @@ def test_a_step_is_clipped_adamw_with_a_warmed_up_average_as_computed_by_hand_in
   rng = np.random.default_rng(0)
   data = rng.standard_normal((5, 4, 3)) * 3
   rate, b1, b2, decay, clip, eps = .05, .9, .95, .1, 1., 1e-8
-  optimizer = optax.chain(optax.clip_by_global_norm(clip), optax.adamw(rate, b1=b1, b2=b2, weight_decay=decay, eps=eps))
+  adamw = optax.adamw(rate, b1=b1, b2=b2, weight_decay=decay, eps=eps)
+  optimizer = optax.chain(optax.clip_by_global_norm(clip), adamw)
   # loss = sum over parameters of (p - mean of the batch)^2: its gradient is 2 (p - mean)
   loss = lambda key, p, x0, cond, train: (jnp.sum((p - x0.mean(0)) ** 2), dict(mse=jnp.zeros(4), logsnr=jnp.zeros(4)))
   ema = lambda step: jnp.minimum(.9, (1. + step) / (10. + step))
@@ -49,8 +51,8 @@ def test_a_step_is_clipped_adamw_with_a_warmed_up_average_as_computed_by_hand_in
   p = average = np.array([1., -2., .5])
   m = v = np.zeros(3)
   for t in range(5):
-    state, metrics = train_step(state, data[t].astype(np.float32), jax.random.key(0), encode=lambda key, batch: (batch, None), loss=loss,
-                                optimizer=optimizer, ema=ema)
+    state, metrics = train_step(state, data[t].astype(np.float32), jax.random.key(0), loss=loss, optimizer=optimizer,
+                                encode=lambda key, batch: (batch, None), ema=ema)
     g = 2 * (p - data[t].mean(0))
     norm = np.sqrt(np.sum(g ** 2))
     assert float(metrics['grad_norm']) == pytest.approx(norm, rel=1e-5)
@@ -83,7 +85,8 @@ def run_fit(run, folder, steps, measures=()):
   restored = checkpoints.restore(abstract_state(run))
   state = restored.state if restored else make_state(run, jax.random.key(0))
   log = open_log(folder, int(state.step))
-  state, complete = fit(run, TRAIN, state, Hooks(checkpoints, log.scalars, {}, measures=[*heldout_loss(run), *measures]))
+  hooks = Hooks(checkpoints, log.scalars, {}, measures=[*heldout_loss(run), *measures])
+  state, complete = fit(run, TRAIN, state, hooks)
   log.close()
   checkpoints.close()
   return state, complete
@@ -97,7 +100,8 @@ def test_training_is_the_same_bit_for_bit_when_it_is_interrupted_and_it_lowers_t
   assert complete
   jax.tree.map(np.testing.assert_array_equal, whole, parts)
   a, b = (read_metrics(tmp_path / name / 'metrics.jsonl') for name in ('whole', 'parts'))
-  timeless = lambda lines: [{k: v for k, v in line.items() if k not in ('time', 'images_per_second', 'data_wait')} for line in lines]
+  timed = 'time', 'images_per_second', 'data_wait'
+  timeless = lambda lines: [{k: v for k, v in line.items() if k not in timed} for line in lines]
   assert timeless(a) == timeless(b)
   assert a[-1]['heldout_loss'] < .7 * a[0]['heldout_loss']
 

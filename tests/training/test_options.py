@@ -1,5 +1,5 @@
-"""The options of training together, from a config through checkpoints: learned variance, self-conditioning, learned uncertainty, times that
-follow the loss."""
+"""Training options combined, from a config through checkpoints: learned variance, self-conditioning, learned
+uncertainty, loss-aware timesteps."""
 from typing import Any, NamedTuple
 
 import jax
@@ -23,8 +23,9 @@ SHAPE, CLASSES = (8, 8, 1), ('dark', 'light')
 
 def config(**changes):
   c = tiny(default())
-  c.update(dict(net='unet(channels=16, multipliers=(1,), blocks=1, attention=(), zero_init=False)', lr_schedule='constant(warmup=1)', batch=8,
-                save_every=100, log_every=100, val_every=100) | changes)
+  net = 'unet(channels=16, multipliers=(1,), blocks=1, attention=(), zero_init=False)'
+  c.update(dict(net=net, lr_schedule='constant(warmup=1)', batch=8, save_every=100, log_every=100, val_every=100))
+  c.update(changes)
   return c
 
 
@@ -66,7 +67,8 @@ def test_a_run_with_everything_resumes_bit_for_bit_with_what_its_times_remember(
   jax.tree.map(np.testing.assert_array_equal, state, again)
   mean_square, count = state.memory[0]
   assert int(count.sum()) == 6 * 8 and np.all(np.asarray(mean_square) > 0)
-  jax.tree.map(np.testing.assert_array_equal, make_state(run, key).memory[0], np.zeros((2, 4)))  # what is donated is a copy
+  fresh = make_state(run, key).memory[0]  # the step donates a copy
+  jax.tree.map(np.testing.assert_array_equal, fresh, np.zeros((2, 4)))
 
 
 def test_a_run_with_everything_samples_with_the_variance_it_learned(run):
@@ -113,7 +115,8 @@ def test_the_step_hands_the_memory_to_the_loss_and_keeps_what_comes_back():
 @pytest.mark.parametrize('changes, message', [
   (dict(variance='learned', schedule='flow', predict='v'), "config.variance='learned': .*number of levels"),
   (dict(variance='learnt'), "did you mean 'learned'"), (dict(noise_type='ofset'), "did you mean 'offset'"),
-  (dict(noise_type='perturbed(-1)'), 'above 0'), (dict(timesteps='loss_aware(bins=0)'), 'bins=0'), (dict(loss_weight='sigmoid(bias=x)'), "bias='x'"),
+  (dict(noise_type='perturbed(-1)'), 'above 0'), (dict(timesteps='loss_aware(bins=0)'), 'bins=0'),
+  (dict(loss_weight='sigmoid(bias=x)'), "bias='x'"),
   (dict(logvar_channels=-1), 'config.logvar_channels=-1'),
 ])
 def test_what_does_not_fit_is_named(changes, message):
@@ -122,7 +125,8 @@ def test_what_does_not_fit_is_named(changes, message):
 
 
 def test_a_learned_schedule_moves_stays_monotone_and_is_what_samples_are_drawn_on(tmp_path):
-  c = config(schedule='learned(pieces=6)', predict='eps', loss_weight='vlb', grid='trailing(5)', guide='', learning_rate=3e-2)
+  c = config(schedule='learned(pieces=6)', predict='eps', loss_weight='vlb', grid='trailing(5)', guide='',
+             learning_rate=3e-2)
   run = build.build(c, SHAPE, CLASSES, sharding.make_mesh(devices=jax.devices()[:1]))
   step, key = make_train_step(run), jax.random.key(0)
   state = make_state(run, key)
@@ -135,18 +139,20 @@ def test_a_learned_schedule_moves_stays_monotone_and_is_what_samples_are_drawn_o
   assert all(np.abs(after[name] - before[name]).max() > .01 for name in ('ends', 'inner'))
   helped, params = with_guide_model(run, state.params, '')
   assert np.all(np.diff(helped.levels.logsnr) > 0)
-  assert helped.levels.logsnr[0] == pytest.approx(-float(np.logaddexp(0, after['ends'][1])), rel=1e-6)  # where the learned curve ends
+  end = -float(np.logaddexp(0, after['ends'][1]))  # of the learned curve
+  assert helped.levels.logsnr[0] == pytest.approx(end, rel=1e-6)
   assert helped.levels.logsnr[0] != run.levels.logsnr[0] == pytest.approx(-5)
 
 
 def test_a_learned_schedule_goes_with_the_bound_alone():
-  for changes, fix in ((dict(loss_weight='one'), "loss_weight='vlb'"), (dict(logvar_channels=8), 'logvar_channels=0'), (dict(timesteps='uniform'), "timesteps='stratified'")):
+  for changes, fix in ((dict(loss_weight='one'), "loss_weight='vlb'"), (dict(logvar_channels=8), 'logvar_channels=0'),
+                       (dict(timesteps='uniform'), "timesteps='stratified'")):
     with pytest.raises(InputError, match=f'variational bound; set config.{fix}'):
       experiment(**(dict(schedule='learned', predict='eps', loss_weight='vlb', guide='') | changes))
 
 
 def test_a_learned_uncertainty_moves_where_a_table_has_rows_without_signal_and_every_run_starts_anew():
-  run = experiment(uncertainty=8, schedule='flow(20)', predict='v', weight='one')
+  run = experiment(logvar_channels=8, schedule='flow(20)', predict='v', loss_weight='one')
   step, key = make_train_step(run), jax.random.key(0)
   starts = []
   for _ in range(2):  # the state of the first is donated

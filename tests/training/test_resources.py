@@ -1,4 +1,4 @@
-"""What a run says of itself before its first step, against what XLA counts."""
+"""The forecast of a run before its first step, against XLA's counts."""
 import re
 
 import jax
@@ -22,7 +22,8 @@ DATA = Dataset(np.zeros((1, 16, 16, 3), np.uint8), np.zeros(1, np.int32), ('a', 
 @pytest.fixture(scope='module')
 def run():
   config = tiny(default())
-  config.update(dict(net='unet(channels=16, multipliers=(1,), blocks=1, attention=(), fast=False)', batch=8, steps=10 ** 9, guide='', lr_schedule='constant(warmup=2)'))
+  net = 'unet(channels=16, multipliers=(1,), blocks=1, attention=(), fast=False)'
+  config.update(dict(net=net, batch=8, steps=10 ** 9, guide='', lr_schedule='constant(warmup=2)'))
   return build.build(config, (16, 16, 3), ('a', 'b'), sharding.make_mesh(devices=jax.devices()[:1])), config
 
 
@@ -34,7 +35,7 @@ def test_flops_and_utilisation_and_the_least_time_are_those_of_the_compiled_step
   monkeypatch.setitem(flops.PEAKS, jax.devices()[0].device_kind, CHIP)
   lines, usage, step = forecast(*run, DATA)
   compiled = step.lower(abstract_state(run[0]), *abstract_batch(run[0], DATA)).compile()
-  counted = compiled.cost_analysis()['flops'] / 8  # of a picture; XLA leaves out padding, and adds what is no product
+  counted = compiled.cost_analysis()['flops'] / 8  # of an image; XLA leaves out padding, and adds what is no product
   each = number(lines['network'], 'GFLOP') * 1e9
   assert counted == pytest.approx(each, rel=.25)
   assert usage(CHIP.float32 / each)['flop_utilisation'] == pytest.approx(1, rel=.01)
@@ -44,5 +45,6 @@ def test_flops_and_utilisation_and_the_least_time_are_those_of_the_compiled_step
 def test_what_does_not_fit_is_said_with_what_would_and_nothing_is_promised_where_no_peak_is_known(run, monkeypatch):
   lines, usage, _ = forecast(*run, DATA)
   assert 'will not fit' not in lines and 'time' not in lines and usage(100.) == {}
-  monkeypatch.setattr(flops, 'memory_available', lambda device: (number(lines['memory'], 'GB per device') - .005) / 2 * 1e9)
-  assert re.search(r'config\.(accumulate|batch|net|fsdp)', forecast(*run, DATA)[0]['will not fit'])
+  half = (number(lines['memory'], 'GB per device') - .005) / 2 * 1e9
+  monkeypatch.setattr(flops, 'memory_available', lambda device: half)
+  assert re.search(r'config\.(grad_accumulation|batch|net|fsdp)', forecast(*run, DATA)[0]['will not fit'])
