@@ -1,4 +1,4 @@
-"""From a work directory to a model: what sampling, editing, evaluation, export and `diffusion.load` open."""
+"""From a work directory to a model: used by sampling, editing, evaluation, export and `diffusion.load`."""
 import json
 import math
 import sys
@@ -26,28 +26,30 @@ from diffusion.training.state import abstract_state
 FIXED = ('net', 'schedule', 'predict', 'variance', 'self_condition', 'logvar_channels')
 FREE = {'dtype', 'remat', 'fast', 'dropout', 'strength', 'levels'}  # arguments of these that may change
 # Settings that a resumed run may change; it reports the change.
-NOTED = ('seed', 'data', 'task', 'timesteps', 'loss_weight', 'loss_type', 'noise_type', 'condition_dropout', 'batch', 'steps', 'optimizer',
-         'learning_rate', 'lr_schedule', 'grad_clip', 'ema_decay')
+NOTED = ('seed', 'data', 'task', 'timesteps', 'loss_weight', 'loss_type', 'noise_type', 'condition_dropout', 'batch',
+         'steps', 'optimizer', 'learning_rate', 'lr_schedule', 'grad_clip', 'ema_decay')
 
 
 class Loaded(NamedTuple):
   """A trained model."""
   run: build.Experiment
-  params: Any   # averaged parameters, or those that config.sample.params names
-  step: int     # updates done
+  params: Any  # averaged parameters, or those that config.sample.params names
+  step: int  # number of updates
 
 
 def load(workdir, step=None, **settings):
-  """The model of a work directory, ready to draw from: `run.denoise(params, cond)`, or diffusion.generation.sampling.make_draw.
+  """The model of a work directory, ready to sample from.
+
+  Use `run.denoise(params, cond)`, or diffusion.generation.sampling.make_draw.
 
   Args:
-    workdir: of a training.
+    workdir: of a training run.
     step: of one of its checkpoints; None: the newest.
     settings: config keys to change for sampling, such as sampler='ddpm', grid='trailing(200)', guide='cfg(3)'.
   Returns:
     Loaded(run, params, step).
   Raises:
-    InputError: no checkpoint, no such step, a setting that does not exist or does not fit.
+    InputError: no checkpoint, no such step, an unknown or invalid setting.
   """
   workdir = epath.Path(workdir).expanduser()
   meta = stored_meta(workdir)
@@ -63,7 +65,7 @@ def load(workdir, step=None, **settings):
 
 
 def stored_meta(workdir):
-  """The record in the newest checkpoint of a work directory; raises InputError where there is none."""
+  """The record in the newest checkpoint of a work directory. Raises InputError if there is none."""
   newest = open_checkpoints(workdir / 'checkpoints').latest_meta()
   if newest is None:
     raise InputError(f'{workdir} holds no checkpoint yet; train first, with --config=configs/cosine_ddim.py')
@@ -71,17 +73,23 @@ def stored_meta(workdir):
 
 
 def open_run(config, workdir, data=None, fsdp=None, parts=None, report=lambda label, text: None):
-  """(Experiment, checkpoints, meta) with parameters divided over `fsdp` devices; None: over as many as there are for it.
+  """(Experiment, checkpoints, meta) of a work directory.
 
-  The shape and the classes come from the data if given, else from the checkpoint.
+  The shape and the classes are those of the data if given, otherwise of the checkpoint.
 
   Args:
-    parts: what validate.check has made of the config, if it was called before.
-    report: (label, text) -> None, is told which settings have changed since the checkpoint.
+    config: of the run.
+    workdir: epath.Path.
+    data: a Source, for training and evaluation.
+    fsdp: number of devices over which parameters are sharded; None: the common divisor of config.fsdp and the number
+      of devices.
+    parts: the result of validate.check(config), if it was called before.
+    report: (label, text) -> None; receives the settings that have changed since the checkpoint.
   Raises:
     InputError: no checkpoint and no data, or a checkpoint of another model.
   """
-  checkpoints = open_checkpoints(workdir / 'checkpoints', config.keep_last, config.keep_every or None, config.on_save_error)
+  checkpoints = open_checkpoints(workdir / 'checkpoints', config.keep_last, config.keep_every or None,
+                                 config.on_save_error)
   newest = checkpoints.latest_meta()
   old = newest[1] if newest else None
   if old is None and data is None:
@@ -100,14 +108,16 @@ def open_run(config, workdir, data=None, fsdp=None, parts=None, report=lambda la
 def require_same_model(workdir, config, old, facts, old_facts, report, training):
   """Raises InputError if the checkpoint of the work directory is of another model; reports what else has changed."""
   gaps = [key for key in FIXED if weights_signature(config[key]) != weights_signature(old[key])]
-  if old.timesteps != config.timesteps and 'loss_aware' in old.timesteps + config.timesteps:  # its memory is part of the checkpoint
+  # The memory of loss-aware timesteps is part of the checkpoint.
+  if old.timesteps != config.timesteps and 'loss_aware' in old.timesteps + config.timesteps:
     gaps.append('timesteps')
   if [name for name, _ in parse_emas(old.extra_emas)] != [name for name, _ in parse_emas(config.extra_emas)]:
     gaps.append('extra_emas')
-  if specs.parse(old.optimizer)[0] != specs.parse(config.optimizer)[0]:  # so is its state
+  if specs.parse(old.optimizer)[0] != specs.parse(config.optimizer)[0]:  # its state too
     gaps.append('optimizer')
   gaps = [f'config.{key}: {config[key]!r} here, {old[key]!r} in the checkpoint' for key in gaps]
-  gaps += [f'{key}: {facts[key]} here, {old_facts[key]} in the checkpoint' for key in facts if facts[key] != old_facts[key]]
+  gaps += [f'{key}: {facts[key]} here, {old_facts[key]} in the checkpoint'
+           for key in facts if facts[key] != old_facts[key]]
   if gaps:
     raise InputError(f'{workdir} holds a checkpoint of another model ({"; ".join(gaps)}); use another --workdir')
   changed = [f'{key} {old[key]!r} -> {config[key]!r}' for key in NOTED if config[key] != old[key]]
@@ -122,11 +132,13 @@ def weights_signature(spec):
 
 
 def versions():
-  return dict(diffusion=__version__, python=sys.version.split()[0], jax=jax.__version__, flax=flax.__version__, optax=optax.__version__)
+  """The versions of this software, as stored in checkpoints."""
+  return dict(diffusion=__version__, python=sys.version.split()[0], jax=jax.__version__, flax=flax.__version__,
+              optax=optax.__version__)
 
 
 def restore(run, checkpoints, step=None, report=lambda label, text: None):
-  """The newest whole state, or that of a step; None if there is no checkpoint. report: is told about damaged ones."""
+  """The newest intact state, or that of a step; None without a checkpoint. report: receives notes on damaged ones."""
   restored = checkpoints.restore(abstract_state(run), step)
   for note in restored.notes if restored else ():
     report('note', note)
@@ -140,18 +152,22 @@ def choose_params(run, state, workdir):
     return state.ema if name == 'ema' else state.params
   kind, args, kwargs = specs.parse(name)
   if kind == 'posthoc':
-    return posthoc.posthoc(workdir, abstract_state(run).params, run.config.extra_emas, *args, *kwargs.values(), step=int(state.step))
+    abstract = abstract_state(run).params
+    return posthoc.posthoc(workdir, abstract, run.config.extra_emas, *args, *kwargs.values(), step=int(state.step))
   return state.averages[[key for key, _ in run.averages].index(parse_emas(name)[0][0])]
 
 
 def with_guide_model(run, params, classes=''):
-  """(run, params) with a learned schedule as it has become, and with the second model that config.guide names.
+  """(run, params) with the learned schedule of the parameters, if any, and with the second model of config.guide.
 
-  Autoguidance (arXiv:2406.02507) leads from the prediction of weaker weights to that of the model, both with the condition. A
-  classifier leads the unconditional model to the class (arXiv:2105.05233), or the guided one if the stack starts with cfg or apg.
+  Autoguidance (arXiv:2406.02507) extrapolates from the prediction of a weaker model to that of the model, both
+  conditional. A classifier guides the unconditional model to the class (arXiv:2105.05233), or the guided one if the
+  stack starts with cfg or apg.
 
   Args:
-    classes: the classes asked for, as in config.sample.classes.
+    run: the Experiment.
+    params: its parameters.
+    classes: the requested classes, as in config.sample.classes.
   Raises:
     InputError: a second model that is missing, of the wrong kind, of another shape or other classes.
   """
@@ -163,9 +179,10 @@ def with_guide_model(run, params, classes=''):
   second, weights = _open_second(run, guide)
   if 'classifier' in guide.names:
     if second.log_prob is None or not run.classes:
-      raise InputError(f'config.guide={guide.text!r}: expected the work directory of configs/noisy_classifier.py, and a model with classes')
+      raise InputError(f'config.guide={guide.text!r}: expected the work directory of configs/noisy_classifier.py, '
+                       'and a model with classes')
     if classes == 'none':
-      raise InputError(f"config.guide={guide.text!r} leads to a class, and 'none' is asked for; name one")
+      raise InputError(f"config.guide={guide.text!r} guides to a class, but 'none' was requested; name one")
   elif second.denoise is None:
     raise InputError(f'config.guide={guide.text!r} names a classifier; guide by classifier({guide.model}) instead')
   return run._replace(denoise=run.guided(second)), (params, weights)
@@ -187,8 +204,8 @@ def _open_second(run, guide):
   if gaps:
     raise InputError(f'{field}: {workdir} is of other data: {"; ".join(gaps)}')
   config = filled(ConfigDict(meta['config']))
-  if specs.parse(config.schedule) != specs.parse(run.config.schedule):  # its times would mean other levels
-    raise InputError(f'{field}: {workdir} was trained on config.schedule={config.schedule!r}, the model on {run.config.schedule!r}; '
-                     'use one of the same')
+  if specs.parse(config.schedule) != specs.parse(run.config.schedule):  # its times would be other noise levels
+    raise InputError(f'{field}: {workdir} was trained on config.schedule={config.schedule!r}, the model on '
+                     f'{run.config.schedule!r}; use one with the same schedule')
   second = build.build(config, run.shape, run.classes, run.mesh)
   return second, checkpoints.restore(abstract_state(second), int(step) if at else None).state.ema

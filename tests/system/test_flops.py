@@ -152,7 +152,7 @@ GB = 1e9
 def follow(text, state, activations, accumulate, fsdp):
   """The needs after each of the changes that a line of advice offers."""
   for option in text.split('try ')[1].split('; or '):
-    k = int((re.findall(r'accumulate=(\d+)', option) or [accumulate])[0])
+    k = int((re.findall(r'grad_accumulation=(\d+)', option) or [accumulate])[0])
     n = int((re.findall(r'fsdp=(\d+)', option) or [fsdp])[0])
     keeps = flops.REMAT_KEEPS if 'remat' in option else 1
     batch = float((re.findall(r'batch=(\d+)', option) or [1024])[0]) / 1024
@@ -168,10 +168,10 @@ def test_what_is_advised_fits_and_half_of_it_does_not(state, activations, accumu
   options = list(follow(advice(16), state, activations, accumulate, fsdp))
   assert options and all(needs <= 16 for _, needs in options), options
   for option, _ in options:  # the smallest change of its kind
-    if re.fullmatch(r'config\.(accumulate|fsdp)=\d+ .*', option) and ' with ' not in option:
+    if re.fullmatch(r'config\.(grad_accumulation|fsdp)=\d+ .*', option) and ' with ' not in option:
       name, number = re.match(r'config\.(\w+)=(\d+)', option).groups()
-      half = dict(accumulate=accumulate, fsdp=fsdp) | {name: int(number) // 2}
-      assert state * fsdp / half['fsdp'] + activations * accumulate / half['accumulate'] > 16 * .95
+      half = dict(grad_accumulation=accumulate, fsdp=fsdp) | {name: int(number) // 2}
+      assert state * fsdp / half['fsdp'] + activations * accumulate / half['grad_accumulation'] > 16 * .95
 
 
 def test_advice_gives_the_sizes_and_gives_up_if_nothing_helps():

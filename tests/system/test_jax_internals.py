@@ -1,4 +1,4 @@
-"""Each private part of jax that we use is there and does what we take it to, told apart by name where one is not."""
+"""Each private part of jax that we use exists and does what we expect; a failure names the part."""
 import ast
 import json
 import os
@@ -47,14 +47,14 @@ CLUSTER = '''
 from diffusion.system import jax_internals
 result = jax_internals.cluster(5)
 '''
-OPEN_MPI = dict(OMPI_MCA_orte_hnp_uri='1531576320.0;tcp://10.0.0.1:34911', OMPI_COMM_WORLD_SIZE='4', OMPI_COMM_WORLD_RANK='2',
-                OMPI_COMM_WORLD_LOCAL_RANK='1')
+OPEN_MPI = dict(OMPI_MCA_orte_hnp_uri='1531576320.0;tcp://10.0.0.1:34911', OMPI_COMM_WORLD_SIZE='4',
+                OMPI_COMM_WORLD_RANK='2', OMPI_COMM_WORLD_LOCAL_RANK='1')
 
 
 def result(program, private, ours, **variables):
-  """What `program` finds, in a process of its own; if it breaks, one line names the private part and what of ours needs it."""
-  done = subprocess.run([sys.executable, '-c', f'{program}\nimport json\nprint(json.dumps(result))'], cwd=ROOT, capture_output=True,
-                        env={**os.environ, **variables}, text=True)
+  """The `result` of a program, run in its own process; a failure names the private part and our code that needs it."""
+  words = [sys.executable, '-c', f'{program}\nimport json\nprint(json.dumps(result))']
+  done = subprocess.run(words, cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True)
   if done.returncode:
     why = (done.stderr.strip().splitlines() or ['no message'])[-1]
     pytest.fail(f'jax {jax.__version__} has changed {private}, on which {ours} depends: {why}', pytrace=False)
@@ -62,31 +62,35 @@ def result(program, private, ours, **variables):
 
 
 def test_whether_jax_has_started():
-  assert result(BACKENDS, 'jax._src.xla_bridge.backends_are_initialized', 'tests/forks.py (forks of a process with jax imported)') == [False, True]
+  found = result(BACKENDS, 'jax._src.xla_bridge.backends_are_initialized',
+                 'tests/forks.py (forks of a process with jax imported)')
+  assert found == [False, True]
 
 
 def test_the_client_of_the_service_of_processes():
   with socket.create_server(('127.0.0.1', 0)) as free:
     port = free.getsockname()[1]
   before, found = result(CLIENT.format(port=port), 'jax._src.distributed.global_state.client or a method of it',
-                         'agreement of several processes (consensus.everyone)')
+                         'agreement of several processes (consensus.all_gather_text)')
   assert before is None and [value for _, value in found] == ['two'] and found[0][0].endswith('folder/b')
 
 
 def test_whether_this_is_a_pod():
-  found = result(POD, 'jax._src.clusters.cloud_tpu_cluster', 'finding the other hosts of a TPU pod (multihost.start)', JAX_PLATFORMS='cpu')
+  found = result(POD, 'jax._src.clusters.cloud_tpu_cluster', 'finding the other hosts of a TPU pod (multihost.start)',
+                 JAX_PLATFORMS='cpu')
   assert found == [False, True]
 
 
 def test_what_the_environment_says_of_a_cluster():
   clean = {name: '' for name in os.environ if name.startswith('SLURM_')}
-  coordinator, processes, process, local = result(CLUSTER, 'jax._src.clusters.ClusterEnv.auto_detect_unset_distributed_params',
-                                                  'finding the other hosts under SLURM, Open MPI and on TPUs (multihost.start)', **clean, **OPEN_MPI)
+  coordinator, processes, process, local = result(
+    CLUSTER, 'jax._src.clusters.ClusterEnv.auto_detect_unset_distributed_params',
+    'finding the other hosts under SLURM, Open MPI and on TPUs (multihost.start)', **clean, **OPEN_MPI)
   assert coordinator.startswith('10.0.0.1:') and (processes, process) == (4, 2) and local == [1]
 
 
 def test_nothing_else_imports_what_is_private():
-  """Of the whole repository, tests and experiments included; what another module needs gets a function in jax_internals."""
+  """In the whole repository, with tests and experiments: what a module needs gets a function in jax_internals."""
   def names(node):
     if isinstance(node, ast.ImportFrom):
       return [f'{node.module}.{alias.name}' for alias in node.names]

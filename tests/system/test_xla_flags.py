@@ -1,4 +1,4 @@
-"""Flags are set where every XLA knows them, and the sums that XLA's CPU compiler gets wrong come out right; each tried in a process of its own."""
+"""Flags are set if every XLA knows them, and sums that XLA's CPU compiler gets wrong come out right."""
 import os
 import subprocess
 import sys
@@ -27,7 +27,7 @@ def rows(x, r):
 r = np.linspace(.5, 1.5, 8192, dtype=np.float32)[:, None]
 print(float(np.max(np.abs(rows(np.zeros((8192, 8), np.float32), r) - 8 * .3 * r[:, 0]))))
 '''
-# The same in the bound of a chain, of a network that says 0 and a learned variance of .3; beside it the formula of a step in NumPy.
+# The same in the bound of a chain, with a network that predicts 0 and a learned variance of .3, against NumPy.
 BOUND = '''
 import jax, jax.numpy as jnp, numpy as np
 from diffusion.core import likelihood, schedules
@@ -64,8 +64,11 @@ def test_the_bound_is_right_without_any_flag_too():
   assert float(done.stdout) < 1e-4
 
 
-@pytest.mark.parametrize('flag, value', [('xla_backend_optimization_level', '0'), ('xla_cpu_use_fusion_emitters', 'false'),
-                                         xla_flags.RIGHT_SUMS, ('xla_cpu_no_such_flag', 'true')], ids=lambda text: text.strip('-'))
+FLAGS = [('xla_backend_optimization_level', '0'), ('xla_cpu_use_fusion_emitters', 'false'), xla_flags.RIGHT_SUMS,
+         ('xla_cpu_no_such_flag', 'true')]
+
+
+@pytest.mark.parametrize('flag, value', FLAGS, ids=lambda text: text.strip('-'))
 def test_a_flag_is_known_where_xla_takes_it(flag, value):
   done = run('import jax; jax.devices()', XLA_FLAGS=f'--{flag}={value}')
   assert xla_flags.known(flag) == (done.returncode == 0), done.stderr
