@@ -5,7 +5,7 @@ import os
 from etils import epath
 
 from diffusion.errors import InputError
-from diffusion.system.multihost import is_main
+from diffusion.system.multihost import is_main, process_index
 
 
 def write_atomic(path, data: bytes) -> None:
@@ -33,11 +33,12 @@ def write_atomic(path, data: bytes) -> None:
 def try_writing(path) -> None:
   """Makes the directory `path` where it is missing, and a file in it that goes at once. Raises OSError where that fails.
 
-  Permission bits do not tell: they do not bind root, and a file system may be read-only or full.
+  Permission bits do not tell: they do not bind root, and a file system may be read-only or full. A process that is killed before
+  its file goes leaves it to the next one of the same number, whose file has the same name.
   """
   path = epath.Path(path)
   path.mkdir(parents=True, exist_ok=True)
-  trial = path / f'.{os.getpid()}.trial'
+  trial = path / f'.{process_index()}.trial'
   try:
     trial.write_bytes(bytes(4096))
   finally:

@@ -126,6 +126,12 @@ def _tell(address, process, until, seconds):
     time.sleep(.2)
 
 
+def process_index():
+  """Which of the processes this one is, from 0; a process that is alone need not have started jax for it."""
+  import jax
+  return jax.process_index() if jax.distributed.is_initialized() else 0
+
+
 def is_main():
   """Whether this process is the one that writes."""
   import jax
