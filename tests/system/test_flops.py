@@ -145,7 +145,7 @@ GB = 1e9
 def follow(text, state, activations, accumulate, fsdp):
   """The needs after each of the changes that a line of advice offers."""
   for option in text.split('try ')[1].split('; or '):
-    k = int((re.findall(r'accumulate=(\d+)', option) or [accumulate])[0])
+    k = int((re.findall(r'grad_accumulation=(\d+)', option) or [accumulate])[0])
     n = int((re.findall(r'fsdp=(\d+)', option) or [fsdp])[0])
     keeps = flops.REMAT_KEEPS if 'remat' in option else 1
     batch = float((re.findall(r'batch=(\d+)', option) or [1024])[0]) / 1024
