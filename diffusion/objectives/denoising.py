@@ -1,8 +1,11 @@
-"""The training loss: draw a level and a noise for each example, ask the network, measure the error and weigh it.
+"""The training loss: draw a noise level and a noise for each example, ask the network, weigh the error.
 
-How levels are drawn is in timesteps.py, what an error counts in weighting.py. Here: noise, functions (key, x0) -> (seen, target), the
-eps in the network's input and the one in its target; errors, functions (out, target) -> elementwise error; the learned variance; and `loss`.
+`loss` is the whole idea. Its options are wrappers, functions from a loss to a loss; then come other kinds of noise and
+error, and the bound that trains a learned variance. How noise levels are drawn is in timesteps.py, how errors are
+weighted in weighting.py.
 """
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +17,7 @@ from diffusion.core.lookup import nearest_row
 from diffusion.errors import check_positive, InputError
 
 
-# ---- noise: (key, x0) -> the eps in the input and the one in the target
+# ---- the loss
 def gaussian_noise():
   """Independent standard Gaussian noise, seen and asked for (DDPM, arXiv:2006.11239)."""
   def noise(key, x0):
@@ -23,6 +26,156 @@ def gaussian_noise():
   return noise
 
 
+def mse():
+  return lambda out, target: jnp.square(out - target)
+
+
+class Streams(NamedTuple):
+  """The random streams of one loss: a wrapper takes its own, and none takes another's."""
+  level: jax.Array      # noise levels
+  noise: jax.Array      # eps
+  condition: jax.Array  # condition dropout
+  network: jax.Array    # the network's dropout
+  estimate: jax.Array   # whether a self-conditioned network gets an estimate
+
+
+def streams(key):
+  return Streams(*jax.random.split(key, 5))
+
+
+def example_mean(a):
+  """[B, ...] -> [B]: the mean over the dimensions of each example."""
+  return jnp.mean(a, tuple(range(1, a.ndim)))
+
+
+def loss(key, net, params, x0, cond, *, draw, predict, weight, error=mse(), corrupt=gaussian_noise(), variance=None, train=True):
+  """The denoising loss of a batch: noise it, ask the network, weigh the error (DDPM, arXiv:2006.11239, equation 14).
+
+  Every other option is one of the wrappers below, functions from a loss to a loss with the same arguments.
+
+  Args:
+    key: determines noise levels, noise and the network's dropout.
+    net: net(params, x, time, cond, train, rngs) -> out [B, ...].
+    params: its parameters.
+    x0: data [B, ...], images in [-1, 1].
+    cond: condition, [B, ...] leaves or None.
+    draw: (key, B) -> Noise[B].
+    predict: noise -> Target, what the network is trained to output.
+    weight: (noise, to_x0) -> [B] (see weighting.py).
+    error: (out, target value) -> elementwise error.
+    corrupt: (key, x0) -> (eps in the network's input, eps in the target), each [B, ...].
+    variance: the bound to add for a network that learns its variance (see learned_variance).
+    train: whether the network's dropout is on.
+  Returns:
+    (scalar loss, {'mse': [B] unweighted squared error of the output, 'logsnr': [B], 'each': [B], whose mean is the loss}).
+  """
+  keys = streams(key)
+  noise, (input_eps, eps) = draw(keys.level, len(x0)), corrupt(keys.noise, x0)
+  level, x = expand_to(noise, x0), q_sample(x0, noise, input_eps)
+  target = predict(level)
+  out = net(params, target.scale * x, noise.time, cond, train, {'dropout': keys.network})
+  out, learned = split_variance(out, x0.shape[-1])
+  value, to_x0 = target.a * x0 + target.b * eps, level.sigma / determinant(target, level)
+  each = weight(noise, jnp.reshape(jnp.square(to_x0), (-1,))) * example_mean(error(out, value))
+  if variance:
+    each += variance(noise, x0, jax.lax.stop_gradient(to_x0 * (value - out)), learned)
+  return jnp.mean(each), {'mse': example_mean(jnp.square(out - value)), 'logsnr': noise.logsnr, 'each': each}
+
+
+# ---- wrappers: loss -> loss
+def with_condition_dropout(loss, null, probability):
+  """Trains the unconditional network along with the conditional one (classifier-free guidance, arXiv:2207.12598, algorithm 1).
+
+  Args:
+    loss: the loss to wrap. Outermost: conditions are dropped in the whole batch.
+    null: cond -> the unconditional cond.
+    probability: of dropping the condition of an example.
+  """
+  def dropped(key, net, params, x0, cond, **options):
+    if cond is not None:
+      cond = drop_condition(streams(key).condition, cond, null, probability)
+    return loss(key, net, params, x0, cond, **options)
+  return dropped if probability else loss
+
+
+def with_micro_batch(loss, i, n):
+  """The loss of the i-th of n micro-batches. Everything is drawn for the whole batch, so that the mean over i is the loss of the whole
+  batch (except for the network's dropout)."""
+  def part(tree):
+    return micro_batch(tree, i, n)
+  def of_part(key, net, params, x0, cond, *, draw, corrupt=gaussian_noise(), **options):
+    def part_net(params, x, time, cond, train, rngs):
+      return net(params, x, time, cond, train, {name: jax.random.fold_in(rng, i) for name, rng in rngs.items()})
+    return loss(key, part_net, params, part(x0), part(cond), draw=lambda key, _: part(draw(key, len(x0))),
+                corrupt=lambda key, _: part(corrupt(key, x0)), **options)
+  return of_part
+
+
+def with_self_conditioning(loss):
+  """For a network that takes x and its own estimate of x0 side by side on the last axis: without gradient, and for half of the batches
+  zeros, as at the first step of sampling (Analog Bits, arXiv:2208.04202, algorithm 1)."""
+  def self_conditioned(key, net, params, x0, cond, *, draw, predict, corrupt=gaussian_noise(), **options):
+    keys = streams(key)
+    noise, (input_eps, eps) = draw(keys.level, len(x0)), corrupt(keys.noise, x0)
+    def estimate():
+      denoise = denoiser(with_estimate(net), jax.lax.stop_gradient(params), cond, predict)
+      return denoise(q_sample(x0, noise, input_eps), noise).x0
+    estimated = jax.lax.cond(jax.random.bernoulli(keys.estimate), estimate, lambda: jnp.zeros(x0.shape, jnp.float32))
+    return loss(key, with_estimate(net, estimated), params, x0, cond, draw=lambda *_: noise, predict=predict,
+                corrupt=lambda *_: (input_eps, eps), **options)
+  return self_conditioned
+
+
+def with_uncertainty(loss, u):
+  """Weighs the error by e^-u and adds u, learned with params['uncertainty'] (EDM2, arXiv:2312.02696, equation 14).
+
+  Args:
+    loss: the loss to wrap.
+    u: (params, logsnr [B]) -> [B] (see weighting.uncertainty).
+  """
+  def uncertain(key, net, params, x0, cond, *, weight, **options):
+    def scaled(noise, to_x0):
+      return weight(noise, to_x0) * jnp.exp(-u(params['uncertainty'], noise.logsnr))
+    _, parts = loss(key, net, params, x0, cond, weight=scaled, **options)
+    each = parts['each'] + u(params['uncertainty'], parts['logsnr'])
+    return jnp.mean(each), parts | {'each': each}
+  return uncertain
+
+
+def loss_aware_loss(call, key, batch, aware, level, memory):
+  """The loss at times that follow it, divided by their density.
+
+  Args:
+    call: draw -> (scalar, parts), such as partial(loss, ...).
+    key: of the times.
+    batch: B.
+    aware: a timesteps.LossAware.
+    level: u [B] -> Noise[B] (lookup.levels_at).
+    memory: the memory of `aware`.
+  Returns:
+    (scalar loss, parts with the new 'memory').
+  """
+  u, share = aware.times(key, batch, memory)
+  noise = level(u)
+  _, parts = call(draw=lambda key, batch: noise)
+  return jnp.mean(share * parts['each']), parts | {'memory': aware.remember(memory, u, parts['each'])}
+
+
+def micro_batch(batch, i, n):
+  """The i-th of n equal parts of a batch, leaves [B, ...] -> [B/n, ...]: every n-th row, so that each device keeps its own rows."""
+  return jax.tree.map(lambda a: jnp.reshape(a, (a.shape[0] // n, n, *a.shape[1:]))[:, i], batch)
+
+
+def drop_condition(key, cond, null, probability):
+  """Replaces the condition of a random share of the batch by the null condition."""
+  batch = len(jax.tree.leaves(cond)[0])
+  dropped = jax.random.bernoulli(key, probability, (batch,))
+  def pick(c, n):
+    return jnp.where(dropped.reshape(-1, *[1] * (c.ndim - 1)), n, c)
+  return jax.tree.map(pick, cond, null(cond))
+
+
+# ---- other noise: (key, x0) -> (eps in the network's input, eps in the target)
 def offset_noise(strength=.1):
   """Adds one draw a channel to all its pixels, so that the model learns to move the mean brightness ("Diffusion with offset noise",
   Guttenberg 2023). The covariance over the pixels of a channel is I + strength^2 * 11^T; samplers start from plain noise all the same.
@@ -65,11 +218,7 @@ def paired_noise():
   return noise
 
 
-# ---- errors
-def mse():
-  return lambda out, target: jnp.square(out - target)
-
-
+# ---- other errors: (out, target value) -> elementwise error
 def mae():
   return lambda out, target: jnp.abs(out - target)
 
@@ -123,98 +272,3 @@ def learned_variance(strength=.001, levels=256, *, schedule):
     decoder = -log_likelihood(x0, x0 + gap, .5 * (smallest + variance * ratio))
     return strength * T / np.log(2).item() * jnp.mean(jnp.where(first, decoder, step), tuple(range(1, x0.ndim)))
   return bound
-
-
-# ---- the loss
-def micro_batch(batch, i, n):
-  """The i-th of n equal parts of a batch, leaves [B, ...] -> [B/n, ...]: every n-th row, so that each device keeps to its own rows."""
-  return jax.tree.map(lambda a: jnp.reshape(a, (a.shape[0] // n, n, *a.shape[1:]))[:, i], batch)
-
-
-def drop_condition(key, cond, null, probability):
-  """Replaces the condition of a random share of the batch by the null condition (arXiv:2207.12598, algorithm 1)."""
-  batch = len(jax.tree.leaves(cond)[0])
-  dropped = jax.random.bernoulli(key, probability, (batch,))
-  def pick(c, n):
-    return jnp.where(dropped.reshape(-1, *[1] * (c.ndim - 1)), n, c)
-  return jax.tree.map(pick, cond, null(cond))
-
-
-def own_estimate(key, net, params, x, noise, cond, predict):
-  """The network's own x0 to set beside its input, without gradient; for half of the batches zeros, as at the first step of sampling
-  (Analog Bits, arXiv:2208.04202, algorithm 1)."""
-  def guess():
-    return denoiser(with_estimate(net), jax.lax.stop_gradient(params), cond, predict)(x, noise).x0
-  return jax.lax.cond(jax.random.bernoulli(key), guess, lambda: jnp.zeros(x.shape, jnp.float32))
-
-
-def loss(key, net, params, x0, cond, *, draw, predict, weight, error=mse(), corrupt=gaussian_noise(), variance=None, uncertainty=None,
-         self_condition=False, null=None, dropout=0., train=True, part=None):
-  """The denoising loss of a batch, or of a part of it.
-
-  Args:
-    key: decides times, noise, condition dropout and the network's dropout.
-    net: net(params, x, time, cond, train, rngs) -> out [B, ...].
-    params: its parameters.
-    x0: data [B, ...], in [-1, 1] for images.
-    cond: condition, [B, ...] leaves or None.
-    draw: (key, B) -> Noise[B].
-    predict: noise -> Row, the target.
-    weight: (noise, to_x0) -> [B].
-    error: (out, target) -> elementwise error.
-    corrupt: (key, x0) -> the noise that the network sees and the one it is asked for.
-    variance: of a network with twice the channels as output, which learns the variance: the bound to add (see `learned`).
-    uncertainty: (params, logsnr) -> u, learned with params['uncertainty'] (see weighting.py); None: off.
-    self_condition: the network takes x and an estimate of x0 side by side on the last axis.
-    null: cond -> the unconditional cond, for condition dropout.
-    dropout: probability of dropping the condition of an example.
-    train: whether the network's dropout is on.
-    part: None, or (i, n): the i-th of n micro-batches. Everything is drawn for the whole batch, so that their mean is the loss of
-      that (but for the network's dropout).
-  Returns:
-    (scalar loss, {'mse': [B] unweighted squared error of the output, 'logsnr': [B], 'each': [B], whose mean is the loss}).
-  """
-  draw_key, eps_key, cond_key, net_key, self_key = jax.random.split(key, 5)
-  noise = draw(draw_key, len(x0))
-  seen, eps = corrupt(eps_key, x0)
-  if dropout and cond is not None:
-    cond = drop_condition(cond_key, cond, null, dropout)
-  if part:
-    noise, seen, eps, x0, cond = micro_batch((noise, seen, eps, x0, cond), *part)
-    net_key = jax.random.fold_in(net_key, part[0])
-  level, x = expand_to(noise, x0), q_sample(x0, noise, seen)
-  if self_condition:
-    net = with_estimate(net, own_estimate(self_key, net, params, x, noise, cond, predict))
-  row = predict(level)
-  out = net(params, row.scale * x, noise.time, cond, train, {'dropout': net_key})
-  out, learned_variance = split_variance(out, x0.shape[-1])
-  target = row.a * x0 + row.b * eps
-  to_x0 = level.sigma / determinant(row, level)
-  pixels = tuple(range(1, x0.ndim))
-  each = weight(noise, jnp.reshape(jnp.square(to_x0), (-1,))) * jnp.mean(error(out, target), pixels)
-  if uncertainty:
-    u = uncertainty(params['uncertainty'], noise.logsnr)
-    each = each * jnp.exp(-u) + u
-  if variance:
-    each += variance(noise, x0, jax.lax.stop_gradient(to_x0 * (target - out)), learned_variance)
-  squared = jnp.mean(jnp.square(out - target), pixels)
-  return jnp.mean(each), {'mse': squared, 'logsnr': noise.logsnr, 'each': each}
-
-
-def loss_aware_loss(call, key, batch, aware, level, memory):
-  """The loss at times that follow it, and divided by their density.
-
-  Args:
-    call: draw -> (scalar, parts), as partial(loss, ...) is.
-    key: of the times.
-    batch: B.
-    aware: a times.LossAware.
-    level: u [B] -> Noise[B] (times.levels).
-    memory: what `aware` remembers.
-  Returns:
-    (scalar loss, parts with the new 'memory').
-  """
-  u, share = aware.times(key, batch, memory)
-  noise = level(u)
-  _, parts = call(draw=lambda key, batch: noise)
-  return jnp.mean(share * parts['each']), parts | {'memory': aware.remember(memory, u, parts['each'])}

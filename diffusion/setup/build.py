@@ -107,27 +107,33 @@ def _check_network(config, init):
 
 def _loss(config, parts, net):
   """(loss, memory) of an Experiment."""
-  options = dict(predict=parts.target, weight=parts.loss_weight, error=parts.loss_type, variance=parts.variance,
-                 uncertainty=weighting.uncertainty(config.logvar_channels)[1] if config.logvar_channels else None,
-                 self_condition=config.self_condition, null=parts.task.null)
+  options = dict(predict=parts.target, weight=parts.loss_weight, error=parts.loss_type, variance=parts.variance)
   aware = spec_name(config, 'timesteps') == 'loss_aware'
   draw = timesteps.draw_levels(timesteps.stratified() if aware else parts.timesteps, parts.schedule)
+  base = denoising.loss
+  if config.logvar_channels:
+    base = denoising.with_uncertainty(base, weighting.uncertainty(config.logvar_channels)[1])
+  if config.self_condition:
+    base = denoising.with_self_conditioning(base)
 
-  def mode(train):  # held-out pictures are measured with plain noise and every condition
-    return options | dict(dropout=config.condition_dropout if train else 0., train=train, corrupt=parts.noise_type if train else denoising.gaussian_noise())
+  def call(key, params, x0, cond, train, part=None, **more):  # held-out images are measured with plain noise and every condition
+    loss = denoising.with_micro_batch(base, *part) if part else base
+    if train:
+      loss = denoising.with_condition_dropout(loss, parts.task.null, config.condition_dropout)
+    noise = parts.noise_type if train else denoising.gaussian_noise()
+    return loss(key, net, params, x0, cond, corrupt=noise, train=train, **(options | more))
 
   if learns_schedule(config):
     def bound(key, params, x0, cond, train, part=None):
-      call = lambda params, draw, weight: denoising.loss(key, net, params, x0, cond, draw=draw, **(mode(train) | dict(weight=weight)))
-      return vdm.bound(jax.random.fold_in(key, 5), params, x0, call)
+      return vdm.bound(jax.random.fold_in(key, 5), params, x0, lambda params, **more: call(key, params, x0, cond, train, **more))
     return bound, ()
 
   def loss(key, params, x0, cond, train, memory=None, part=None):
-    call = partial(denoising.loss, key, net, params, x0, cond, part=part, **mode(train))
+    measure = partial(call, key, params, x0, cond, train, part)
     if memory is None:
-      return call(draw=draw)
-    levels = lookup.levels_at(parts.schedule)
-    return denoising.loss_aware_loss(call, jax.random.fold_in(key, 5), len(x0), parts.timesteps, levels, memory)  # the loss splits its key in 5
+      return measure(draw=draw)
+    levels = lookup.levels_at(parts.schedule)  # the loss splits its key in 5
+    return denoising.loss_aware_loss(measure, jax.random.fold_in(key, 5), len(x0), parts.timesteps, levels, memory)
   return loss, (parts.timesteps.start(),) if aware else ()
 
 

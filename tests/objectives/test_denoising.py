@@ -174,13 +174,13 @@ def test_a_self_conditioned_network_sees_its_own_first_estimate_in_half_of_the_b
   def net(params, x, time, cond, train, rngs):
     seen.append(x.shape)
     return params * x[..., :2] + .5 * x[..., 2:]
-  options = dict(self_condition=True, draw=lambda key, batch: Noise(*(jnp.full(batch, v) for v in (1., .6, .8, np.log(.36 / .64)))),
+  options = dict(draw=lambda key, batch: Noise(*(jnp.full(batch, v) for v in (1., .6, .8, np.log(.36 / .64)))),
                  predict=gaussian.predict_x0(), weight=weighting.one(), corrupt=lambda key, x0: (jnp.ones_like(x0), jnp.ones_like(x0)))
   x = .6 * x0 + .8
   by_hand = {kind: float(jnp.mean((.3 * x + .5 * beside - x0) ** 2)) for kind, beside in (('alone', 0.), ('beside', .3 * x))}
   slopes = {kind: float(jnp.mean(2 * (.3 * x + .5 * beside - x0) * x)) for kind, beside in (('alone', 0.), ('beside', .3 * x))}
   found = dict(alone=0, beside=0)
-  step = jax.jit(jax.value_and_grad(lambda params, key: denoising.loss(key, net, params, x0, None, **options)[0]))
+  step = jax.jit(jax.value_and_grad(lambda params, key: denoising.with_self_conditioning(denoising.loss)(key, net, params, x0, None, **options)[0]))
   for i in range(60):
     value, slope = step(.3, jax.random.key(i))
     kind = min(by_hand, key=lambda k: abs(by_hand[k] - float(value)))
@@ -189,6 +189,35 @@ def test_a_self_conditioned_network_sees_its_own_first_estimate_in_half_of_the_b
     assert float(slope) == pytest.approx(slopes[kind], rel=1e-4)  # no gradient through the first estimate
   assert 18 <= found['beside'] <= 42
   assert set(seen) == {(4, 3, 4)}
+
+
+# ---- wrappers
+def test_every_wrapper_of_the_loss_is_what_is_written_out_by_hand():
+  """All at once, for each micro-batch of two: the streams of the five keys, condition dropout, an error weighed by e^-u plus u."""
+  x0, cond = jax.random.normal(jax.random.key(1), (8, 3, 2)), dict(label=jnp.arange(1., 9.)[:, None])
+  def net(params, x, time, cond, train, rngs):
+    scale = 1. + jax.random.uniform(rngs['dropout']) if rngs else 1.
+    return scale * params['w'] * (x[..., :2] + .5 * x[..., 2:]) + .1 * cond['label'][:, :, None]
+  level = Noise(*(jnp.asarray(v) for v in (1., .6, .8, np.log(.36 / .64))))
+  draw = lambda key, batch: Noise(*(jnp.full(batch, v) for v in level))
+  u = lambda params, logsnr: params * logsnr
+  params, key = dict(w=jnp.float32(.3), uncertainty=jnp.float32(.7)), jax.random.key(5)
+  wrapped = denoising.with_self_conditioning(denoising.with_uncertainty(denoising.loss, u))
+  _, eps_key, cond_key, net_key, self_key = jax.random.split(key, 5)
+  eps, dropped = jax.random.normal(eps_key, x0.shape), np.asarray(jax.random.bernoulli(cond_key, .5, (8,)))
+  assert 0 < dropped.sum() < 8
+  label = np.where(dropped, 0., np.arange(1., 9.))[:, None, None]
+  x, estimate = .6 * x0 + .8 * eps, .3 * (.6 * x0 + .8 * eps) + .1 * label
+  estimate = estimate * bool(jax.random.bernoulli(self_key))
+  for i in (0, 1):
+    loss = denoising.with_condition_dropout(denoising.with_micro_batch(wrapped, i, 2), lambda c: jax.tree.map(jnp.zeros_like, c), .5)
+    value, parts = loss(key, net, params, x0, cond, draw=draw, predict=gaussian.predict_x0(), weight=weighting.snr())
+    scale = 1 + jax.random.uniform(jax.random.fold_in(net_key, i))
+    error = jnp.mean((scale * .3 * (x + .5 * estimate) + .1 * label - x0) ** 2, (1, 2))[i::2]
+    exponent = .7 * level.logsnr
+    np.testing.assert_allclose(parts['each'], .36 / .64 * error * jnp.exp(-exponent) + exponent, rtol=2e-5)
+    np.testing.assert_allclose(parts['mse'], error, rtol=2e-5)
+    assert float(value) == pytest.approx(float(parts['each'].mean()), rel=1e-6)
 
 
 # ---- loss-aware times

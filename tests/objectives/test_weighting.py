@@ -46,7 +46,7 @@ def test_weights_are_those_that_their_papers_state_for_each_target(weight, expec
   table = Noise(*(a[50:950] for a in SCHEDULE))
   snr = table.alpha ** 2 / table.sigma ** 2
   for name, formula in expected.items():
-    row = getattr(gaussian, name)()(table)
+    row = getattr(gaussian, f'predict_{name}')()(table)
     to_x0 = (table.sigma / gaussian.determinant(row, table)) ** 2
     np.testing.assert_allclose(weight(Noise(*map(jnp.asarray, table)), to_x0), formula(snr), rtol=2e-5)
 
@@ -110,7 +110,7 @@ def test_the_bound_weighs_the_same_whatever_the_network_is_asked_for():
   t = np.linspace(.05, .95, 19)
   fall = 2 / (t * (1 - t))                          # logsnr = 2 log((1 - t) / t)
   for name, per_output in (('eps', 1.), ('x0', (1 - t) ** 2 / t ** 2), ('flow', (1 - t) ** 2)):  # x0 and v errors: eps = x + (1 - t) v
-    to_x0 = (level.sigma / gaussian.determinant(getattr(gaussian, name)()(level), level)) ** 2
+    to_x0 = (level.sigma / gaussian.determinant(getattr(gaussian, f'predict_{name}')()(level), level)) ** 2
     np.testing.assert_allclose(weight(level, to_x0), .5 * fall * per_output, rtol=1e-3)
 
 
@@ -132,8 +132,8 @@ def test_a_learned_uncertainty_is_least_at_the_log_of_the_expected_loss_of_each_
   free = lambda params, logsnr: params[lookup.nearest_row(table)(logsnr)]
   def step(u, key):
     x0 = std * jax.random.normal(jax.random.fold_in(key, 9), (100, 128))
-    objective = lambda u: denoising.loss(key, exact_eps_net(std), dict(uncertainty=u), x0, None, draw=draw, predict=gaussian.predict_eps(),
-                                      weight=weighting.one(), uncertainty=free)[0]
+    objective = lambda u: denoising.with_uncertainty(denoising.loss, free)(
+      key, exact_eps_net(std), dict(uncertainty=u), x0, None, draw=draw, predict=gaussian.predict_eps(), weight=weighting.one())[0]
     return u - .3 * jnp.clip(10 * jax.grad(objective)(u), -2, 1), None
   u, _ = jax.jit(lambda: jax.lax.scan(step, jnp.zeros(10), jax.random.split(jax.random.key(0), 120)))()
   np.testing.assert_allclose(u, np.log(eps_error(std, table)), atol=.1)
