@@ -1,14 +1,14 @@
 """Gaussian diffusion: noise levels, what the network is trained to output, and denoisers.
 
-A corruption is x_t = alpha * x0 + sigma * eps with eps ~ N(0, 1). Its level is `Noise(time, alpha, sigma, logsnr)` with
-logsnr = log(alpha^2 / sigma^2). A monotone curve of logsnr plus a *scaling* fixes alpha and sigma:
+The forward process is x_t = alpha * x0 + sigma * eps with eps ~ N(0, 1). A noise level is `Noise(time, alpha, sigma, logsnr)`
+with logsnr = log(alpha^2 / sigma^2). A monotone curve of logsnr and a *scaling* determine alpha and sigma:
 
   vp    alpha^2 + sigma^2 = 1   variance preserving (DDPM, arXiv:2006.11239)
   ve    alpha = 1               variance exploding  (EDM, arXiv:2206.00364)
   flow  alpha + sigma = 1       flow matching       (arXiv:2210.02747)
 
-The network is trained to output a * x0 + b * eps: one `Target` (a, b) for each noise level. With x_t these are two linear
-equations, so whatever it outputs, x0 and eps follow by solving them (determinant alpha * b - sigma * a):
+The network is trained to output a * x0 + b * eps: one `Target` (a, b) for each noise level. Together with x_t these are two
+linear equations, so x0 and eps follow from any output by solving them (determinant alpha * b - sigma * a):
 
   predict_eps    (0, 1)                   DDPM, arXiv:2006.11239, equation 14
   predict_x0     (1, 0)
@@ -17,7 +17,7 @@ equations, so whatever it outputs, x0 and eps follow by solving them (determinan
   predict_score  (0, -1/sigma)            score matching, arXiv:2011.13456, equation 7
   predict_edm    (sigma, -sd^2)/(sd*r)    r^2 = sigma^2 + sd^2; alpha = 1; input scaled by 1/r, arXiv:2206.00364, table 1
 
-A denoiser is a function (x, noise) -> Pred(x0, eps). Guidance and clipping take denoisers and return denoisers.
+A denoiser is a function (x, noise) -> Pred(x0, eps). Guidance and clipping are functions from denoisers to denoisers.
 
 Symbols used everywhere: x0 data, eps noise, t the noisier of two levels, s the cleaner; time grows with noise.
 Images are [B, H, W, C] in [-1, 1].
@@ -33,14 +33,14 @@ from diffusion.errors import InputError
 
 # ---- noise levels
 class Noise(NamedTuple):
-  """A noise level, or many: fields are scalars, [B] (one a picture), [T] (a discrete table) or [S+1] (a sampling grid)."""
-  time: Any    # what the network is told: 0..T-1 of a table, 1000*t of a continuous schedule
+  """One or more noise levels: fields are scalars, [B] (one per example), [T] (a discrete table) or [S+1] (a sampling grid)."""
+  time: Any    # the network's time input: 0..T-1 of a table, 1000*t of a continuous schedule
   alpha: Any   # signal rate
   sigma: Any   # noise rate
   logsnr: Any  # log(alpha^2 / sigma^2)
 
 
-CLEAN = Noise(0., 1., 0., np.inf)  # where every grid ends, in every scaling
+CLEAN = Noise(0., 1., 0., np.inf)  # the end of every grid, in every scaling
 
 
 def array_module(array):
@@ -48,7 +48,7 @@ def array_module(array):
   return jnp if isinstance(array, jax.Array) else np
 
 
-# Written with logaddexp, so that alpha and sigma are exact to rounding at both ends, logsnr = +-inf included.
+# Written with logaddexp, so that alpha and sigma are exact to rounding at both ends, including logsnr = +-inf.
 def vp(time, logsnr):
   """Variance preserving: alpha^2 = sigmoid(logsnr)."""
   xp = array_module(logsnr)
@@ -80,7 +80,7 @@ def expand_to(noise, x):
 
 
 def q_sample(x0, noise, eps):
-  """Draws x_t ~ q(x_t | x0): alpha * x0 + sigma * eps (DDPM, arXiv:2006.11239, equation 4).
+  """Samples x_t ~ q(x_t | x0): alpha * x0 + sigma * eps (DDPM, arXiv:2006.11239, equation 4).
 
   Args:
     x0: data [B, ...].
@@ -93,19 +93,21 @@ def q_sample(x0, noise, eps):
   return noise.alpha * x0 + noise.sigma * eps
 
 
-# ---- targets
+# ---- targets: what the network is trained to output
 class Target(NamedTuple):
-  """Coefficients of the target a * x0 + b * eps, and what the network's input is multiplied by."""
+  """The target a * x0 + b * eps at a noise level, and how the network is called for it."""
   a: Any
   b: Any
-  scale: Any = 1.
+  scale: Any = 1.         # factor of the network's input
+  scalings: tuple = ()    # the scalings it is defined for, such as (ve,); () any in which inputs stay of the size of the data
+  variance: bool = False  # whether the network outputs a variance as well, in a second half of channels
 
 
 class Pred(NamedTuple):
   """An estimate of both parts of x_t = alpha * x0 + sigma * eps, always consistent with x_t. [B, ...] float32."""
   x0: jax.Array
   eps: jax.Array
-  variance: Any = None  # of a network that learns it: where log variance lies from the small (0) to the large (1), [B, ...]
+  variance: Any = None  # learned: position of the log variance between the small (0) and the large one (1), [B, ...]
 
 
 def predict_eps():
@@ -132,37 +134,63 @@ def predict_edm(sd=.5):
   """sd: the standard deviation of the data, in the units of x0."""
   if not sd > 0:
     raise InputError(f'edm(sd={sd!r}): expected a standard deviation above 0')
-  def row(noise):
+  def target(noise):
     r = array_module(noise.sigma).sqrt(noise.sigma ** 2 + sd ** 2)
-    return Target(noise.sigma / (sd * r), -sd / r, 1 / r)
-  return row
+    return Target(noise.sigma / (sd * r), -sd / r, 1 / r, (ve,))
+  return target
 
 
-def determinant(row, noise):
-  """alpha * b - sigma * a. A squared error in the output times (sigma / determinant)^2 is one in x0."""
-  return noise.alpha * row.b - noise.sigma * row.a
+def with_variance(predict):
+  """The same target for a network that learns the variance of its steps (improved DDPM, arXiv:2102.09672, section 3.1)."""
+  return lambda noise: predict(noise)._replace(variance=True)
 
 
-def solve(row, noise, x, out):
+def determinant(target, noise):
+  """alpha * b - sigma * a. A squared error of the output times (sigma / determinant)^2 is one of x0."""
+  return noise.alpha * target.b - noise.sigma * target.a
+
+
+def solve(target, noise, x, out):
   """Recovers both parts of x from the network's output, in float32 (float64 where x is).
 
   Args:
-    row: the Row at this noise level.
+    target: the Target at this noise level.
     noise: the level, broadcastable against x.
     x: x_t [B, ...].
     out: network output [B, ...].
   Returns:
     Pred(x0, eps), each [B, ...].
   """
-  precise = jnp.promote_types(x.dtype, jnp.float32)
-  x, out = x.astype(precise), out.astype(precise)
-  det = determinant(row, noise)
-  return Pred((row.b * x - noise.sigma * out) / det, (noise.alpha * out - row.a * x) / det)
+  dtype = jnp.promote_types(x.dtype, jnp.float32)
+  x, out = x.astype(dtype), out.astype(dtype)
+  det = determinant(target, noise)
+  return Pred((target.b * x - noise.sigma * out) / det, (noise.alpha * out - target.a * x) / det)
 
 
 def from_x0(noise, x, x0, variance=None):
   """The Pred that agrees with x and this estimate of x0; the level must not be clean."""
   return Pred(x0, (x - noise.alpha * x0) / noise.sigma, variance)
+
+
+def split_output(target, x, out):
+  """Separates the variance from the rest of a network's output.
+
+  Args:
+    target: the Target, whose `variance` says whether there is one.
+    x: x_t [B, .., C].
+    out: network output [B, .., C], or [B, .., 2C] with a variance, which is -1 for the small and 1 for the large one.
+  Returns:
+    (out [B, .., C], variance float32 [B, .., C] in [0, 1], or None).
+  Raises:
+    InputError: an output of another shape, which would broadcast against x.
+  """
+  expected = (*x.shape[:-1], 2 * x.shape[-1]) if target.variance else x.shape
+  if out.shape != expected:
+    raise InputError(f'the network outputs shape {out.shape}: expected {expected} for x of shape {x.shape}'
+                     f'{" and a learned variance" if target.variance else ""}; change its number of output channels')
+  if not target.variance:
+    return out, None
+  return out[..., :x.shape[-1]], (out[..., x.shape[-1]:].astype(jnp.float32) + 1) / 2
 
 
 # ---- denoisers
@@ -173,43 +201,34 @@ def denoiser(net, params, cond, predict):
     net: net(params, x, time, cond, train, rngs) -> out [B, ...].
     params: its parameters.
     cond: its condition, [B, ...] leaves or None.
-    predict: what it was trained to output.
+    predict: noise -> Target, what it was trained to output.
   Returns:
     denoise(x [B, ...], noise) -> Pred; the level is a scalar or [B].
   """
   def denoise(x, noise):
     level = expand_to(noise, x)
-    row = predict(level)
+    target = predict(level)
     time = jnp.broadcast_to(jnp.asarray(noise.time, jnp.float32), x.shape[:1])
-    out = net(params, row.scale * x, time, cond, False, {})
-    out, variance = split_variance(out, x.shape[-1])
-    return solve(row, level, x, out)._replace(variance=variance)
+    out, variance = split_output(target, x, net(params, target.scale * x, time, cond, False, {}))
+    return solve(target, level, x, out)._replace(variance=variance)
   return denoise
 
 
 def with_estimate(net, x0=None):
-  """A self-conditioned network, which takes x and its own earlier estimate of x0 side by side on the last axis, [B, .., 2C], as one that
-  takes x (Analog Bits, arXiv:2208.04202, section 3.2).
+  """A network that takes x alone, made of a self-conditioned one, which takes x and its own earlier estimate of x0 side by side on
+  the last axis, [B, .., 2C] (Analog Bits, arXiv:2208.04202, section 3.2).
 
   Args:
     net: the network.
-    x0: the estimate [B, .., C]; None: there is none yet, which is zeros.
+    x0: the estimate [B, .., C]; None: zeros, as before the first estimate.
   """
-  def told(params, x, *rest):
+  def self_conditioned(params, x, *rest):
     return net(params, jnp.concatenate([x, jnp.zeros_like(x) if x0 is None else x0], -1), *rest)
-  return told
-
-
-def split_variance(out, channels):
-  """(out [B, .., C], variance in [0, 1] or None): a network with 2C outputs learns the variance in the second half, where
-  -1 and 1 stand for the small and the large one (improved DDPM, arXiv:2102.09672, section 3.1)."""
-  if out.shape[-1] == channels:
-    return out, None
-  return out[..., :channels], (out[..., channels:].astype(jnp.float32) + 1) / 2
+  return self_conditioned
 
 
 def clip(denoise, low=-1., high=1.):
-  """Keeps x0 inside the range of the data (DDPM's code; off for unbounded data such as latents)."""
+  """Clips x0 to the range of the data (as DDPM's code does; off for unbounded data such as latents)."""
   def clipped(x, noise):
     pred = denoise(x, noise)
     return from_x0(expand_to(noise, x), x, jnp.clip(pred.x0, low, high), pred.variance)
@@ -217,8 +236,9 @@ def clip(denoise, low=-1., high=1.):
 
 
 def dynamic_threshold(denoise, percentile=.995):
-  """Clips x0 to [-s, s] and divides it by s, the largest |x0| of a sample but for its extremes (arXiv:2205.11487,
-  section 2.3, Imagen). Where `clip` flattens what guidance overdoes, this keeps differences. For data in [-1, 1].
+  """Clips x0 to [-s, s] and divides it by s, a high quantile of |x0| in each sample (Imagen, arXiv:2205.11487, section 2.3).
+
+  Where `clip` flattens what guidance exaggerates, this preserves differences. For data in [-1, 1].
 
   Args:
     denoise: the denoiser, usually guided.
@@ -230,7 +250,6 @@ def dynamic_threshold(denoise, percentile=.995):
     raise InputError(f'dynamic_threshold({percentile!r}): expected a share above 0 and up to 1, such as 0.995')
   def thresholded(x, noise):
     pred = denoise(x, noise)
-    inside = tuple(range(1, x.ndim))
-    s = jnp.maximum(1., jnp.quantile(jnp.abs(pred.x0), percentile, inside, keepdims=True))
+    s = jnp.maximum(1., jnp.quantile(jnp.abs(pred.x0), percentile, tuple(range(1, x.ndim)), keepdims=True))
     return from_x0(expand_to(noise, x), x, jnp.clip(pred.x0, -s, s) / s, pred.variance)
   return thresholded

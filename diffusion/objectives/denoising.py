@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from diffusion.core import likelihood
-from diffusion.core.gaussian import denoiser, determinant, expand_to, q_sample, split_variance, with_estimate
+from diffusion.core.gaussian import denoiser, determinant, expand_to, q_sample, split_output, with_estimate
 from diffusion.core.lookup import nearest_row
 from diffusion.errors import check_positive, InputError
 
@@ -64,7 +64,7 @@ def loss(key, net, params, x0, cond, *, draw, predict, weight, error=mse(), corr
     weight: (noise, to_x0) -> [B] (see weighting.py).
     error: (out, target value) -> elementwise error.
     corrupt: (key, x0) -> (eps in the network's input, eps in the target), each [B, ...].
-    variance: the bound to add for a network that learns its variance (see learned_variance).
+    variance: the bound to add for a network that learns its variance (see learned_variance, gaussian.with_variance).
     train: whether the network's dropout is on.
   Returns:
     (scalar loss, {'mse': [B] unweighted squared error of the output, 'logsnr': [B], 'each': [B], whose mean is the loss}).
@@ -74,11 +74,11 @@ def loss(key, net, params, x0, cond, *, draw, predict, weight, error=mse(), corr
   level, x = expand_to(noise, x0), q_sample(x0, noise, input_eps)
   target = predict(level)
   out = net(params, target.scale * x, noise.time, cond, train, {'dropout': keys.network})
-  out, learned = split_variance(out, x0.shape[-1])
+  out, share = split_output(target, x0, out)
   value, to_x0 = target.a * x0 + target.b * eps, level.sigma / determinant(target, level)
   each = weight(noise, jnp.reshape(jnp.square(to_x0), (-1,))) * example_mean(error(out, value))
   if variance:
-    each += variance(noise, x0, jax.lax.stop_gradient(to_x0 * (value - out)), learned)
+    each += variance(noise, x0, jax.lax.stop_gradient(to_x0 * (value - out)), share)
   return jnp.mean(each), {'mse': example_mean(jnp.square(out - value)), 'logsnr': noise.logsnr, 'each': each}
 
 

@@ -4,7 +4,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion.core import gaussian
-from diffusion.core.gaussian import Noise, take
+from diffusion.core.gaussian import Noise, take, with_variance
+from diffusion.core.schedules import evaluate, scaling_of
 from diffusion.errors import InputError
 from diffusion.samplers import Sampler
 from diffusion.setup import guide, specs
@@ -14,6 +15,7 @@ from diffusion.tasks import Task
 COUNTS = ('fsdp', 'grad_accumulation', 'batch', 'steps', 'log_every', 'val_every', 'val_samples', 'sample_every', 'save_every', 'keep_last')
 RANGES = dict(condition_dropout=(0, 1), ema_decay=(0, 1), learning_rate=(0, np.inf), grad_clip=(0, np.inf), logvar_channels=(0, np.inf),
               keep_every=(0, np.inf), snapshot_every=(0, np.inf), data_workers=(0, 256), seed=(0, 2 ** 31))
+UNSCALED = 10.  # largest sigma at alpha = 1 for a target that does not scale the network's input
 
 
 class Parts(NamedTuple):
@@ -41,9 +43,12 @@ def check(config):
   levels = make_grid(config, schedule)
   _check_process(config, schedule, levels)
   build = lambda field: make(field, config[field], schedule=schedule)
+  target = build('predict')
+  if spec_name(config, 'variance') == 'learned':
+    target = with_variance(target)
   parts = Parts(
     task=build('task'), schedule=schedule, levels=levels, sampler=make('sampler', config.sampler, schedule=schedule, levels=levels),
-    target=build('predict'), timesteps=build('timesteps'), loss_weight=build('loss_weight'), loss_type=build('loss_type'),
+    target=target, timesteps=build('timesteps'), loss_weight=build('loss_weight'), loss_type=build('loss_type'),
     noise_type=build('noise_type'), variance=build('variance'), guide=guide.parse(config.guide), optimizer=build('optimizer'),
     lr_schedule=build('lr_schedule'), emas=parse_emas(config.extra_emas))
   make('net', config.net, classes=2)
@@ -87,18 +92,24 @@ def _check_numbers(config):
 
 
 def _check_process(config, schedule, levels):
-  """The target must be solvable where sampling starts and on every row of a table, and scale its input where the data is not."""
-  target = make('predict', config.predict)
-  visited = [take(levels, 0)] + ([] if callable(schedule) else [take(schedule, -1)])
+  """Checks that the target determines x0 wherever the network is asked, and that the network's inputs stay of the size of the data."""
+  predict, names = make('predict', config.predict), f'config.predict={config.predict!r}, config.schedule={config.schedule!r}'
+  asked = [take(levels, slice(0, -1))] + ([] if callable(schedule) else [schedule])
   with np.errstate(divide='ignore'):
-    unsolvable = [gaussian.determinant(target(level), level) == 0 for level in visited]
+    targets = [predict(noise) for noise in asked]
+    unsolvable = [np.any(gaussian.determinant(target, noise) == 0) for target, noise in zip(targets, asked)]
   if any(unsolvable):
-    raise InputError(f"config.predict={config.predict!r} says nothing about x0 where config.schedule={config.schedule!r} has no signal "
-                     "left; use 'v', 'x0' or 'flow'")
-  exploding = bool(np.all(levels.alpha == 1))
-  if exploding != (spec_name(config, 'predict') == 'edm'):
-    raise InputError(f"config.predict={config.predict!r} does not go with config.schedule={config.schedule!r}: the target 'edm' and the "
-                     "schedule 'edm' (alpha = 1, its input needs scaling) belong together")
+    raise InputError(f"{names}: the output says nothing about x0 where the schedule has no signal; "
+                     "set config.predict='v', 'x0' or 'flow'")
+  target, noisiest = targets[0], evaluate(schedule, 1.)
+  if target.scalings and scaling_of(schedule) not in target.scalings:
+    fitting = ' or '.join(scaling.__name__ for scaling in target.scalings)
+    raise InputError(f"{names}: this target is defined for the scaling {fitting} and the schedule is {scaling_of(schedule).__name__}; "
+                     "set config.predict='v', 'x0' or 'eps', or another schedule (config.schedule='edm' is ve)")
+  exploding = np.all(levels.alpha == 1) and noisiest.sigma > UNSCALED
+  if exploding and np.all(np.equal(target.scale, 1)) and gaussian.ve not in target.scalings:
+    raise InputError(f"{names}: inputs grow to sigma={noisiest.sigma:g} times the size of the data, and this target does not scale them; "
+                     f"set config.predict='edm', or a schedule with sigma up to {UNSCALED:g}")
 
 
 def _expect(config, reason, **values):

@@ -158,7 +158,7 @@ def test_the_bound_trains_the_variance_and_leaves_the_mean_to_the_loss():
   net = lambda params, x, time, cond, train, rngs: jnp.concatenate([params[0] * x, jnp.tanh(params[1]) + 0 * x], -1)
   def value(params, strength):
     variance = denoising.learned_variance(strength, schedule=SCHEDULE) if strength else None
-    return call(net, gaussian.predict_eps(), x0, params=params, variance=variance)[0]
+    return call(net, gaussian.with_variance(gaussian.predict_eps()), x0, params=params, variance=variance)[0]
   params = jnp.array([.7, .2])
   plain, hybrid, more = (jax.grad(value)(params, strength) for strength in (0, .001, .002))
   np.testing.assert_allclose([hybrid[0], more[0]], [plain[0], plain[0]], rtol=1e-6)

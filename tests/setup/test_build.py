@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from diffusion.core import grids, schedules
-from diffusion.core.gaussian import take
+from diffusion.core.gaussian import take, Target, ve
 from diffusion.errors import InputError
-from diffusion.setup import build, specs
+from diffusion.setup import build, specs, validate
 from diffusion.setup.config import default, tiny
 from diffusion.system import sharding
 
@@ -51,8 +51,10 @@ def test_specs_are_parsed(spec, expected):
   (dict(schedule='from_betas'), "missing a required argument: 'betas'"),
   (dict(lr_schedule='cosin'), "did you mean 'cosine'"), (dict(lr_schedule='cosine(warmup=-1)'), 'warmup=-1'), (dict(optimizer='adma'), "did you mean 'adam"),
   (dict(schedule='flow', predict='eps'), 'says nothing about x0'),
-  (dict(schedule='edm', predict='eps'), 'belong together'),
-  (dict(schedule='cosine', predict='edm'), 'belong together'),
+  (dict(schedule='edm', predict='eps'), r"config\.predict='eps'.*schedule='edm'.*sigma=80.*'edm'"),
+  (dict(schedule='edm(sigma_max=11)', predict='score'), r"config\.predict='score'.*sigma=11"),
+  (dict(schedule='cosine', predict='edm'), r"config\.predict='edm'.*schedule='cosine'.* ve .* vp"),
+  (dict(schedule='flow', predict='edm(sd=1)'), r"config\.predict='edm\(sd=1\)'.* ve .* flow"),
   (dict(net='unet(channels=16, constrain=1)'), "unknown argument 'constrain'"),
   (dict(net='unet(channels=16, multipliers=(1, 1, 1, 1, 1))'), '16'),
   (dict(batch=0), 'config.batch=0'), (dict(optimizer='adamw(b2=1.5)'), 'b2=1.5'), (dict(guide='cfg(nan)'), "scale='nan'"),
@@ -73,6 +75,20 @@ def test_specs_are_parsed(spec, expected):
 def test_what_does_not_fit_is_named_before_anything_is_built(changes, message, mesh):
   with pytest.raises(InputError, match=message):
     build.build(config(**changes), SHAPE, CLASSES, mesh)
+
+
+def test_a_target_goes_with_any_schedule_that_it_solves_and_on_which_its_inputs_stay_small(monkeypatch):
+  for predict in ('eps', 'x0', 'v', 'flow', 'score'):
+    validate.check(config(schedule='edm(sigma_max=5)', predict=predict))
+  new = dict(scaled=lambda: lambda noise: Target(0., 1., 1 / np.sqrt(1 + noise.sigma ** 2)), fits=lambda: lambda noise: Target(1., 0., scalings=(ve,)))
+  for name, make in new.items():
+    monkeypatch.setitem(build.CHOICES['predict'], name, make)
+    validate.check(config(schedule='edm', predict=name))
+  validate.check(config(predict='scaled'))
+  with pytest.raises(InputError, match=r"config\.predict='fits'.*config\.schedule='cosine'"):
+    validate.check(config(predict='fits'))
+  with pytest.raises(InputError, match='sigma=80'):  # trained there, whatever the grid visits
+    validate.check(config(schedule='edm', predict='x0', grid='karras(5, sigma_max=1)'))
 
 
 def test_a_batch_must_divide_over_the_devices():
