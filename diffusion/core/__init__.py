@@ -1,1 +1,19 @@
-"""The mathematics of diffusion: jax and numpy alone."""
+"""The mathematics of diffusion: jax and numpy alone.
+
+Below is what a config can name: to add a schedule, a grid, a target or a guidance transform, write it and list it here.
+"""
+from diffusion.core import gaussian, grids, schedule_transforms, schedules
+
+SCHEDULES = dict(
+  linear=schedules.linear, scaled_linear=schedules.scaled_linear, cosine=schedules.cosine,
+  offset_cosine=schedules.offset_cosine, sigmoid=schedules.sigmoid, laplace=schedules.laplace,
+  polynomial=schedules.polynomial, flow=schedules.flow, cosine_flow=schedules.cosine_flow, edm=schedules.edm,
+  from_betas=schedules.from_betas, shift=schedule_transforms.shift, zero_terminal=schedule_transforms.zero_terminal,
+  sub_vp=schedule_transforms.sub_vp)
+GRIDS = dict(
+  trailing=grids.trailing, leading=grids.leading, linspace=grids.linspace, quadratic=grids.quadratic, beta=grids.beta,
+  shifted=grids.shifted, times=grids.times, karras=grids.karras, exponential=grids.exponential, cosine=grids.cosine,
+  angle=grids.angle, sigmas=grids.sigmas, logsnr=grids.exponential)
+PREDICT = dict(
+  eps=gaussian.predict_eps, x0=gaussian.predict_x0, v=gaussian.predict_v, flow=gaussian.predict_flow,
+  score=gaussian.predict_score, edm=gaussian.predict_edm)

@@ -1,1 +1,15 @@
-"""What is trained: losses, how their times are drawn and weighed."""
+"""What is trained: losses, how their times are drawn and how errors are weighted. Below, what a config can name."""
+from diffusion.objectives import denoising, timesteps, vdm, weighting
+
+TIMESTEPS = dict(
+  uniform=timesteps.uniform, stratified=timesteps.stratified, table=timesteps.histogram,
+  logit_normal=timesteps.logit_normal, edm_lognormal=timesteps.edm_lognormal, loss_aware=timesteps.loss_aware)
+WEIGHTS = dict(
+  one=weighting.one, snr=weighting.snr, min_snr=weighting.min_snr, p2=weighting.p2, edm=weighting.edm,
+  vlb=weighting.vlb, sigmoid=weighting.sigmoid)
+NOISES = dict(
+  gaussian=denoising.gaussian_noise, offset=denoising.offset_noise, perturbed=denoising.perturbed_noise,
+  paired=denoising.minibatch_ot_noise)
+ERRORS = dict(mse=denoising.mse, mae=denoising.mae, huber=denoising.huber)
+VARIANCES = dict(fixed=denoising.fixed_variance, learned=denoising.learned_variance)
+SCHEDULES = dict(learned=vdm.learned)  # beside those of core: it is trained with the network

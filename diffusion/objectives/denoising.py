@@ -200,7 +200,7 @@ def perturbed_noise(gamma=.1):
   return noise
 
 
-def paired_noise():
+def minibatch_ot_noise():
   """Plain noise, dealt out within the batch so that the sum of |x0 - eps|^2 is least: straighter flows (arXiv:2302.00482, section 3.2;
   arXiv:2304.14772).
 

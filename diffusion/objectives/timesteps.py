@@ -30,7 +30,7 @@ def stratified():
   return times
 
 
-def table(weights):
+def histogram(weights):
   """Times with the density of a histogram: weights[i] for the i-th of equal bins of [0, 1), cleanest first."""
   density = np.asarray(weights, np.float64)
   if density.ndim != 1 or not len(density) or not np.all(density >= 0) or not density.sum() > 0:

@@ -1,11 +1,10 @@
-"""The parts that a config names: to add a schedule, a sampler, a source, write the function and name it here."""
-from diffusion import samplers
-from diffusion.core import ema, gaussian, grids, schedule_transforms, schedules
+"""What a config can name, gathered from the packages: to add a choice, list it in the `__init__` of its package."""
+from diffusion import core, objectives, samplers
+from diffusion.core import ema
 from diffusion.data import sources
+from diffusion.errors import InputError
 from diffusion.nets.classifier import Classifier
 from diffusion.nets.unet import UNet
-from diffusion.objectives import denoising, timesteps, vdm, weighting
-from diffusion.errors import InputError
 from diffusion.setup import specs
 from diffusion.setup.optimizer import LR_SCHEDULES, OPTIMIZERS
 from diffusion.tasks.image import image
@@ -19,24 +18,17 @@ CHOICES = dict(
   data=_named(sources.sprites, sources.digits, sources.npy, sources.npz, sources.folder, sources.tfds),
   task=_named(image),
   net=dict(unet=UNet, classifier=Classifier),
-  schedule=_named(schedules.linear, schedules.scaled_linear, schedules.cosine, schedules.offset_cosine, schedules.sigmoid, schedules.laplace,
-                  schedules.polynomial, schedules.flow, schedules.cosine_flow, schedules.edm, schedules.from_betas,
-                  schedule_transforms.shift, schedule_transforms.zero_terminal, schedule_transforms.sub_vp, vdm.learned),
-  predict=dict(eps=gaussian.predict_eps, x0=gaussian.predict_x0, v=gaussian.predict_v, flow=gaussian.predict_flow, score=gaussian.predict_score,
-               edm=gaussian.predict_edm),
-  timesteps=_named(timesteps.uniform, timesteps.stratified, timesteps.table, timesteps.logit_normal, timesteps.edm_lognormal, timesteps.loss_aware),
-  loss_weight=_named(weighting.one, weighting.snr, weighting.min_snr, weighting.p2, weighting.edm, weighting.vlb, weighting.sigmoid),
-  noise_type=dict(gaussian=denoising.gaussian_noise, offset=denoising.offset_noise, perturbed=denoising.perturbed_noise, paired=denoising.paired_noise),
-  variance=dict(fixed=denoising.fixed_variance, learned=denoising.learned_variance),
-  loss_type=_named(denoising.mse, denoising.mae, denoising.huber),
+  schedule=core.SCHEDULES | objectives.SCHEDULES,
+  predict=core.PREDICT,
+  timesteps=objectives.TIMESTEPS,
+  loss_weight=objectives.WEIGHTS,
+  noise_type=objectives.NOISES,
+  variance=objectives.VARIANCES,
+  loss_type=objectives.ERRORS,
   optimizer=OPTIMIZERS,
   lr_schedule=LR_SCHEDULES,
-  sampler=_named(samplers.ddim, samplers.ddpm, samplers.euler, samplers.euler_ancestral, samplers.heun, samplers.churn, samplers.dpm_solver_2,
-                 samplers.dpmpp_1s, samplers.dpmpp_2s, samplers.dpmpp_2m, samplers.dpmpp_3m, samplers.dpmpp_3m_shipped, samplers.dpmpp_sde_2m,
-                 samplers.unipc, samplers.flow_pc, samplers.deis, samplers.lms, samplers.plms, samplers.flow_euler, samplers.flow_heun,
-                 samplers.flow_lms, samplers.langevin, samplers.adaptive, samplers.consistency, samplers.best),
-  grid=_named(grids.trailing, grids.leading, grids.linspace, grids.quadratic, grids.beta, grids.shifted, grids.times, grids.karras,
-              grids.exponential, grids.cosine, grids.angle, grids.sigmas) | dict(logsnr=grids.exponential),
+  sampler=samplers.SAMPLERS,
+  grid=core.GRIDS,
 )
 
 

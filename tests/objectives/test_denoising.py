@@ -60,7 +60,7 @@ def test_a_loss_in_eps_space_is_the_snr_weighted_loss_of_the_same_denoiser_in_v_
       return row.a * x0 + row.b * (x - n.alpha * x0) / n.sigma
     return net
   x0 = jax.random.normal(jax.random.key(1), (64, 2, 2, 1))
-  middle = timesteps.table([0, 1, 1, 1, 0])  # away from the ends, where float32 runs out
+  middle = timesteps.histogram([0, 1, 1, 1, 0])  # away from the ends, where float32 runs out
   values = [float(call(net_for(t), t, x0, weight=weighting.snr(), sampled=middle)[0]) for t in (gaussian.predict_eps(), gaussian.predict_v())]
   assert values[0] == pytest.approx(values[1], rel=1e-4)
 

@@ -39,7 +39,7 @@ def test_perturbed_noise_is_seen_wider_and_its_target_stays():
 
 
 def test_pairing_costs_no_more_than_any_other_permutation():
-  pair = jax.jit(denoising.paired_noise())
+  pair = jax.jit(denoising.minibatch_ot_noise())
   for seed in range(10):
     x0 = jax.random.normal(jax.random.key(seed), (5, 2, 2, 1))
     paired, target = pair(jax.random.key(seed + 100), x0)
@@ -55,7 +55,7 @@ def test_pairing_costs_no_more_than_any_other_permutation():
 def test_pairing_leaves_the_distribution_of_the_noise():
   """Over many batches with data far from symmetric, each noise is still standard normal, though it leans towards its x0."""
   x0 = 2 + jax.random.exponential(jax.random.key(1), (2000, 8, 2))
-  eps = jax.jit(jax.vmap(denoising.paired_noise()))(jax.random.split(KEY, 2000), x0)[0]
+  eps = jax.jit(jax.vmap(denoising.minibatch_ot_noise()))(jax.random.split(KEY, 2000), x0)[0]
   flat, data = np.asarray(eps).reshape(-1, 2), np.asarray(x0).reshape(-1, 2)
   np.testing.assert_allclose(flat.mean(0), 0, atol=.03)
   np.testing.assert_allclose(covariance(flat), np.eye(2), atol=.04)

@@ -22,7 +22,7 @@ def test_uniform_and_stratified_times_are_uniform_and_the_second_spread_evenly()
 
 
 def test_table_times_follow_their_histogram():
-  u = np.asarray(timesteps.table([1, 0, 3])(KEY, 30_000))
+  u = np.asarray(timesteps.histogram([1, 0, 3])(KEY, 30_000))
   np.testing.assert_allclose(np.histogram(u, 3, (0, 1))[0] / 30_000, [.25, 0, .75], atol=.01)
 
 
@@ -125,7 +125,7 @@ def test_a_mean_is_that_of_all_losses_until_the_memory_is_full():
 
 
 def test_bad_input_is_named():
-  for make, message in ((lambda: timesteps.table([-1, 2]), 'none negative'), (lambda: timesteps.table([]), 'list of weights'),
+  for make, message in ((lambda: timesteps.histogram([-1, 2]), 'none negative'), (lambda: timesteps.histogram([]), 'list of weights'),
                         (lambda: timesteps.logit_normal(0, 0), 'above 0'),
                         (lambda: timesteps.edm_lognormal(std=-1, schedule=schedules.edm()), 'above 0'),
                         (lambda: timesteps.loss_aware(0), 'bins=0'), (lambda: timesteps.loss_aware(floor=0.), 'floor'),
