@@ -1,6 +1,6 @@
 """The mathematics of diffusion: jax and numpy alone.
 
-Below is what a config can name: to add a schedule, a grid, a target or a guidance transform, write it and list it here.
+Below is what a config can name: to add a schedule, a grid or a target, write it and list it here.
 """
 from diffusion.core import gaussian, grids, schedule_transforms, schedules
 

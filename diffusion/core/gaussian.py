@@ -1,21 +1,22 @@
 """Gaussian diffusion: noise levels, what the network is trained to output, and denoisers.
 
-The forward process is x_t = alpha * x0 + sigma * eps with eps ~ N(0, 1). A noise level is `Noise(time, alpha, sigma, logsnr)`
-with logsnr = log(alpha^2 / sigma^2). A monotone curve of logsnr and a *scaling* determine alpha and sigma:
+The forward process is x_t = alpha * x0 + sigma * eps with eps ~ N(0, 1). A noise level is `Noise(time, alpha,
+sigma, logsnr)` with logsnr = log(alpha^2 / sigma^2). A monotone curve of logsnr and a *scaling* determine alpha and
+sigma:
 
   vp    alpha^2 + sigma^2 = 1   variance preserving (DDPM, arXiv:2006.11239)
   ve    alpha = 1               variance exploding  (EDM, arXiv:2206.00364)
   flow  alpha + sigma = 1       flow matching       (arXiv:2210.02747)
 
-The network is trained to output a * x0 + b * eps: one `Target` (a, b) for each noise level. Together with x_t these are two
-linear equations, so x0 and eps follow from any output by solving them (determinant alpha * b - sigma * a):
+The network is trained to output a * x0 + b * eps: one `Target` (a, b) for each noise level. Together with x_t these
+are two linear equations, so x0 and eps follow from any output by solving them (determinant alpha * b - sigma * a):
 
   predict_eps    (0, 1)                   DDPM, arXiv:2006.11239, equation 14
   predict_x0     (1, 0)
   predict_v      (-sigma, alpha)          progressive distillation, arXiv:2202.00512, appendix D
   predict_flow   (-1, 1)                  the velocity of a straight path, arXiv:2210.02747
   predict_score  (0, -1/sigma)            score matching, arXiv:2011.13456, equation 7
-  predict_edm    (sigma, -sd^2)/(sd*r)    r^2 = sigma^2 + sd^2; alpha = 1; input scaled by 1/r, arXiv:2206.00364, table 1
+  predict_edm    (sigma, -sd^2)/(sd*r)    alpha = 1; input times 1/r, r^2 = sigma^2 + sd^2, arXiv:2206.00364, table 1
 
 A denoiser is a function (x, noise) -> Pred(x0, eps). Guidance and clipping are functions from denoisers to denoisers.
 
@@ -33,7 +34,7 @@ from diffusion.errors import InputError
 
 # ---- noise levels
 class Noise(NamedTuple):
-  """One or more noise levels: fields are scalars, [B] (one per example), [T] (a discrete table) or [S+1] (a sampling grid)."""
+  """One or more noise levels: scalars, [B] (one per example), [T] (a discrete table) or [S+1] (a sampling grid)."""
   time: Any    # the network's time input: 0..T-1 of a table, 1000*t of a continuous schedule
   alpha: Any   # signal rate
   sigma: Any   # noise rate
@@ -99,8 +100,8 @@ class Target(NamedTuple):
   a: Any
   b: Any
   scale: Any = 1.         # factor of the network's input
-  scalings: tuple = ()    # the scalings it is defined for, such as (ve,); () any in which inputs stay of the size of the data
-  variance: bool = False  # whether the network outputs a variance as well, in a second half of channels
+  scalings: tuple = ()    # those it is defined for, such as (ve,); (): all where inputs keep the size of the data
+  variance: bool = False  # whether the network also outputs a variance, in a second half of channels
 
 
 class Pred(NamedTuple):
@@ -141,7 +142,7 @@ def predict_edm(sd=.5):
 
 
 def with_variance(predict):
-  """The same target for a network that learns the variance of its steps (improved DDPM, arXiv:2102.09672, section 3.1)."""
+  """The same target, for a network that learns the variance of a step (arXiv:2102.09672, section 3.1)."""
   return lambda noise: predict(noise)._replace(variance=True)
 
 
@@ -215,11 +216,10 @@ def denoiser(net, params, cond, predict):
 
 
 def with_estimate(net, x0=None):
-  """A network that takes x alone, made of a self-conditioned one, which takes x and its own earlier estimate of x0 side by side on
-  the last axis, [B, .., 2C] (Analog Bits, arXiv:2208.04202, section 3.2).
+  """Turns a self-conditioned network into one that takes x alone (Analog Bits, arXiv:2208.04202, section 3.2).
 
   Args:
-    net: the network.
+    net: the network, whose input is x and its earlier estimate of x0 side by side on the last axis, [B, .., 2C].
     x0: the estimate [B, .., C]; None: zeros, as before the first estimate.
   """
   def self_conditioned(params, x, *rest):
@@ -236,7 +236,7 @@ def clip(denoise, low=-1., high=1.):
 
 
 def dynamic_threshold(denoise, percentile=.995):
-  """Clips x0 to [-s, s] and divides it by s, a high quantile of |x0| in each sample (Imagen, arXiv:2205.11487, section 2.3).
+  """Clips x0 to [-s, s] and divides by s, a high quantile of its |x0| (Imagen, arXiv:2205.11487, section 2.3).
 
   Where `clip` flattens what guidance exaggerates, this preserves differences. For data in [-1, 1].
 

@@ -1,52 +1,53 @@
-"""Sampling grids: which noise levels a sampler visits, from noise to clean.
+"""Sampling grids: the noise levels that a sampler visits, from noise to clean.
 
-A grid is a `Noise[S+1]` of float64 NumPy arrays that starts at the noisiest level visited and always ends with CLEAN. Every
-function here is made by the number of steps S and called with a schedule (a table or a curve): `trailing(50)(schedule)`.
+A grid is a `Noise[S+1]` of float64 NumPy arrays that starts at the noisiest level visited and always ends with
+CLEAN. Every function here takes the number of steps S and returns a function of the schedule (a table or a curve):
+`trailing(50)(schedule)`.
 
-In time (trailing, leading, linspace, quadratic, beta, shifted, times): t in (0, 1]. A table is read at the nearest row, where
-row i stands for t = (i + 1) / T, so the network is told only times that it was trained on; a curve is read at t itself. A
-first level without any signal (logsnr -inf, as in `flow` at t = 1) is visited as it is.
+In time (trailing, leading, linspace, quadratic, beta, shifted, times): t in (0, 1]. A table is read at the nearest
+row, where row i is at t = (i + 1) / T, so that the network gets only times on which it was trained; a curve is read
+at t itself. A first level without any signal (logsnr -inf, as in `flow` at t = 1) is visited as it is.
 
-In noise (karras, exponential, cosine, angle, sigmas): values of sigma / alpha, so that one formula serves VP, VE and flow. Between
-two rows of a table the time is interpolated (schedules.level), or with snap=True the nearest row is taken; a curve has no rows
-to snap to. Unless sigma_max and sigma_min say otherwise the ends are the schedule's own: its level at t = 1, and the cleanest
-row or a curve at t = 1/1000. Where t = 1 has no signal, sigma / alpha is infinite: karras and exponential then begin one row
-cleaner (a curve at t = 0.999), whose signal is as good as lost in the noise; cosine begins at t = 1 all the same, for it can.
+In noise (karras, exponential, cosine, angle, sigmas): values of sigma / alpha, so that one formula serves VP, VE
+and flow. Between two rows of a table the time is interpolated (schedules.at_logsnr), or the nearest row is taken
+with snap=True; a curve has no rows to snap to. sigma_max and sigma_min default to the ends of the schedule: its
+level at t = 1, and the cleanest row, or a curve at t = 1/1000. Where t = 1 has no signal, sigma / alpha is
+infinite: karras and exponential then start one row cleaner (a curve at t = 0.999), where the signal is negligible;
+cosine can start at t = 1 itself.
 
-Every grid takes any S from 1 as long as its levels differ (angle: and stay inside the schedule); one step goes from the noisiest level to clean.
+Every grid takes any S from 1 as long as its levels differ (and, for angle, stay inside the schedule); a single step
+goes from the noisiest level to clean.
 """
 import numpy as np
 from scipy.special import betaincinv
 
 from diffusion.core.gaussian import CLEAN, Noise, take
 from diffusion.core.schedules import at_logsnr, evaluate
-from diffusion.errors import InputError
+from diffusion.errors import check_positive, InputError
 
 
 def _ending_clean(name, levels):
-  """The grid of these levels and CLEAN, if each is cleaner than the one before."""
+  """The grid of these levels, each of which must be cleaner than the one before, and CLEAN."""
   if not np.all(np.diff(levels.logsnr) > 0):  # NaN included
-    raise InputError(f'{name}: two steps fall on the same noise level of this schedule, or a later one is noisier; '
-                     'ask for fewer steps, or list the levels from noise to clean')
+    raise InputError(f'{name}: two steps have the same noise level on this schedule, or a later one is noisier; '
+                     'use fewer steps, or list the levels from noise to clean')
   return Noise(*(np.append(a, c) for a, c in zip(levels, CLEAN)))
 
 
 def _check(name, steps, **positive):
   if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
     raise InputError(f'{name}({steps!r}): expected a number of steps of at least 1')
-  for argument, value in positive.items():
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < np.inf):
-      raise InputError(f'{name}({argument}={value!r}): expected a number above 0')
+  check_positive(name, **{argument: value for argument, value in positive.items() if value is not None})
 
 
 # ---- in time
 def _in_time(name, steps, times, **positive):
-  """The grid function of times(S, T) -> t [S] in (0, 1], noisiest first; a curve counts as a table of 1000 rows, or of S."""
+  """The grid of times(S, T) -> t [S] in (0, 1], noisiest first; a curve counts as a table of max(1000, S) rows."""
   _check(name, steps, **positive)
   def grid(schedule):
     T = max(1000, steps) if callable(schedule) else len(schedule.logsnr)
     if steps > T:
-      raise InputError(f'{name}({steps}): the schedule has {T} levels; ask for at most {T} steps')
+      raise InputError(f'{name}({steps}): the schedule has {T} levels; use at most {T} steps')
     return _ending_clean(f'{name}({steps})', evaluate(schedule, times(steps, T)))
   return grid
 
@@ -63,22 +64,22 @@ def trailing(steps=50):
 def leading(steps=50):
   """Every (T/S)-th row from row 0, as in DDIM's code; never visits the noisiest rows. For parity with other work.
 
-  Where S does not divide T, diffusers takes every floor(T/S)-th row and stops earlier still; its steps_offset=1 (Stable
-  Diffusion) is one row noisier throughout.
+  Where S does not divide T, diffusers takes every floor(T/S)-th row and starts cleaner still; its steps_offset=1
+  (Stable Diffusion) is one row noisier throughout.
   """
   return _in_time('leading', steps, lambda S, T: (np.arange(S)[::-1] * T // S + 1) / T)
 
 
 def linspace(steps=50):
-  """S rows evenly spread with both ends, as in improved DDPM's code. For parity with other work.
+  """S evenly spaced rows including both ends, as in improved DDPM's code. For parity with other work.
 
-  One step visits the noisiest row, where diffusers visits row 0.
+  A single step visits the noisiest row, where diffusers visits row 0.
   """
   return _in_time('linspace', steps, lambda S, T: (np.round(np.linspace(T - 1, 0, S)) + 1) / T)
 
 
 def quadratic(steps=50):
-  """t = (k/S)^2, k = S .. 1, at least a row apart: more steps near the clean end (DDIM, arXiv:2010.02502, section D.2).
+  """t = (k/S)^2, k = S .. 1, at least a row apart: more steps near the clean end (arXiv:2010.02502, section D.2).
 
   DDIM's code starts at 0.8 T and visits row 0 twice when S is large; this starts at t = 1.
   """
@@ -86,18 +87,19 @@ def quadratic(steps=50):
 
 
 def beta(steps=50, a=.6, b=.6):
-  """Quantiles 1, 1 - 1/S, .. 1/S of a Beta(a, b) law over time: more steps at both ends (arXiv:2407.12173).
+  """Quantiles 1, 1 - 1/S, .. 1/S of a Beta(a, b) distribution over time: more steps at both ends (arXiv:2407.12173).
 
-  a = b = 1 is trailing. Diffusers spreads the quantiles over sigma instead of time, which leaves fewer steps at low noise.
+  a = b = 1 is trailing. Diffusers takes the quantiles over sigma instead of time, which leaves fewer steps at low
+  noise.
   """
   return _in_time('beta', steps, lambda S, T: betaincinv(a, b, _even(S)), a=a, b=b)
 
 
 def shifted(steps=50, ratio=3.):
-  """Trailing times moved to r t / (1 + (r - 1) t): more steps at high noise for r > 1, as high resolutions need.
+  """Trailing times shifted to r t / (1 + (r - 1) t): more steps at high noise for r > 1, as high resolutions need.
 
-  On `flow` this is the resolution shift of Stable Diffusion 3 (arXiv:2403.03206, equation 23), and the network is told the
-  moved time. To train at shifted levels too, see schedule_transforms.shift.
+  On `flow` this is the resolution shift of Stable Diffusion 3 (arXiv:2403.03206, equation 23), and the network gets
+  the shifted time. To train at shifted levels too, see schedule_transforms.shift.
   """
   def times(S, T):
     t = _even(S)
@@ -116,26 +118,27 @@ def _list(name, values, most):
 
 
 def times(values):
-  """A list of times in (0, 1], noisiest first: times([1, .7, .3, .1]). Row i of a table of T is (i + 1) / T."""
+  """A list of times in (0, 1], noisiest first: times([1, .7, .3, .1]). Row i of a table [T] is at (i + 1) / T."""
   array = _list('times', values, 1)
   return _in_time('times', len(array), lambda S, T: array)
 
 
 # ---- in noise
 def _snapped(schedule, logsnr):
-  """The rows of a table nearest to these log-SNRs, by the (interpolated) row number."""
+  """The rows of a table nearest to these log-SNRs, by interpolated row number."""
   rows = schedule._replace(time=np.arange(len(schedule.time)))
   return take(schedule, np.round(at_logsnr(rows, logsnr).time).astype(int))
 
 
 def _at_noise(name, schedule, logsnr, snap):
-  return _ending_clean(name, _snapped(schedule, logsnr) if snap and not callable(schedule) else at_logsnr(schedule, logsnr))
+  find = _snapped if snap and not callable(schedule) else at_logsnr
+  return _ending_clean(name, find(schedule, logsnr))
 
 
 def _in_noise(name, steps, forward, inverse, sigma_min, sigma_max, snap, infinite=False):
-  """The grid function whose levels are even in forward(logsnr), both ends included exactly.
+  """The grid with levels evenly spaced in forward(logsnr), both ends included exactly.
 
-  infinite: whether forward(-inf) is finite, so that the grid may begin without signal.
+  infinite: whether forward(-inf) is finite, so that the grid may start without signal.
   """
   _check(name, steps, sigma_min=sigma_min, sigma_max=sigma_max)
   def grid(schedule):
@@ -145,22 +148,23 @@ def _in_noise(name, steps, forward, inverse, sigma_min, sigma_max, snap, infinit
     first = first if sigma_max is None else -2 * np.log(sigma_max)
     last = cleanest if sigma_min is None else -2 * np.log(sigma_min)
     logsnr = inverse(np.linspace(forward(first), forward(last), steps))
-    logsnr[-1], logsnr[0] = last, first  # exact; of a single step, the first
+    logsnr[-1], logsnr[0] = last, first  # exact; a single step is at the first
     return _at_noise(f'{name}({steps})', schedule, logsnr, snap)
   return grid
 
 
 def karras(steps=18, rho=7., sigma_min=None, sigma_max=None, snap=False):
-  """(sigma / alpha)^(1/rho) falls evenly (EDM, arXiv:2206.00364, equation 5); larger rho means more steps near the clean end.
+  """(sigma / alpha)^(1/rho) evenly spaced (EDM, arXiv:2206.00364, equation 5); larger rho: more steps near clean.
 
-  karras(18, sigma_min=.002) on the schedule `edm` is EDM's own grid from 80 to 0.002 (on the curve; t = 1/1000 has 0.00202). Other
-  schedules begin far above 80 (cosine at 2e4), which wastes the first steps: give them sigma_max=80.
+  karras(18, sigma_min=.002) on the schedule `edm` is EDM's own grid from 80 to 0.002 (on the curve; t = 1/1000 has
+  0.00202). Other schedules start far above 80 (cosine at 2e4), which wastes the first steps: use sigma_max=80.
 
   Args:
     steps: number of steps; the first is at sigma_max, the last goes from sigma_min to clean.
-    rho: above 0; 1 is even in sigma / alpha, infinity would be `exponential`.
-    sigma_min, sigma_max: ends of sigma / alpha, inside the schedule's range; None for those of the schedule (see the module).
-    snap: take the nearest row of a table.
+    rho: above 0; 1 is even in sigma / alpha, and the limit of large rho is `exponential`.
+    sigma_min, sigma_max: ends of sigma / alpha, inside the schedule's range; None: those of the schedule (see the
+      module).
+    snap: whether to take the nearest row of a table.
   """
   _check('karras', steps, rho=rho)
   def power(l):
@@ -169,7 +173,7 @@ def karras(steps=18, rho=7., sigma_min=None, sigma_max=None, snap=False):
 
 
 def exponential(steps=18, sigma_min=None, sigma_max=None, snap=False):
-  """log(sigma / alpha) falls evenly, so h is the same at every step but the last (DPM-Solver, arXiv:2206.00927).
+  """log(sigma / alpha) evenly spaced, so that h is the same at every step but the last (DPM-Solver, arXiv:2206.00927).
 
   `logsnr` is the same function: even in log-SNR. Arguments as for karras.
   """
@@ -180,9 +184,9 @@ logsnr = exponential
 
 
 def cosine(steps=50, sigma_min=None, sigma_max=None, snap=False):
-  """arctan(sigma / alpha) falls evenly: the angle on the circle of a VP schedule, or cosine(None, s=0) at even times.
+  """arctan(sigma / alpha) evenly spaced: the angle on the circle of a VP schedule, or cosine(None, s=0) at even times.
 
-  Arguments as for karras; may begin without signal (see the module).
+  Arguments as for karras; may start without signal (see the module).
   """
   def angle(l):
     return np.arctan(np.exp(-l / 2))
@@ -190,21 +194,23 @@ def cosine(steps=50, sigma_min=None, sigma_max=None, snap=False):
 
 
 def angle(steps=50):
-  """arctan(sigma / alpha) falls evenly from the noisiest level to 0, which is CLEAN: `cosine` without a last step from its cleanest level.
+  """arctan(sigma / alpha) evenly spaced from the noisiest level to 0, which is CLEAN: `cosine` without its last level.
 
-  On the schedule cosine(None, s=0) this is `trailing`. With samplers.flow_pc the least error of all at 5 to 10 steps on a mixture of
-  Gaussians (experiments/solvers.py).
+  On the schedule cosine(None, s=0) this is `trailing`. With samplers.flow_pc it has the smallest error of all grids
+  and samplers at 5 to 10 steps on a mixture of Gaussians (experiments/solvers.py).
   """
   _check('angle', steps)
   def grid(schedule):
     noisiest, cleanest = np.arctan(np.exp(-evaluate(schedule, [1., 0.]).logsnr / 2))
     if noisiest / steps < cleanest:
-      raise InputError(f'angle({steps}): its last level would be cleaner than the schedule; ask for at most {int(noisiest / cleanest)} steps')
-    return _at_noise(f'angle({steps})', schedule, np.append(evaluate(schedule, [1.]).logsnr, -2 * np.log(np.tan(noisiest * _even(steps)[1:]))), False)
+      raise InputError(f'angle({steps}): the last level would be cleaner than the schedule; '
+                       f'use at most {int(noisiest / cleanest)} steps')
+    rest = -2 * np.log(np.tan(noisiest * _even(steps)[1:]))
+    return _at_noise(f'angle({steps})', schedule, np.append(evaluate(schedule, [1.]).logsnr, rest), False)
   return grid
 
 
 def sigmas(values, snap=False):
-  """A list of sigma / alpha inside the schedule's range, noisiest first, without the final 0: sigmas([80, 10, 1, .1])."""
+  """A list of sigma / alpha in the schedule's range, noisiest first, without the final 0: sigmas([80, 10, 1, .1])."""
   array = _list('sigmas', values, 1e6)
   return lambda schedule: _at_noise(f'sigmas({len(array)} values)', schedule, -2 * np.log(array), snap)

@@ -1,14 +1,16 @@
-"""Guidance: functions from denoisers to denoisers. The order of a stack is the order of the calls, innermost first:
+"""Guidance: functions from denoisers to denoisers. They are applied in the order of the calls, innermost first:
 
   dynamic_threshold(rescale(cfg(cond, null, 5.), cond, .7))
 
-`cond` stands there twice and would be called twice at every level. `once` calls everything exactly once, and takes the
-conditional and the null prediction from two calls of the network or from one:
+`cond` appears twice, so the network would be evaluated twice for it. `shared_predictions` evaluates each prediction
+once, with the network called separately for the two conditions or once for a doubled batch:
 
-  once(one_call(net, params, c, n, predict), lambda cond, null: rescale(cfg(cond, null, 5.), cond, .7))
+  pair = batched_pair(net, params, c, n, predict)
+  shared_predictions(pair, lambda cond, null: rescale(cfg(cond, null, 5.), cond, .7))
 
-Every transform takes levels that are scalar or [B], keeps x = alpha * x0 + sigma * eps, and hands on the learned
-variance of the conditional prediction. Bad values raise InputError when a transform is built; a scale may be traced.
+Every transform takes scalar or [B] levels, preserves x = alpha * x0 + sigma * eps, and passes on the learned
+variance of the conditional prediction. Invalid values raise InputError when a transform is built; a scale may be
+traced.
 """
 import jax
 import jax.numpy as jnp
@@ -19,25 +21,25 @@ from diffusion.errors import InputError
 
 
 def _check(name, scale, lo=-np.inf, hi=np.inf):
-  if not isinstance(scale, jax.Array):  # those may be traced, and cannot be looked at
+  if not isinstance(scale, jax.Array):  # which may be traced
     try:
       finite = np.all(np.isfinite(np.asarray(scale, np.float64)))
     except (TypeError, ValueError):
       finite = False
     if not finite:
-      raise InputError(f'{name}(scale={scale!r}): expected a finite number, or one for each sample')
+      raise InputError(f'{name}(scale={scale!r}): expected a finite number, or one per sample')
   if not lo <= hi:
     raise InputError(f'{name}(lo={lo!r}, hi={hi!r}): expected two log-SNRs, the lower one first')
 
 
 def _strength(scale, x, noise, lo=-np.inf, hi=np.inf):
-  """scale where lo <= logsnr <= hi and 1 elsewhere, as something that broadcasts against x."""
+  """scale where lo <= logsnr <= hi and 1 elsewhere, broadcastable against x."""
   k = jnp.where((noise.logsnr >= lo) & (noise.logsnr <= hi), jnp.asarray(scale, jnp.float32), 1.)
   return expand_to(noise._replace(logsnr=k), x).logsnr
 
 
 def _total(x):
-  """The sum over each sample, [B, 1, ...]."""
+  """The sum over each sample, [B, 1, ..., 1]."""
   return jnp.sum(x, tuple(range(1, x.ndim)), keepdims=True)
 
 
@@ -45,14 +47,14 @@ def _total(x):
 def cfg(cond, null, scale, lo=-np.inf, hi=np.inf):
   """Classifier-free guidance u + scale * (c - u) (arXiv:2207.12598), inside a log-SNR interval (arXiv:2404.07724).
 
-  What stands in place of `null` makes other methods of it:
-    the denoiser of a condition to keep away from: negative conditions;
-    a worse model with the same condition, such as earlier weights: autoguidance (arXiv:2406.02507, equation 3).
+  With another denoiser in place of `null` this is another method:
+    with a condition to avoid: a negative condition;
+    with a worse model, such as earlier parameters, and the same condition: autoguidance (arXiv:2406.02507, eq. 3).
 
   Args:
-    cond, null: the denoiser with the condition and with the null condition.
-    scale: 1 is conditional, 0 unconditional, above 1 exaggerates the condition. Scalar or [B].
-    lo, hi: guidance acts where lo <= logsnr <= hi; elsewhere the result is conditional.
+    cond, null: the conditional and the unconditional denoiser.
+    scale: 1 is conditional, 0 unconditional, above 1 amplifies the condition. Scalar or [B].
+    lo, hi: guidance is active where lo <= logsnr <= hi; elsewhere the result is conditional.
   Raises:
     InputError: a scale that is not finite; lo above hi.
   """
@@ -67,41 +69,42 @@ def cfg(cond, null, scale, lo=-np.inf, hi=np.inf):
 def apg(cond, null, scale, eta=0., norm=np.inf, lo=-np.inf, hi=np.inf):
   """Adaptive projected guidance, c + (scale - 1) * update on x0 (arXiv:2410.02416, algorithm 1).
 
-  The update is c - u, no longer than `norm`, with the part along c, which oversaturates, times eta. Without the paper's
-  momentum: a denoiser has no memory.
+  The update is c - u with its norm limited and its component parallel to c, which oversaturates, scaled by eta.
+  Without the paper's momentum: a denoiser has no memory.
 
   Args:
-    cond, null, scale, lo, hi: as for cfg, which this is for eta = 1 and no limit.
-    eta: share of the parallel part that is kept, in [0, 1].
-    norm: limit for the Euclidean norm of c - u over a whole sample, which grows with the root of the sample's size. The
-      paper uses 2.5 (EDM2) and 15 (Stable Diffusion XL) on latents.
+    cond, null, scale, lo, hi: as for cfg, which is the case eta = 1 without a limit.
+    eta: scale of the parallel component, in [0, 1].
+    norm: limit of the Euclidean norm of c - u over a whole sample, which grows with the square root of the sample's
+      size. The paper uses 2.5 (EDM2) and 15 (Stable Diffusion XL) on latents.
   Raises:
-    InputError: a scale that is not finite; eta outside [0, 1]; a norm that is not above 0; lo above hi.
+    InputError: a scale that is not finite; eta outside [0, 1]; norm not above 0; lo above hi.
   """
   _check('apg', scale, lo, hi)
   if not 0 <= eta <= 1:
     raise InputError(f'apg(eta={eta!r}): expected a number from 0 to 1')
   if not norm > 0:
-    raise InputError(f'apg(norm={norm!r}): expected a length above 0')
+    raise InputError(f'apg(norm={norm!r}): expected a number above 0')
   def guided(x, noise):
     c, u = cond(x, noise), null(x, noise)
     gap = c.x0 - u.x0
     gap *= jnp.minimum(1., norm / jnp.maximum(jnp.sqrt(_total(gap ** 2)), 1e-30))
-    along = _total(gap * c.x0) / jnp.maximum(_total(c.x0 ** 2), 1e-30) * c.x0
-    update = gap - along + eta * along
+    parallel = _total(gap * c.x0) / jnp.maximum(_total(c.x0 ** 2), 1e-30) * c.x0
+    update = gap - parallel + eta * parallel
     return from_x0(expand_to(noise, x), x, c.x0 + (_strength(scale, x, noise, lo, hi) - 1) * update, c.variance)
   return guided
 
 
 def rescale(guided, cond, phi=.7):
-  """Gives a sample's guided x0, in part, the standard deviation of the conditional x0 (arXiv:2305.08891, eqs. 15, 16).
+  """Rescales guided x0 towards the standard deviation of the conditional x0 (arXiv:2305.08891, equations 15, 16).
 
-  The paper does so to the output of its network, which predicts v. Here it is x0, whose spread is the contrast that
-  guidance overdoes: the result is then the same for every parameterisation, and no noise enters the measured spread.
+  The paper rescales the output of its network, which predicts v. Here it is x0, whose standard deviation is the
+  contrast that guidance exaggerates: the result is the same for every parameterization, and no noise enters the
+  measurement.
 
   Args:
     guided, cond: the guided and the conditional denoiser.
-    phi: 0 leaves guidance as it is, 1 restores the whole standard deviation.
+    phi: 0 changes nothing, 1 restores the whole standard deviation.
   Raises:
     InputError: phi outside [0, 1].
   """
@@ -109,9 +112,9 @@ def rescale(guided, cond, phi=.7):
     raise InputError(f'rescale(phi={phi!r}): expected a number from 0 to 1')
   def rescaled(x, noise):
     g, c = guided(x, noise), cond(x, noise)
-    inside = tuple(range(1, x.ndim))
-    before, after = jnp.std(g.x0, inside, keepdims=True), jnp.std(c.x0, inside, keepdims=True)
-    ratio = jnp.where(before > 1e-6, after / jnp.maximum(before, 1e-6), 1.)  # of one colour: its spread is rounding
+    axes = tuple(range(1, x.ndim))
+    before, after = jnp.std(g.x0, axes, keepdims=True), jnp.std(c.x0, axes, keepdims=True)
+    ratio = jnp.where(before > 1e-6, after / jnp.maximum(before, 1e-6), 1.)  # in a constant image it is rounding error
     return from_x0(expand_to(noise, x), x, (phi * ratio + 1 - phi) * g.x0, g.variance)
   return rescaled
 
@@ -119,8 +122,7 @@ def rescale(guided, cond, phi=.7):
 def interval(guided, plain, lo=-np.inf, hi=np.inf):
   """`guided` where lo <= logsnr <= hi, `plain` elsewhere (arXiv:2404.07724).
 
-  At a scalar level, as samplers have it, only one of the two is computed; inside `once` the predictions are there
-  anyway.
+  At a scalar level, as in samplers, only one of the two is computed; inside `shared_predictions` both exist anyway.
 
   Raises:
     InputError: lo above hi.
@@ -141,11 +143,11 @@ def classifier(denoise, log_prob, scale=1.):
   """Classifier guidance: eps - scale * sigma * grad_x log p(y | x_t) (arXiv:2105.05233, algorithm 2, any scaling).
 
   With the exact classifier of noisy data and scale 1 this is Bayes' rule: the denoiser of p(x0 | y). Where alpha = 0,
-  x_t says nothing about y, the step in x0 would be zero over zero, and the result is not guided.
+  x_t says nothing about y, the change of x0 would be 0 / 0, and the result is not guided.
 
   Args:
     denoise: the denoiser to guide.
-    log_prob: (x, noise) -> log p(y | x_t) of the wanted y, [B] (see classify.log_prob).
+    log_prob: (x, noise) -> log p(y | x_t) of the requested y, [B] (see noisy_classifier.log_prob).
     scale: above 1 sharpens p(y | x_t). Scalar or [B].
   Raises:
     InputError: a scale that is not finite.
@@ -171,17 +173,17 @@ def batched_pair(net, params, cond, null, predict):
   """The pair (x, noise) -> (conditional Pred, null Pred) of one network, called once with a doubled batch.
 
   Args:
-    net, params, predict: as for denoise.denoiser.
+    net, params, predict: as for gaussian.denoiser.
     cond, null: the two conditions: [B, ...] leaves, the same tree and shapes.
   Raises:
-    InputError: no conditions, or conditions that do not fit each other.
+    InputError: no conditions, or conditions of different trees or shapes.
   """
   def shapes(tree):
     return jax.tree.map(jnp.shape, tree)
   if not jax.tree.leaves(cond) or jax.tree.structure(cond) != jax.tree.structure(null) or shapes(cond) != shapes(null):
-    raise InputError(f'one_call: expected two conditions of the same shapes, got {shapes(cond)} and {shapes(null)}; '
-                     'use two_calls')
-  # A sample and its double lie side by side, not in two halves: a batch split over devices stays where it is.
+    raise InputError('batched_pair: expected two conditions of the same shapes, got '
+                     f'{shapes(cond)} and {shapes(null)}; use separate_pair')
+  # The two copies of a sample are neighbours, not in two halves: a batch sharded over devices stays where it is.
   conds = jax.tree.map(lambda c, n: jnp.stack([c, n], 1).reshape(-1, *c.shape[1:]), cond, null)
   def twice(a):
     return jnp.repeat(a, 2, 0) if jnp.ndim(a) else a
@@ -193,16 +195,16 @@ def batched_pair(net, params, cond, null, predict):
 
 
 def shared_predictions(pair, stack):
-  """The denoiser of a stack of transforms in which each prediction is computed once, however often the stack uses it.
+  """The denoiser of a stack of transforms that evaluates each prediction once, however often the stack uses it.
 
-  Compilers are no help here: whether two equal calls of a network are merged depends on how it is written.
+  This cannot be left to the compiler: whether it merges two equal calls depends on how the network is written.
 
   Args:
-    pair: (x, noise) -> (conditional Pred, null Pred), from two_calls or one_call.
+    pair: (x, noise) -> (conditional Pred, null Pred), from separate_pair or batched_pair.
     stack: (cond, null) -> Denoise, such as lambda cond, null: rescale(cfg(cond, null, 3.), cond). It may call the two
-      at the given (x, noise) only, as every transform here does.
+      only at its own (x, noise), as every transform here does.
   """
-  stack(None, None)  # bad values are refused now, not in the first step
+  stack(None, None)  # refuses invalid values now, not in the first step
   def guided(x, noise):
     c, u = pair(x, noise)
     return stack(lambda x, noise: c, lambda x, noise: u)(x, noise)

@@ -1,4 +1,4 @@
-"""Closed forms of likelihood, elementwise and in nats; traced or not, float32. And the steps of a discrete chain, on the host in float64."""
+"""Likelihoods in closed form, elementwise, in nats, float32; the steps of a discrete chain, on the host in float64."""
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -20,17 +20,17 @@ def gaussian_log_density(x, mean, log_std):
 
 
 def discretised_log_likelihood(x, mean, log_std, levels=256):
-  """log P(x) of data on `levels` even steps of [-1, 1] under a Gaussian, each step taking the mass of its interval and the two outermost
-  all that lies beyond (DDPM, arXiv:2006.11239, equation 13).
+  """log P(x) of quantised data under a Gaussian (DDPM, arXiv:2006.11239, equation 13).
 
-  Computed from log cumulatives in the lower tail, so it stays finite far away from the mean.
+  Each of the `levels` even values in [-1, 1] has the mass of its interval, and the two outermost also the tails.
+  Computed from log cumulatives in the lower tail, so it stays finite far from the mean.
 
   Args:
-    x: data, on the steps -1, -1 + 2 / (levels - 1) .. 1.
+    x: data, one of -1, -1 + 2 / (levels - 1) .. 1.
     mean, log_std: broadcastable against x.
-    levels: number of steps.
+    levels: number of values.
   Returns:
-    Elementwise log-probability; over all steps the probabilities sum to 1.
+    Elementwise log-probability; over all values the probabilities sum to 1.
   """
   half, scale = 1 / (levels - 1), jnp.exp(-log_std)
   low = jnp.where(x < -1 + half, -jnp.inf, (x - half - mean) * scale)
@@ -42,16 +42,17 @@ def discretised_log_likelihood(x, mean, log_std, levels=256):
 
 
 def step_kl(variance, log_ratio, gain, gap):
-  """KL of the true step q(x_s | x_t, x0) from the model's, elementwise, where the model's log variance lies between that of the posterior,
-  sigma_s^2 k, and that of the forward step, sigma_t^2 k (improved DDPM, arXiv:2102.09672, equation 15).
+  """KL(q(x_s | x_t, x0) || p(x_s | x_t)) of one reverse step, elementwise.
 
-  The squared distance of the two means over the small variance is (SNR_s - SNR_t) gap^2 in every scaling, so that with r the log of the
-  larger variance over the smaller, KL = (v r + e^(-v r) - 1 + (SNR_s - SNR_t) gap^2 e^(-v r)) / 2.
+  The model's log variance lies between that of the posterior, sigma_s^2 k, and that of the forward step, sigma_t^2 k
+  (improved DDPM, arXiv:2102.09672, equation 15). The squared distance of the two means over the small variance is
+  (SNR_s - SNR_t) gap^2 in every scaling. With r the log of the large variance over the small one,
+  KL = (v r + e^(-v r) - 1 + (SNR_s - SNR_t) gap^2 e^(-v r)) / 2.
 
   Args:
-    variance: v, 0 the small and 1 the large.
+    variance: v, from 0 for the small variance to 1 for the large one.
     log_ratio: r = log(sigma_t^2 / sigma_s^2).
-    gain: SNR_s - SNR_t, differenced in float64.
+    gain: SNR_s - SNR_t, computed in float64.
     gap: the error in x0.
   """
   vr = variance * log_ratio
@@ -59,28 +60,32 @@ def step_kl(variance, log_ratio, gain, gap):
 
 
 def data_log_likelihood(x, mean, log_std, levels=256):
-  """log p(x) of data around a model's estimate: on `levels` even steps of [-1, 1] their probability, with None (continuous data) the density."""
-  return gaussian_log_density(x, mean, log_std) if levels is None else discretised_log_likelihood(x, mean, log_std, levels)
+  """log p(x) around a model's estimate: of data quantised to `levels` values in [-1, 1], or its density with None."""
+  if levels is None:
+    return gaussian_log_density(x, mean, log_std)
+  return discretised_log_likelihood(x, mean, log_std, levels)
 
 
 class Reverse(NamedTuple):
-  """The model's steps from each row of a table to the next cleaner one, and from row 0 to the data; float64 [T]."""
+  """The reverse steps from each row of a table to the next cleaner one, and from row 0 to the data; float64 [T]."""
   gain: Any       # SNR_s - SNR_t; of row 0: 0
-  log_ratio: Any  # log of the large variance over the small
-  log_small: Any  # log of the small variance, that of the posterior: sigma_s^2 k with k = 1 - SNR_t / SNR_s
+  log_ratio: Any  # log of the large variance over the small one
+  log_small: Any  # log of the small variance, the posterior's: sigma_s^2 k with k = 1 - SNR_t / SNR_s
 
 
 def reverse(table):
-  """The steps of a table.
+  """The reverse steps of a table.
 
-  Row 0 goes to the data as in the code of DDPM and improved DDPM: its small variance is made with the k of row 1, its large one with k = 1;
-  both in units of x0, (sigma_0 / alpha_0)^2, so that the scaling does not matter.
+  Row 0 goes to the data as in the code of DDPM and improved DDPM: its small variance uses the k of row 1, its large
+    one
+  k = 1; both are in units of x0, (sigma_0 / alpha_0)^2, so that the scaling does not matter.
 
   Raises:
     InputError: a curve, or fewer than 2 rows.
   """
   if callable(table) or len(table.logsnr) < 2:
-    raise InputError('the steps of a chain need a table of at least 2 levels; give the schedule a number of levels, as in flow(1000)')
+    raise InputError('a discrete chain needs a table of at least 2 levels: give the schedule a number of levels, '
+                     'as in flow(1000)')
   snr, log_sigma2 = np.exp(table.logsnr), 2 * np.log(table.sigma)
   with np.errstate(divide='ignore'):  # a last row without signal
     log_k = np.log(-np.expm1(np.diff(table.logsnr)))

@@ -1,4 +1,4 @@
-"""From times to noise levels and back, traced: what losses and their weights look up on a schedule."""
+"""Traced lookups on a schedule, for losses and their weights: from times to noise levels and back."""
 import jax.numpy as jnp
 import numpy as np
 
@@ -7,29 +7,29 @@ from diffusion.core.schedules import evaluate
 
 
 def levels_at(schedule):
-  """u [B] -> Noise[B]: rows of a table, or points of a curve."""
+  """The function u [B] in [0, 1) -> Noise[B]: rows of a table, or points of a curve."""
   if callable(schedule):
-    return lambda u: schedule(jnp.clip(u, 1e-5, 1 - 1e-5))  # logsnr stays finite
+    return lambda u: schedule(jnp.clip(u, 1e-5, 1 - 1e-5))  # keeps logsnr finite
   T = len(schedule.logsnr)
   rows = Noise(*(np.asarray(a, np.float32) for a in schedule))
   return lambda u: take(Noise(*map(jnp.asarray, rows)), jnp.minimum((u * T).astype(jnp.int32), T - 1))
 
 
 def nearest_row(schedule):
-  """logsnr [B] -> the nearest row of a table, traced."""
-  logsnr = np.clip(schedule.logsnr, -1e4, 1e4)  # a level without signal has a midpoint to its neighbour too
+  """The function logsnr [B] -> index [B] of the nearest row of a table."""
+  logsnr = np.clip(schedule.logsnr, -1e4, 1e4)  # finite midpoints, also next to a level without signal
   edges = jnp.asarray(-(logsnr[1:] + logsnr[:-1]) / 2, jnp.float32)
   return lambda value: jnp.searchsorted(edges, -value)
 
 
 def curve_samples(schedule):
-  """Times of a curve, dense at both ends, and their logsnr, which rises: on the host in float64, for interpolation."""
+  """(t, logsnr) of a curve for interpolation, float64 [4097]: dense at both ends, logsnr increasing."""
   t = 1 / (1 + np.exp(np.linspace(-12, 12, 4097)))
   return t, evaluate(schedule, t).logsnr
 
 
 def time_of_logsnr(schedule):
-  """logsnr [B] -> u [B], traced: the time of a curve, or the middle of the nearest row of a table."""
+  """The function logsnr [B] -> u [B]: the time of a curve, or the middle of the nearest row of a table."""
   if callable(schedule):
     t, logsnr = (jnp.asarray(a, jnp.float32) for a in curve_samples(schedule))
     return lambda value: jnp.interp(value, logsnr, t)

@@ -1,4 +1,4 @@
-"""Linear measurements of x0, and denoisers that agree with one."""
+"""Linear measurements of x0, and denoisers that agree with a measurement."""
 from typing import Callable, NamedTuple
 
 import jax.numpy as jnp
@@ -9,20 +9,24 @@ from diffusion.errors import InputError
 
 
 class Linear(NamedTuple):
-  """A measurement y = forward(x0), and an inverse with forward(inverse(y)) = y. Both are linear."""
+  """A linear measurement y = forward(x0), and a linear right inverse: forward(inverse(y)) = y."""
   forward: Callable
   inverse: Callable
 
 
 def known_pixels(mask):
-  """The pixels where the mask is 0; y has zeros elsewhere."""
+  """The pixels where the mask is 0; y is zero elsewhere."""
   def keep(x):
     return jnp.where(mask, 0., x)
   return Linear(keep, keep)
 
 
 def luma(weights=(.299, .587, .114)):
-  """The grey picture [..., 1] of an RGB one (ITU-R BT.601); the inverse is grey in all channels and so keeps differences of colour."""
+  """The grey image [..., 1] of an RGB image (ITU-R BT.601); the inverse is grey and so preserves colour differences.
+
+  Raises:
+    InputError: weights that do not sum to 1.
+  """
   weights = np.asarray(weights, np.float32)
   if not np.isclose(weights.sum(), 1):
     raise InputError(f'luma({tuple(weights.tolist())}): expected weights whose sum is 1')
@@ -34,9 +38,13 @@ def luma(weights=(.299, .587, .114)):
 
 
 def block_average(factor):
-  """The small picture of block averages, factor x factor pixels each; the inverse repeats pixels."""
+  """The image of averages over blocks of factor x factor pixels; the inverse repeats pixels. x [..., H, W, C].
+
+  Raises:
+    InputError: a factor below 1.
+  """
   if factor < 1:
-    raise InputError(f'blocks({factor!r}): expected a factor of at least 1')
+    raise InputError(f'block_average({factor!r}): expected a factor of at least 1')
   def forward(x):
     *batch, height, width, channels = x.shape
     return jnp.mean(x.reshape(*batch, height // factor, factor, width // factor, factor, channels), (-4, -2))
@@ -46,9 +54,9 @@ def block_average(factor):
 
 
 def ddnm(denoise, operator, y):
-  """x0 + A^+ (y - A x0): an x0 that agrees with a measurement without noise (DDNM, arXiv:2212.00490, equation 13).
+  """x0 + A^+ (y - A x0): an x0 that agrees with a noiseless measurement (DDNM, arXiv:2212.00490, equation 13).
 
-  It is a function of the denoiser, so that every solver ends on a picture with A x = y. Put it outside of clip.
+  As a function of the denoiser it makes every solver end on an image with A x = y. Apply it outside of clip.
 
   Args:
     denoise: (x, noise) -> Pred.

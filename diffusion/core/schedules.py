@@ -1,24 +1,25 @@
 """Noise schedules: how noise grows with time.
 
-A discrete schedule is a table, `Noise[T]` of float64 NumPy arrays, row 0 the cleanest. A continuous one is a function from
-t in [0, 1] to `Noise`, which works on float64 NumPy (sampling grids) and on traced float32 (training). Every schedule here
-takes T: an integer gives the table, None the continuous limit. schedule_transforms.py makes new schedules of these.
+A discrete schedule is a table, `Noise[T]` of float64 NumPy arrays, row 0 the cleanest. A continuous one is a curve,
+a function from t in [0, 1] to `Noise` that works on float64 NumPy (sampling grids) and on traced float32
+(training). Every schedule here takes T: an integer gives the table, None the curve. schedule_transforms.py makes
+new schedules from these.
 """
 import numpy as np
 
 from diffusion.core.gaussian import array_module, flow as flow_scaling, Noise, take, ve, vp
 from diffusion.errors import InputError
 
-LOGSNR_LIMIT = 20.  # most continuous curves that reach +-inf are cut here; sigma or alpha is then 4.5e-5
+LOGSNR_LIMIT = 20.  # most curves that reach +-inf are clipped here, where sigma or alpha is 4.5e-5
 
 
 def from_betas(betas):
   """The table of a discrete VP chain with variances beta_1..beta_T (DDPM, arXiv:2006.11239, equation 2).
 
-  Both 1 - alpha_bar and alpha_bar keep full relative precision at both ends.
+  Both alpha_bar and 1 - alpha_bar keep full relative precision at both ends.
 
   Args:
-    betas: [T] in (0, 1).
+    betas: [T], each in (0, 1).
   Returns:
     Noise[T], float64; time = 0..T-1.
   Raises:
@@ -26,8 +27,10 @@ def from_betas(betas):
   """
   betas = np.asarray(betas, np.float64)
   if betas.ndim != 1 or not len(betas) or not np.all((betas > 0) & (betas < 1)):
-    bad = [f'beta[{i}] = {betas[i]:g}' for i in np.flatnonzero(~((betas > 0) & (betas < 1)))] if betas.ndim == 1 else []
-    raise InputError(f'betas: expected a list of numbers inside (0, 1), got {", ".join(bad[:3]) or f"an array of shape {betas.shape}"}')
+    outside = np.flatnonzero(~((betas > 0) & (betas < 1))) if betas.ndim == 1 else ()
+    bad = [f'beta[{i}] = {betas[i]:g}' for i in outside]
+    got = ', '.join(bad[:3]) or f'an array of shape {betas.shape}'
+    raise InputError(f'betas: expected a list of numbers inside (0, 1), got {got}')
   log_alpha_bar = np.cumsum(np.log1p(-betas))
   return vp(np.arange(len(betas), dtype=np.float64), log_alpha_bar - np.log(-np.expm1(log_alpha_bar)))
 
@@ -38,7 +41,7 @@ def _check_steps(T):
 
 
 def _curve(logsnr, T, scaling=vp, time=lambda t: 1000. * t):
-  """The continuous schedule of a curve t -> logsnr, or its table at t = 1/T, 2/T .. 1."""
+  """The continuous schedule of a function t -> logsnr, or its table at t = 1/T, 2/T .. 1."""
   def continuous(t):
     with np.errstate(divide='ignore'):  # t = 0 and t = 1 may be +-inf
       return scaling(time(t), logsnr(t))
@@ -53,36 +56,36 @@ def _clip(logsnr):
 
 
 def _stretched(name, betas):
-  """The table of betas given for 1000 levels and stretched over T of them: each is scaled by 1000/T."""
+  """The table of T betas that are given for a chain of 1000 levels: each is scaled by 1000/T."""
   T = len(betas)
   if np.any(betas * 1000 / T >= 1):
-    raise InputError(f'{name}(T={T}): beta reaches {betas.max() * 1000 / T:.3g} after scaling by 1000/T, expected below 1; '
-                     f'use T >= {int(1000 * betas.max()) + 1} or a smaller end')
+    raise InputError(f'{name}(T={T}): beta reaches {betas.max() * 1000 / T:.3g} after scaling by 1000/T, '
+                     f'expected below 1; use T >= {int(1000 * betas.max()) + 1} or a smaller end')
   return from_betas(betas * 1000 / T)
 
 
-def _decay(total):
-  """The curve whose alpha_bar is exp(-total(t)), where total is the integral of the rate beta(t)."""
+def _from_beta_integral(integral):
+  """The curve with alpha_bar = exp(-integral(t)), the integral of the rate beta from 0 to t."""
   def logsnr(t):
-    return _clip(-total(t) - array_module(t).log(-array_module(t).expm1(-total(t))))
+    return _clip(-integral(t) - array_module(t).log(-array_module(t).expm1(-integral(t))))
   return _curve(logsnr, None)
 
 
 def linear(T=1000, start=1e-4, end=.02):
-  """Betas rise linearly; start and end are given for T = 1000 and scaled by 1000/T (DDPM, section 4).
+  """Betas increase linearly; start and end are given for T = 1000 and scaled by 1000/T (DDPM, section 4).
 
   T=None is the limit, the VP SDE with beta(t) from 1000*start to 1000*end (arXiv:2011.13456, equation 33).
   """
   _check_steps(T)
   if T is not None:
     return _stretched('linear', np.linspace(start, end, T))
-  return _decay(lambda t: 1000. * (start * t + (end - start) * t * t / 2))
+  return _from_beta_integral(lambda t: 1000. * (start * t + (end - start) * t * t / 2))
 
 
 def scaled_linear(T=1000, start=.00085, end=.012):
-  """Square roots of the betas rise linearly: latent diffusion and Stable Diffusion (the code of arXiv:2112.10752).
+  """Square roots of the betas increase linearly: latent diffusion and Stable Diffusion (the code of arXiv:2112.10752).
 
-  start and end are given for T = 1000 and scaled by 1000/T, as in `linear`; T=None is the limit of many levels.
+  start and end are given for T = 1000 and scaled by 1000/T, as in `linear`; T=None is the continuous limit.
   """
   _check_steps(T)
   if not (start > 0 and end > 0):
@@ -91,7 +94,7 @@ def scaled_linear(T=1000, start=.00085, end=.012):
   if T is not None:
     return _stretched('scaled_linear', np.linspace(low, high, T) ** 2)
   rise = high - low
-  return _decay(lambda t: 1000. * t * (start + low * rise * t + rise ** 2 * t * t / 3))
+  return _from_beta_integral(lambda t: 1000. * t * (start + low * rise * t + rise ** 2 * t * t / 3))
 
 
 def cosine(T=1000, s=.008, max_beta=.999):
@@ -110,18 +113,18 @@ def cosine(T=1000, s=.008, max_beta=.999):
     return from_betas(np.minimum(-np.expm1(np.diff(ends)), max_beta))
   def logsnr(t):
     xp = array_module(t)
-    t = xp.clip(t, 1e-6, 1 - 1e-6)  # the cosine's zero and one, in float32 too
+    t = xp.clip(t, 1e-6, 1 - 1e-6)  # away from the cosine's zero and one, in float32 too
     log_alpha_bar = log_cos2(t) - log_cos2(np.float64(0.)).item()
     return _clip(log_alpha_bar - xp.log(-xp.expm1(log_alpha_bar)))
   return _curve(logsnr, T)
 
 
 def offset_cosine(T=None, min_signal=.02, max_signal=.95, told='time'):
-  """alpha = cos(angle), the angle linear between signal rates of 0.95 and 0.02 (Foster, Generative Deep Learning, ch. 8).
+  """alpha = cos(angle), the angle linear between signal rates .95 and .02 (Foster, Generative Deep Learning, ch. 8).
 
   Args:
     min_signal, max_signal: alpha at t = 1 and at t = 0.
-    told: what the network is told: 'time' (1000*t) or 'variance' (1000*sigma^2, as in the book).
+    told: the network's time input: 'time' (1000*t) or 'variance' (1000*sigma^2, as in the book).
   """
   if not 0 < min_signal < max_signal < 1:
     raise InputError(f'offset_cosine: expected 0 < min_signal < max_signal < 1, got {min_signal} and {max_signal}')
@@ -142,7 +145,7 @@ def offset_cosine(T=None, min_signal=.02, max_signal=.95, told='time'):
 
 
 def sigmoid(T=None, start=-3., end=3., tau=1.):
-  """alpha_bar is a piece of a sigmoid, rescaled to run from 1 to 0 (Chen, arXiv:2301.10972, algorithm 1)."""
+  """alpha_bar is a section of a sigmoid, rescaled to run from 1 to 0 (Chen, arXiv:2301.10972, algorithm 1)."""
   if not (start < end and tau > 0):
     raise InputError(f'sigmoid: expected start < end and tau > 0, got start={start}, end={end}, tau={tau}')
   def value(x, xp=np):
@@ -150,8 +153,8 @@ def sigmoid(T=None, start=-3., end=3., tau=1.):
   first, last = value(start), value(end)
   def logsnr(t):
     xp = array_module(t)
-    here = value(start + t * (end - start), xp)
-    return _clip(xp.log(xp.maximum(last - here, 1e-30)) - xp.log(xp.maximum(here - first, 1e-30)))
+    current = value(start + t * (end - start), xp)
+    return _clip(xp.log(xp.maximum(last - current, 1e-30)) - xp.log(xp.maximum(current - first, 1e-30)))
   return _curve(logsnr, T)
 
 
@@ -166,8 +169,8 @@ def flow(T=None):
 def cosine_flow(T=None):
   """Straight paths at the log-SNR of the trigonometric interpolant: sigma = 1 - 1 / (1 + tan(pi t / 2)).
 
-  CosMap of Stable Diffusion 3 (arXiv:2403.03206, section 3.1) as a schedule: its level at t is that of `flow` at a mapped
-  time, but the network is told 1000*t.
+  CosMap of Stable Diffusion 3 (arXiv:2403.03206, section 3.1) as a schedule: its level at t is that of `flow` at a
+  mapped time, but the network's time input is 1000*t.
   """
   def logsnr(t):
     xp = array_module(t)
@@ -176,10 +179,11 @@ def cosine_flow(T=None):
 
 
 def laplace(T=None, mu=0., b=.5):
-  """Log-SNR is spread over t as a Laplace law of mean mu and scale b (arXiv:2407.03297, table 1), cut at +-20.
+  """Log-SNR at uniform t has a Laplace distribution (mean mu, scale b; arXiv:2407.03297, table 1), clipped at +-20.
 
-  Made for training: with b = 0.5 all but the last of a thousand levels lie within +-3.1, and the last is at -20. A sampler
-  that goes by time leaps there; choose a grid in noise, such as grids.exponential or grids.cosine.
+  Made for training: with b = 0.5 all but the last of 1000 levels lie within +-3.1, and the last is at -20. A grid
+    in time
+  jumps there; sample on a grid in noise, such as grids.exponential or grids.cosine.
   """
   if not b > 0:
     raise InputError(f'laplace: expected b > 0, got {b}')
@@ -190,37 +194,37 @@ def laplace(T=None, mu=0., b=.5):
 
 
 def polynomial(T=1000, power=2., precision=1e-5):
-  """alpha = (1 - 2s) * (1 - t^power) + s with s = precision (E(3) diffusion for molecules, arXiv:2203.17003, appendix B).
+  """alpha = (1 - 2s) * (1 - t^power) + s with s = precision (E(3) diffusion, arXiv:2203.17003, appendix B).
 
-  The paper's own code adds s to alpha^2 rather than to alpha and limits how far alpha falls in one level: it ends at
-  alpha^2 = 1e-5, where this and the paper's formula end at alpha = 1e-5.
+  The paper's own code adds s to alpha^2 rather than to alpha and limits how far alpha falls from one level to the
+  next: it ends at alpha^2 = 1e-5, where this and the paper's formula end at alpha = 1e-5.
   """
   if not (power > 0 and 0 < precision < .5):
     raise InputError(f'polynomial: expected power > 0 and 0 < precision < 0.5, got {power} and {precision}')
   def logsnr(t):
     xp = array_module(t)
-    alpha, rest = (precision + (1 - 2 * precision) * share for share in (1 - t ** power, t ** power))  # they add up to 1
+    alpha, rest = (precision + (1 - 2 * precision) * share for share in (1 - t ** power, t ** power))  # their sum is 1
     return 2 * xp.log(alpha) - xp.log(rest) - xp.log1p(alpha)
   return _curve(logsnr, T)
 
 
 def edm(T=None, sigma_min=.002, sigma_max=80.):
-  """alpha = 1, log sigma linear in t; the network is told 1000 * log(sigma) / 4 (EDM, arXiv:2206.00364, table 1)."""
+  """alpha = 1, log sigma linear in t; the time input is 1000 * log(sigma) / 4 (EDM, arXiv:2206.00364, table 1)."""
   if not 0 < sigma_min < sigma_max:
     raise InputError(f'edm: expected 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}')
   low, high = np.log(sigma_min).item(), np.log(sigma_max).item()
   def log_sigma(t):
     return low + t * (high - low)
-  def told(t):
+  def time(t):
     return 250. * log_sigma(t)
-  table = _curve(lambda t: -2 * log_sigma(t), T, scaling=ve, time=told)
-  return table if T is None else table._replace(time=told(np.arange(1, T + 1) / T))
+  table = _curve(lambda t: -2 * log_sigma(t), T, scaling=ve, time=time)
+  return table if T is None else table._replace(time=time(np.arange(1, T + 1) / T))
 
 
 def evaluate(schedule, t):
-  """The level(s) at t in (0, 1] of a schedule of either kind, on the host in float64.
+  """The level(s) at t in (0, 1] of a table or a curve, on the host in float64.
 
-  A table is read at the row nearest to t, where row i stands for t = (i + 1) / T.
+  A table is read at the row nearest to t, where row i is at t = (i + 1) / T.
   """
   t = np.asarray(t, np.float64)
   if callable(schedule):
@@ -240,22 +244,22 @@ SCALINGS = (vp, ve, flow_scaling, sub_vp_scaling)
 
 
 def scaling_of(schedule):
-  """The scaling that a schedule follows, read off its alphas.
+  """The scaling of a schedule, inferred from its alphas.
 
   Raises:
-    InputError: it follows none of SCALINGS.
+    InputError: it is none of SCALINGS.
   """
   levels = evaluate(schedule, np.linspace(.1, .9, 9))
   errors = [np.max(np.abs(scaling(0., levels.logsnr).alpha - levels.alpha)) for scaling in SCALINGS]
   best = int(np.argmin(errors))
   if not errors[best] < 1e-5:
-    raise InputError('this schedule follows no known scaling (VP, VE, flow, sub-VP): its alpha and logsnr do not agree; '
-                     'make it with a scaling of diffusion.noise, or add its own to schedules.SCALINGS')
+    raise InputError('this schedule has no known scaling (VP, VE, flow, sub-VP): its alpha and logsnr do not agree; '
+                     'make it with a scaling of core/gaussian.py, or add its own to schedules.SCALINGS')
   return SCALINGS[best]
 
 
-def _time(curve, logsnr):
-  """t where a falling curve reaches logsnr, by bisection down to rounding; the ends are exact."""
+def _time_of(curve, logsnr):
+  """t at which a decreasing curve reaches logsnr, by bisection to rounding; the ends are exact."""
   first, last = evaluate(curve, [0., 1.]).logsnr
   low, high = np.zeros_like(logsnr), np.ones_like(logsnr)
   for _ in range(100):
@@ -266,29 +270,30 @@ def _time(curve, logsnr):
 
 
 def at_logsnr(schedule, logsnr):
-  """The level(s) of a schedule at given log-SNR, on the host in float64: the inverse of `at`.
+  """The level(s) of a schedule at given log-SNRs, on the host in float64: the inverse of `evaluate`.
 
-  The log-SNR comes back as it was given, alpha and sigma follow by the schedule's scaling, and the time is what the network
-  is told there: for a curve, what it tells at that t; between two rows of a table, interpolated in log-SNR (in alpha where
-  the noisier row has no signal). At both ends, infinite and flat ones included, it is the time of t = 1 and t = 0.
+  The log-SNR is returned unchanged, alpha and sigma follow from the schedule's scaling, and the time is the
+  network's time input there: for a curve, its own at that t; between two rows of a table, interpolated in log-SNR
+  (in alpha where the noisier row has no signal). At both ends, including infinite and flat ones, it is the time of
+  t = 1 and t = 0.
 
   Args:
     schedule: a table or a curve.
-    logsnr: values inside the range of the schedule; excess by the rounding of float32 (1e-5) is cut.
+    logsnr: values inside the range of the schedule; an excess within float32 rounding (1e-5) is clipped.
   Raises:
-    InputError: a value outside that range, or a schedule of no known scaling.
+    InputError: a value outside that range, or a schedule of unknown scaling.
   """
   logsnr, (last, first) = np.asarray(logsnr, np.float64), evaluate(schedule, [1., 0.]).logsnr
   outside = ~((logsnr >= last - 1e-5) & (logsnr <= first + 1e-5))
   if np.any(outside):
     value, *ends = (f'{l:.4g} (sigma/alpha {np.exp(-l / 2):.4g})' for l in (logsnr[outside].flat[0], last, first))
-    raise InputError(f'log-SNR {value} is outside of the schedule, which runs from {ends[0]} to {ends[1]}')
+    raise InputError(f'log-SNR {value} is outside the schedule, which runs from {ends[0]} to {ends[1]}')
   logsnr, scaling = np.clip(logsnr, last, first), scaling_of(schedule)
   if callable(schedule):
-    return scaling(evaluate(schedule, _time(schedule, logsnr)).time, logsnr)
-  rows = take(schedule, slice(None, None, -1))  # logsnr rises
-  found = scaling(np.interp(logsnr, rows.logsnr, rows.time), logsnr)
+    return scaling(evaluate(schedule, _time_of(schedule, logsnr)).time, logsnr)
+  rows = take(schedule, slice(None, None, -1))  # logsnr increasing
+  level = scaling(np.interp(logsnr, rows.logsnr, rows.time), logsnr)
   if np.isneginf(last):
     near = logsnr < rows.logsnr[1]
-    found = found._replace(time=np.where(near, np.interp(found.alpha, rows.alpha[:2], rows.time[:2]), found.time))
-  return found
+    level = level._replace(time=np.where(near, np.interp(level.alpha, rows.alpha[:2], rows.time[:2]), level.time))
+  return level

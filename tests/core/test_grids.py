@@ -196,7 +196,7 @@ def test_sigmas_are_visited_as_listed_in_every_scaling():
   (lambda: grids.exponential(5, sigma_min=-1.), 'sigma_min=-1.0'),
   (lambda: grids.beta(5, a='x'), "a='x'"),
   (lambda: grids.shifted(5, ratio=0.), 'ratio=0.0'),
-  (lambda: grids.beta(900)(schedules.linear()), 'beta(900): two steps fall on the same noise level'),
+  (lambda: grids.beta(900)(schedules.linear()), 'beta(900): two steps'),
   (lambda: grids.times([]), 'list of numbers'),
   (lambda: grids.times([1.2, .5]), 'at most 1'),
   (lambda: grids.times('fast'), "'fast'"),
@@ -205,8 +205,8 @@ def test_sigmas_are_visited_as_listed_in_every_scaling():
   (lambda: grids.sigmas([1, [2]]), 'list of numbers'),
   (lambda: grids.sigmas([1., 0.]), 'above 0'),
   (lambda: grids.sigmas([1., 2.])(schedules.linear()), 'later one is noisier'),
-  (lambda: grids.sigmas([500., 2.])(schedules.linear()), '(sigma/alpha 500) is outside of the schedule'),
-  (lambda: grids.karras(5, sigma_max=81.)(schedules.edm()), '(sigma/alpha 81) is outside of the schedule'),
+  (lambda: grids.sigmas([500., 2.])(schedules.linear()), '(sigma/alpha 500) is outside'),
+  (lambda: grids.karras(5, sigma_max=81.)(schedules.edm()), '(sigma/alpha 81) is outside'),
   (lambda: grids.karras(5, sigma_min=3., sigma_max=2.)(schedules.edm()), 'later one is noisier'),
 ])
 def test_bad_input_is_named(call, message):
@@ -297,6 +297,6 @@ def test_angle_is_trailing_on_the_circle_and_ends_there(S):
 
 
 def test_angle_says_how_many_steps_a_schedule_allows():
-  with pytest.raises(InputError, match='angle.5.: its last level would be cleaner than the schedule; ask for at most 4 steps'):
+  with pytest.raises(InputError, match='angle.5.: .*cleaner than the schedule.* at most 4 steps'):
     grids.angle(5)(schedules.offset_cosine())
   assert len(grids.angle(4)(schedules.offset_cosine()).time) == 5

@@ -1,4 +1,4 @@
-"""Calling the network for guidance: two calls or one with a doubled batch, and a stack that calls it once."""
+"""Calling the network for guidance: twice, or once with a doubled batch; and a stack that calls it once."""
 import os
 import subprocess
 import sys
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from diffusion.core import gaussian
-from diffusion.core.gaussian import denoiser, dynamic_threshold, flow, Noise, take, ve, vp
+from diffusion.core.gaussian import denoiser, dynamic_threshold, flow, Noise, take, ve, vp, with_variance
 from diffusion.core.guidance import apg, batched_pair, cfg, interval, rescale, separate_pair, shared_predictions
 from diffusion.errors import InputError
 
@@ -31,7 +31,7 @@ PARAMS = dict(w=draw(3, 6), style=draw(2, 6))
 
 
 def small_net(params, x, time, cond, train, rngs):
-  """Nonlinear, told its condition, with a learned variance (2C outputs)."""
+  """Nonlinear, conditional, with a learned variance (2C outputs)."""
   shift = cond['word'] @ params['w'] + cond['style'] @ params['style'] + jnp.sin(time)[:, None]
   return jnp.tanh(jnp.concatenate([x, 2 * x], -1) + shift[:, None, None])
 
@@ -41,16 +41,16 @@ NONE = jax.tree.map(jnp.zeros_like, CONDS)
 
 
 @pytest.mark.parametrize('target, scaling', [(gaussian.predict_v(), vp), (gaussian.predict_edm(.5), ve), (gaussian.predict_flow(), flow)])
-def test_one_call_equals_two(target, scaling):
-  noise = levels(scaling)
-  told = partial(denoiser, small_net, PARAMS, predict=target)
-  apart = separate_pair(told(CONDS), told(NONE))
+def test_a_batched_pair_equals_a_separate_pair(target, scaling):
+  noise, target = levels(scaling), with_variance(target)
+  conditional = partial(denoiser, small_net, PARAMS, predict=target)
+  apart = separate_pair(conditional(CONDS), conditional(NONE))
   together = batched_pair(small_net, PARAMS, CONDS, NONE, target)
   for level in (noise, take(noise, 1)):
     for got, want in zip(together(X, level), apart(X, level)):
       jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), got, want)
     got = shared_predictions(together, lambda c, u: cfg(c, u, 3.))(X, level)
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), got, cfg(told(CONDS), told(NONE), 3.)(X, level))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), got, cfg(conditional(CONDS), conditional(NONE), 3.)(X, level))
 
 
 def test_a_stack_calls_the_network_once_and_equals_the_stack_of_denoisers():
@@ -60,9 +60,10 @@ def test_a_stack_calls_the_network_once_and_equals_the_stack_of_denoisers():
     return small_net(params, x, *rest)
   stack = lambda c, u: dynamic_threshold(interval(rescale(apg(c, u, 4., norm=5.), c), c, -2., 3.), .9)
   noise = levels(vp)
-  got = shared_predictions(batched_pair(net, PARAMS, CONDS, NONE, gaussian.predict_v()), stack)(X, noise)
+  target = with_variance(gaussian.predict_v())
+  got = shared_predictions(batched_pair(net, PARAMS, CONDS, NONE, target), stack)(X, noise)
   assert calls == [10]
-  want = stack(*(denoiser(small_net, PARAMS, c, gaussian.predict_v()) for c in (CONDS, NONE)))(X, noise)
+  want = stack(*(denoiser(small_net, PARAMS, c, target) for c in (CONDS, NONE)))(X, noise)
   jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), got, want)
 
 
@@ -71,12 +72,12 @@ from diffusion.system import platform
 platform.start(2)
 import re
 import jax, jax.numpy as jnp
-from diffusion.core.gaussian import Noise, predict_v
+from diffusion.core.gaussian import Noise, predict_v, with_variance
 from diffusion.core.guidance import batched_pair, cfg, shared_predictions
 from diffusion.system import sharding
 from tests.core.test_guidance_calls import CONDS, NONE, PARAMS, X, small_net
 def guided(x, cond, null):
-  pair = batched_pair(small_net, PARAMS, cond, null, predict_v())
+  pair = batched_pair(small_net, PARAMS, cond, null, with_variance(predict_v()))
   return shared_predictions(pair, lambda c, u: cfg(c, u, 3.))(x, Noise(7., .8, .6, .57)).x0
 assert len(jax.devices()) == 2
 batch = jax.tree.map(lambda a: a[:4], (X, CONDS, NONE))
@@ -86,7 +87,7 @@ assert 'num_partitions=2' in text and not moves, moves
 '''
 
 
-def test_one_call_moves_nothing_between_devices():
+def test_a_batched_pair_moves_nothing_between_devices():
   done = subprocess.run([sys.executable, '-c', SHARDED], env=dict(os.environ), capture_output=True, text=True,
                         timeout=200, cwd=Path(__file__).parents[2])
   assert done.returncode == 0, done.stderr
@@ -96,6 +97,6 @@ def test_one_call_moves_nothing_between_devices():
   (None, None, 'two conditions'), (CONDS, CONDS['word'], 'same shapes'),
   (CONDS['word'], CONDS['style'], r'\(5, 3\) and \(5, 2\)'),
 ])
-def test_conditions_that_do_not_fit_are_named(cond, null, message):
+def test_conditions_of_other_shapes_are_refused(cond, null, message):
   with pytest.raises(InputError, match=message):
     batched_pair(small_net, PARAMS, cond, null, gaussian.predict_v())
