@@ -170,7 +170,7 @@ def loss_aware_loss(call, key, batch, aware, level, memory):
 
 
 def micro_batch(batch, i, n):
-  """The i-th of n equal parts of a batch, [B, ...] -> [B/n, ...]: every n-th row, so that each device keeps its own."""
+  """The i-th of n equal parts of a batch, [B, ...] -> [B/n, ...]: every n-th row, so each device keeps its own."""
   return jax.tree.map(lambda a: jnp.reshape(a, (a.shape[0] // n, n, *a.shape[1:]))[:, i], batch)
 
 

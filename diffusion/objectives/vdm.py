@@ -7,7 +7,7 @@ mean square of the estimates, whose mean it cannot change.
 
 With config.schedule='learned' the parameters contain a 'curve' = init_curve() beside the network's, and `bound` is
 the loss, with a `call` such as
-  lambda params, draw, weight: denoising.loss(key, net, params, x0, cond, draw=draw, predict=predict_eps(), weight=weight)
+  lambda params, draw, weight: loss(key, net, params, x0, cond, draw=draw, weight=weight, predict=predict_eps())
 To sample, `schedule(params['curve'])` is a curve like any other: grids.trailing(50)(schedule(params['curve'])).
 """
 import jax
