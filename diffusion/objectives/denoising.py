@@ -14,12 +14,12 @@ import optax
 from diffusion.core import likelihood
 from diffusion.core.gaussian import denoiser, determinant, expand_to, q_sample, split_output, with_estimate
 from diffusion.core.lookup import nearest_row
-from diffusion.errors import check_positive, InputError
+from diffusion.errors import check_positive
 
 
 # ---- the loss
 def gaussian_noise():
-  """Independent standard Gaussian noise, seen and asked for (DDPM, arXiv:2006.11239)."""
+  """Independent standard Gaussian noise, the same in input and target (DDPM, arXiv:2006.11239)."""
   def noise(key, x0):
     eps = jax.random.normal(key, x0.shape)
     return eps, eps
@@ -27,7 +27,7 @@ def gaussian_noise():
 
 
 def mse():
-  return lambda out, target: jnp.square(out - target)
+  return lambda out, truth: jnp.square(out - truth)
 
 
 class Streams(NamedTuple):
@@ -48,7 +48,8 @@ def example_mean(a):
   return jnp.mean(a, tuple(range(1, a.ndim)))
 
 
-def loss(key, net, params, x0, cond, *, draw, predict, weight, error=mse(), corrupt=gaussian_noise(), variance=None, train=True):
+def loss(key, net, params, x0, cond, *, draw, predict, weight, error=mse(), corrupt=gaussian_noise(), variance=None,
+         train=True):
   """The denoising loss of a batch: noise it, ask the network, weigh the error (DDPM, arXiv:2006.11239, equation 14).
 
   Every other option is one of the wrappers below, functions from a loss to a loss with the same arguments.
@@ -62,29 +63,31 @@ def loss(key, net, params, x0, cond, *, draw, predict, weight, error=mse(), corr
     draw: (key, B) -> Noise[B].
     predict: noise -> Target, what the network is trained to output.
     weight: (noise, to_x0) -> [B] (see weighting.py).
-    error: (out, target value) -> elementwise error.
+    error: (out, truth) -> elementwise error.
     corrupt: (key, x0) -> (eps in the network's input, eps in the target), each [B, ...].
     variance: the bound to add for a network that learns its variance (see learned_variance, gaussian.with_variance).
     train: whether the network's dropout is on.
   Returns:
-    (scalar loss, {'mse': [B] unweighted squared error of the output, 'logsnr': [B], 'each': [B], whose mean is the loss}).
+    (scalar loss, {'mse': [B] unweighted squared error of the output, 'logsnr': [B], 'each': [B], whose mean is the
+    loss}).
   """
   keys = streams(key)
-  noise, (input_eps, eps) = draw(keys.level, len(x0)), corrupt(keys.noise, x0)
-  level, x = expand_to(noise, x0), q_sample(x0, noise, input_eps)
+  noise = draw(keys.level, len(x0))
+  input_eps, eps = corrupt(keys.noise, x0)
+  x, level = q_sample(x0, noise, input_eps), expand_to(noise, x0)
   target = predict(level)
   out = net(params, target.scale * x, noise.time, cond, train, {'dropout': keys.network})
   out, share = split_output(target, x0, out)
-  value, to_x0 = target.a * x0 + target.b * eps, level.sigma / determinant(target, level)
-  each = weight(noise, jnp.reshape(jnp.square(to_x0), (-1,))) * example_mean(error(out, value))
+  truth, to_x0 = target.a * x0 + target.b * eps, level.sigma / determinant(target, level)
+  each = weight(noise, jnp.reshape(jnp.square(to_x0), (-1,))) * example_mean(error(out, truth))
   if variance:
-    each += variance(noise, x0, jax.lax.stop_gradient(to_x0 * (value - out)), share)
-  return jnp.mean(each), {'mse': example_mean(jnp.square(out - value)), 'logsnr': noise.logsnr, 'each': each}
+    each += variance(noise, x0, jax.lax.stop_gradient(to_x0 * (truth - out)), share)
+  return jnp.mean(each), {'mse': example_mean(jnp.square(out - truth)), 'logsnr': noise.logsnr, 'each': each}
 
 
 # ---- wrappers: loss -> loss
 def with_condition_dropout(loss, null, probability):
-  """Trains the unconditional network along with the conditional one (classifier-free guidance, arXiv:2207.12598, algorithm 1).
+  """Also trains the unconditional model, for classifier-free guidance (arXiv:2207.12598, algorithm 1).
 
   Args:
     loss: the loss to wrap. Outermost: conditions are dropped in the whole batch.
@@ -99,8 +102,10 @@ def with_condition_dropout(loss, null, probability):
 
 
 def with_micro_batch(loss, i, n):
-  """The loss of the i-th of n micro-batches. Everything is drawn for the whole batch, so that the mean over i is the loss of the whole
-  batch (except for the network's dropout)."""
+  """The loss of the i-th of n micro-batches.
+
+  Everything is drawn for the whole batch, so that the mean over i is its loss (except for the network's dropout).
+  """
   def part(tree):
     return micro_batch(tree, i, n)
   def of_part(key, net, params, x0, cond, *, draw, corrupt=gaussian_noise(), **options):
@@ -119,8 +124,11 @@ def with_prepared_condition(loss, prepare):
 
 
 def with_self_conditioning(loss):
-  """For a network that takes x and its own estimate of x0 side by side on the last axis: without gradient, and for half of the batches
-  zeros, as at the first step of sampling (Analog Bits, arXiv:2208.04202, algorithm 1)."""
+  """For a network that takes x and its own estimate of x0 side by side on the last axis.
+
+  The estimate has no gradient, and is zeros for half of the batches, as at the first step of sampling (Analog Bits,
+  arXiv:2208.04202, algorithm 1).
+  """
   def self_conditioned(key, net, params, x0, cond, *, draw, predict, corrupt=gaussian_noise(), **options):
     keys = streams(key)
     noise, (input_eps, eps) = draw(keys.level, len(x0)), corrupt(keys.noise, x0)
@@ -169,7 +177,7 @@ def loss_aware_loss(call, key, batch, aware, level, memory):
 
 
 def micro_batch(batch, i, n):
-  """The i-th of n equal parts of a batch, leaves [B, ...] -> [B/n, ...]: every n-th row, so that each device keeps its own rows."""
+  """The i-th of n equal parts of a batch, [B, ...] -> [B/n, ...]: every n-th row, so each device keeps its own."""
   return jax.tree.map(lambda a: jnp.reshape(a, (a.shape[0] // n, n, *a.shape[1:]))[:, i], batch)
 
 
@@ -184,98 +192,98 @@ def drop_condition(key, cond, null, probability):
 
 # ---- other noise: (key, x0) -> (eps in the network's input, eps in the target)
 def offset_noise(strength=.1):
-  """Adds one draw a channel to all its pixels, so that the model learns to move the mean brightness ("Diffusion with offset noise",
-  Guttenberg 2023). The covariance over the pixels of a channel is I + strength^2 * 11^T; samplers start from plain noise all the same.
-  x0 [B, ..., C] with at least one axis of pixels."""
+  """Adds one value per channel to all its pixels, so that the model learns to change the mean brightness.
+
+  "Diffusion with offset noise", Guttenberg 2023. The covariance over the pixels of a channel is I + strength^2 * 11^T;
+  samplers still start from plain noise. x0 [B, ..., C] with at least one axis of pixels.
+  """
   check_positive('offset', strength=strength)
   def noise(key, x0):
     shared = (x0.shape[0],) + (1,) * (x0.ndim - 2) + x0.shape[-1:]
-    own_key, shared_key = jax.random.split(key)
-    eps = jax.random.normal(own_key, x0.shape) + strength * jax.random.normal(shared_key, shared)
+    pixel_key, shared_key = jax.random.split(key)
+    eps = jax.random.normal(pixel_key, x0.shape) + strength * jax.random.normal(shared_key, shared)
     return eps, eps
   return noise
 
 
 def perturbed_noise(gamma=.1):
-  """The network sees eps + gamma * another draw, and is asked for eps: it meets in training the errors that its own samples will hold
-  (input perturbation, arXiv:2301.11706, algorithm 1)."""
+  """Input perturbation: eps + gamma * another draw in the input, eps in the target (arXiv:2301.11706, algorithm 1).
+
+  In training the network meets errors like those of its own samples.
+  """
   check_positive('perturbed', gamma=gamma)
   def noise(key, x0):
-    eps_key, more_key = jax.random.split(key)
+    eps_key, perturbation_key = jax.random.split(key)
     eps = jax.random.normal(eps_key, x0.shape)
-    return eps + gamma * jax.random.normal(more_key, x0.shape), eps
+    return eps + gamma * jax.random.normal(perturbation_key, x0.shape), eps
   return noise
 
 
 def minibatch_ot_noise():
-  """Plain noise, dealt out within the batch so that the sum of |x0 - eps|^2 is least: straighter flows (arXiv:2302.00482, section 3.2;
-  arXiv:2304.14772).
+  """Minibatch optimal transport: plain noise, permuted within the batch to minimise the sum of |x0 - eps|^2.
 
-  Only the noises change places, so each x0 keeps its condition; with conditions that say much about x0 the pairing is biased, since it
-  joins noise to the condition as well. Exact assignment costs O(B^3), partly in sequence: hundredths of a second on a CPU at B = 256.
-  Under jit the batch is the whole batch, whatever the devices: all of x0 and eps is gathered on every one of them. Under pmap or
-  shard_map each device pairs its own share.
+  It makes flows straighter (arXiv:2302.00482, section 3.2; arXiv:2304.14772).
+  Only the noises are permuted, so that each x0 keeps its condition; with conditions that determine much of x0 the
+  coupling is biased, since it correlates noise and condition as well. Exact assignment costs O(B^3), partly
+  sequential: about 10 ms on a CPU at B = 256. Under jit it spans the whole batch, whatever the devices: all of x0
+  and eps is gathered on each of them. Under pmap or shard_map each device pairs its own part.
   """
   def noise(key, x0):
     eps = jax.random.normal(key, x0.shape)
     flat = lambda a: jnp.reshape(a, (len(a), -1))
-    i, j = optax.assignment.hungarian_algorithm(-flat(x0) @ flat(eps).T)  # |x0|^2 and |eps|^2 are the same in every pairing
+    i, j = optax.assignment.hungarian_algorithm(-flat(x0) @ flat(eps).T)  # |x0|^2 and |eps|^2 do not depend on it
     eps = jnp.zeros_like(eps).at[i].set(eps[j])
     return eps, eps
   return noise
 
 
-# ---- other errors: (out, target value) -> elementwise error
+# ---- other errors: (out, truth) -> elementwise error
 def mae():
-  return lambda out, target: jnp.abs(out - target)
+  return lambda out, truth: jnp.abs(out - truth)
 
 
 def huber(delta=1.):
   """Quadratic up to delta, linear beyond; equals half the squared error near zero."""
   check_positive('huber', delta=delta)
-  def error(out, target):
-    gap = jnp.abs(out - target)
+  def error(out, truth):
+    gap = jnp.abs(out - truth)
     return jnp.where(gap <= delta, .5 * gap ** 2, delta * (gap - .5 * delta))
   return error
 
 
 # ---- variance
 def fixed_variance():
-  """The sampler chooses the variance of a step; the network says nothing about it."""
+  """The sampler chooses the variance of a step; the network does not predict it."""
   return None
 
 
 def learned_variance(strength=.001, levels=256, *, schedule):
-  """The variational bound that trains the variance of the steps, to be added to the loss (improved DDPM, arXiv:2102.09672, equation 16).
+  """The variational bound that trains the variance of a step, added to the loss (arXiv:2102.09672, equation 16).
 
-  A step's term is the KL of the true step from the model's; of row 0, from which a sampler goes to clean data, the likelihood of
-  x0 under the Gaussian around the model's x0, whose variance lies between those of row 1 (small) and row 0 (large) as in the
-  paper's code. Terms are means over dimensions, in bits, times T: with uniform times their mean is the bound in bits a dimension.
+  The term of a step is the KL of the true step from the model's; that of row 0, from which a sampler goes to clean
+  data, is the likelihood of x0 under a Gaussian around the model's x0, whose variance lies between those of row 1
+  (small) and row 0 (large) as in the paper's code. Terms are means over dimensions, in bits, times T: with uniform
+  times their mean is the bound in bits per dimension.
 
   Args:
     strength: lambda of the paper.
-    levels: of the data between -1 and 1 (DDPM, equation 13); None: x0 is continuous, and its density is used.
-    schedule: a table; the range of the variance depends on the step, so a curve will not do.
+    levels: number of values of the data in [-1, 1] (DDPM, equation 13); None: x0 is continuous, and its density is
+      used.
+    schedule: a table; the range of the variance depends on the step, so that a curve has none.
   Returns:
-    (noise [B], x0, gap, variance) -> [B]. gap: the model's x0 less the true one, without gradient.
+    (noise [B], x0, gap, variance) -> [B]. gap: the model's x0 minus the true one, without gradient.
+  Raises:
+    InputError: a strength that is not above 0; a curve, or fewer than 2 levels.
   """
   check_positive('learned', strength=strength)
-  if callable(schedule) or len(schedule.logsnr) < 2:
-    raise InputError('learned: a learned variance belongs to steps of a fixed size; give the schedule a number of levels, as in flow(1000)')
-  T, snr, log_sigma2 = len(schedule.logsnr), np.exp(schedule.logsnr), 2 * np.log(schedule.sigma)
-  log_k1 = np.log(-np.expm1(schedule.logsnr[1] - schedule.logsnr[0]))  # row 0 as the cleaner end of row 1: small variance sigma_0^2 k_1
-  ratios = jnp.asarray(np.append(-log_k1, np.diff(log_sigma2)), jnp.float32)
-  gains = jnp.asarray(np.append(0., -np.diff(snr)), jnp.float32)
-  smallest, index = log_sigma2[0] + log_k1, nearest_row(schedule)
-
-  def log_likelihood(x0, mean, log_std):
-    return (likelihood.gaussian_log_density(x0, mean, log_std) if levels is None else
-            likelihood.discretised_log_likelihood(x0, mean, log_std, levels))
+  steps, index, T = likelihood.reverse(schedule), nearest_row(schedule), len(schedule.logsnr)
+  ratios, gains = jnp.asarray(steps.log_ratio, jnp.float32), jnp.asarray(steps.gain, jnp.float32)
+  smallest = 2 * np.log(schedule.sigma[0]) - steps.log_ratio[0]  # row 0 as the cleaner end of row 1: sigma_0^2 k_1
 
   def bound(noise, x0, gap, variance):
     i = index(noise.logsnr)
     ratio, gain, first = (jnp.reshape(a, (-1,) + (1,) * (x0.ndim - 1)) for a in (ratios[i], gains[i], i == 0))
     step = likelihood.step_kl(variance, ratio, gain, gap)
-    decoder = -log_likelihood(x0, x0 + gap, .5 * (smallest + variance * ratio))
-    return strength * T / np.log(2).item() * jnp.mean(jnp.where(first, decoder, step), tuple(range(1, x0.ndim)))
+    decoder = -likelihood.data_log_likelihood(x0, x0 + gap, .5 * (smallest + variance * ratio), levels)
+    return strength * T / np.log(2).item() * example_mean(jnp.where(first, decoder, step))
   return bound

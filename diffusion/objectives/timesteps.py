@@ -1,7 +1,8 @@
-"""How the times of a training batch are drawn: functions (key, B) -> u [B] in [0, 1), 0 the cleanest.
+"""Sampling the times of a training batch: functions (key, B) -> u [B] in [0, 1), 0 the cleanest.
 
-`draw_levels` turns such a function and a schedule into the Draw (key, B) -> Noise[B] that the loss takes. Only `loss_aware` divides
-the loss by the density of its times; for all others, drawing a level more often weighs it more.
+`draw_levels` turns such a function and a schedule into the `draw`, (key, B) -> Noise[B], of the loss. Only
+`loss_aware` divides the loss by the density of its times; with all others, drawing a level more often gives it more
+weight.
 """
 from typing import Callable, NamedTuple
 
@@ -22,8 +23,10 @@ def uniform():
 
 
 def stratified():
-  """One uniform offset and an even spread over the batch, in random order: each time is uniform, and a batch covers [0, 1) evenly,
-  which lowers the variance of the loss (VDM, arXiv:2107.00630, appendix I.1)."""
+  """Evenly spaced times with one uniform offset, in random order (VDM, arXiv:2107.00630, appendix I.1).
+
+  Each time is uniform, and a batch covers [0, 1) evenly, which lowers the variance of the loss.
+  """
   def times(key, batch):
     offset_key, order_key = jax.random.split(key)
     return jnp.minimum((jax.random.uniform(offset_key) + jax.random.permutation(order_key, batch)) / batch, LAST)
@@ -31,11 +34,12 @@ def stratified():
 
 
 def histogram(weights):
-  """Times with the density of a histogram: weights[i] for the i-th of equal bins of [0, 1), cleanest first."""
+  """Times with the density of a histogram: weights[i] for the i-th equal bin of [0, 1), cleanest first."""
   density = np.asarray(weights, np.float64)
   if density.ndim != 1 or not len(density) or not np.all(density >= 0) or not density.sum() > 0:
     raise InputError(f'table({weights!r:.80}): expected a list of weights, none negative and not all zero')
-  return lambda key, batch: _from_histogram(jax.random.uniform(key, (batch,)), jnp.asarray(density / density.sum(), jnp.float32))
+  shares = density / density.sum()
+  return lambda key, batch: _from_histogram(jax.random.uniform(key, (batch,)), jnp.asarray(shares, jnp.float32))
 
 
 def _from_histogram(u, shares):
@@ -45,7 +49,7 @@ def _from_histogram(u, shares):
 
 
 def logit_normal(mean=0., std=1.):
-  """log(t / (1 - t)) is normal: more of the middle (Stable Diffusion 3, arXiv:2403.03206, section 3.1). A mean above 0 leans to noise."""
+  """log(t / (1 - t)) is normal: more of the middle; a mean above 0 favours noise (arXiv:2403.03206, section 3.1)."""
   check_positive('logit_normal', std=std)
   return lambda key, batch: jnp.minimum(jax.nn.sigmoid(mean + std * jax.random.normal(key, (batch,))), LAST)
 
@@ -53,43 +57,46 @@ def logit_normal(mean=0., std=1.):
 def edm_lognormal(mean=-1.2, std=1.2, *, schedule):
   """log(sigma / alpha) is normal (EDM, arXiv:2206.00364, table 1), on any schedule.
 
-  The defaults are the paper's, for data of standard deviation 0.5. What falls outside the schedule's range is drawn at its ends.
+  The defaults are the paper's, for data of standard deviation 0.5. Values outside the schedule's range are moved to
+  its ends.
 
   Args:
     mean, std: of log(sigma / alpha).
-    schedule: a curve, inverted to about 1e-4 in log-SNR, or a table, of which the nearest row is drawn.
+    schedule: a curve, inverted to about 1e-4 in log-SNR, or a table, of which the nearest row is taken.
   """
   check_positive('edm_lognormal', std=std)
   time = time_of_logsnr(schedule)
   return lambda key, batch: jnp.minimum(time(-2 * (mean + std * jax.random.normal(key, (batch,)))), LAST)
 
 
-# ---- times that follow the loss
+# ---- times adapted to the loss
 class LossAware(NamedTuple):
-  """Times and what they remember: an array [2, bins] of the running mean square of the loss, and how many losses it holds."""
+  """Adaptive times. Their memory [2, bins] is a running mean square of the loss and the number of losses in it."""
   start: Callable     # () -> memory
-  times: Callable     # (key, B, memory) -> (u [B], share [B]): share * loss has the expectation of the loss at uniform times
+  times: Callable     # (key, B, memory) -> (u [B], w [B]); w * loss has the expectation of the loss at uniform u
   remember: Callable  # (memory, u, loss [B]) -> memory
 
 
 def loss_aware(bins=100, history=100, least=10, floor=.01):
-  """Times drawn in proportion to the root mean square of their loss, which is divided by their density: the expectation stays that of
-  uniform times, and its variance falls (improved DDPM, arXiv:2102.09672, equation 18).
+  """Importance sampling of times by the root mean square of their loss (improved DDPM, arXiv:2102.09672, equation 18).
 
-  The paper keeps the last 10 losses of each of 4000 steps; here, bins of time keep a running mean. The memory follows from the losses
-  alone, so a resumed run draws what an uninterrupted one would.
+  The loss is divided by the density of its time: its expectation stays that of uniform times, and its variance
+    falls. The
+  paper keeps the last 10 losses of each of 4000 steps; here, bins of time keep a running mean. The memory
+  depends only on the losses, so that a resumed run draws what an uninterrupted one would.
 
   Args:
-    bins: equal bins of time.
-    history: about how many of its last losses the mean of a bin holds.
-    least: every bin must have seen so many; until then times are uniform.
-    floor: share of the times that stays uniform, so that no weight exceeds 1 / floor.
+    bins: number of equal bins of time.
+    history: approximate number of losses in the running mean of a bin.
+    least: times are uniform until every bin has this many losses.
+    floor: share of the times that remains uniform, so that no weight exceeds 1 / floor.
   """
   for name, value in dict(bins=bins, history=history, least=least).items():
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
       raise InputError(f'loss_aware({name}={value!r}): expected a whole number of at least 1')
   if least > history or not 0 < floor <= 1:
-    raise InputError(f'loss_aware(history={history}, least={least}, floor={floor}): expected least <= history and 0 < floor <= 1')
+    raise InputError(f'loss_aware(history={history}, least={least}, floor={floor}): '
+                     'expected least <= history and 0 < floor <= 1')
 
   def times(key, batch, memory):
     mean_square, count = memory
@@ -113,6 +120,6 @@ def loss_aware(bins=100, history=100, least=10, floor=.01):
 
 
 def draw_levels(times, schedule):
-  """The Draw (key, B) -> Noise[B] of times on a schedule."""
+  """The draw (key, B) -> Noise[B] of times on a schedule."""
   level = levels_at(schedule)
   return lambda key, batch: level(times(key, batch))

@@ -1,12 +1,14 @@
-"""A noise schedule that is trained with the network (VDM, arXiv:2107.00630; its monotone network is a piecewise linear curve here).
+"""A noise schedule that is trained with the network (VDM, arXiv:2107.00630), here as a piecewise linear curve.
 
-The curve of log-SNR is piecewise linear in time: `ends` say where above 0 it starts and where below 0 it ends, `inner` how its fall is
-shared among equal pieces of time. The variational bound depends on the ends alone: where the curve runs in between only changes how noisy an
-estimate at random times is. So the ends follow the bound, and `inner` the mean square of the estimates, whose mean it cannot move.
+The log-SNR is piecewise linear in time: `ends` parameterise how far above 0 it starts and below 0 it ends, `inner`
+how its fall is distributed over equal intervals of time. The variational bound depends on the ends alone: the curve
+in between only changes the variance of an estimate at random times. So the ends minimise the bound, and `inner` the
+mean square of the estimates, whose mean it cannot change.
 
-With config.schedule='learned' the parameters hold a 'curve' = init() beside the network's, and `bound` is the loss, with a `call` such as
-  lambda params, draw, weight: losses.loss(key, net, params, x0, cond, draw=draw, weight=weight, predict=predict.eps())
-To sample, `schedule(params['curve'])` is a continuous schedule like any other: grids.trailing(50)(schedule(params['curve'])).
+With config.schedule='learned' the parameters contain a 'curve' = init_curve() beside the network's, and `bound` is
+the loss, with a `call` such as
+  lambda params, draw, weight: loss(key, net, params, x0, cond, draw=draw, weight=weight, predict=predict_eps())
+To sample, `schedule(params['curve'])` is a curve like any other: grids.trailing(50)(schedule(params['curve'])).
 """
 import jax
 import jax.numpy as jnp
@@ -17,21 +19,25 @@ from diffusion.core.gaussian import array_module, vp
 from diffusion.errors import InputError
 from diffusion.objectives.timesteps import stratified
 
-
-FLOOR = .01  # share of the fall that is spread evenly, so that no piece is flat
+FLOOR = .01  # share of the fall that is distributed evenly, so that no piece is flat
 
 
 def init_curve(pieces=64, start=13.3, end=-5.):
-  """The parameters of a curve that falls evenly from `start` (t = 0) to `end` (t = 1); the defaults are where VDM's code starts."""
+  """The parameters of a curve that falls linearly from `start` (t = 0) to `end` (t = 1); defaults as in VDM's code.
+
+  Raises:
+    InputError: no piece, or not start > 0 > end.
+  """
   if isinstance(pieces, bool) or not isinstance(pieces, int) or pieces < 1 or not start > 0 > end:
-    raise InputError(f'init(pieces={pieces!r}, start={start}, end={end}): expected at least 1 piece and start > 0 > end')
+    raise InputError(f'learned(pieces={pieces!r}, start={start}, end={end}): '
+                     'expected at least 1 piece and start > 0 > end')
   distance = np.array([start, -end])
-  return dict(ends=np.asarray(distance + np.log(-np.expm1(-distance)), np.float32),  # whose softplus is the distance from 0
+  return dict(ends=np.asarray(distance + np.log(-np.expm1(-distance)), np.float32),  # inverse softplus
               inner=np.zeros(pieces, np.float32))
 
 
 def logsnr(curve, t):
-  """(logsnr, dlogsnr/dt) at t in [0, 1]: on the host in float64 for NumPy times, else traced. Falls for any parameters."""
+  """(logsnr, dlogsnr/dt) at t in [0, 1]: float64 for NumPy times, else traced. Decreasing for any parameters."""
   xp = array_module(t)
   ends, inner = (xp.asarray(curve[name], None if xp is jnp else np.float64) for name in ('ends', 'inner'))
   above, below = xp.logaddexp(0., ends)
@@ -43,7 +49,7 @@ def logsnr(curve, t):
 
 
 def conditioning(value):
-  """What the network is told of a log-SNR: 0 at 20 and 1000 at -20, however the curve changes."""
+  """The network's time input at a log-SNR: 0 at 20 and 1000 at -20, however the curve changes."""
   return 25. * (20. - value)
 
 
@@ -56,22 +62,23 @@ def schedule(curve):
 
 
 def learned(pieces=64, start=13.3, end=-5.):
-  """The schedule before it is trained; arguments as for `init`. The network is told the log-SNR, so it knows every curve's levels."""
+  """The schedule before training; arguments as for `init_curve`. The time input follows from log-SNR, on any curve."""
   return schedule(init_curve(pieces, start, end))
 
 
 def bound(key, params, x0, call, levels=256):
-  """The variational bound in nats per dimension, at one random time for each example.
+  """The variational bound in nats per dimension, at one random time per example.
 
-  Its value is an unbiased estimate of the bound. Its gradient is the bound's for the network and for the ends of the curve; for
-  `inner` it is that of the mean square of the examples' estimates, and so of their variance.
+  Its value is an unbiased estimate of the bound. Its gradient is that of the bound for the network and for the ends
+  of the curve; for `inner` it is that of the mean square of the examples' estimates, and so of their variance.
 
   Args:
-    key: of the times and of the noise in the reconstruction; another than the one in `call`.
-    params: those of the network, and a 'curve' as from `init`.
+    key: for the times and the noise of the reconstruction; not the key in `call`.
+    params: those of the network, and a 'curve' from `init_curve`.
     x0: data [B, ...].
-    call: (params, draw, weight) -> (scalar, parts), the loss of the network as in losses.loss, without learned weights.
-    levels: of the data between -1 and 1, for the likelihood of x0 at t = 0 (in the form of DDPM, equation 13); None: x0 is continuous.
+    call: (params, draw, weight) -> (scalar, parts), such as denoising.loss, without learned uncertainty.
+    levels: number of values of the data in [-1, 1], for the likelihood of x0 at t = 0 (DDPM, equation 13); None: x0 is
+      continuous.
   Returns:
     (scalar, parts with 'each' [B], 'prior' and 'reconstruction', scalars).
   """
@@ -80,25 +87,24 @@ def bound(key, params, x0, call, levels=256):
   t = stratified()(time_key, len(x0))
 
   def diffusion(params, value, slope):
-    weight = lambda noise, to_x0: -.5 * slope * jnp.exp(noise.logsnr) * to_x0
+    def weight(noise, to_x0):
+      return -.5 * slope * jnp.exp(noise.logsnr) * to_x0
     return call(params, draw=lambda key, batch: vp(conditioning(value), value), weight=weight)[1]
 
   ends, inner = dict(curve, inner=stop(curve['inner'])), dict(curve, ends=stop(curve['ends']))
   parts = diffusion(params, *logsnr(ends, t))
   pull = jax.grad(lambda point: jnp.sum(diffusion(stop(params), *point)['each']))(stop(logsnr(curve, t)))
   towards = jax.tree.map(lambda g, point: 2 * stop(parts['each'] * g) * point, pull, logsnr(inner, t))
-  square = jnp.mean(sum(towards))  # has the gradient of mean(each^2)
+  square = jnp.mean(sum(towards))  # its gradient is that of mean(each^2)
   prior, reconstruction = _ends(eps_key, ends, x0, levels)
   total = jnp.mean(parts['each']) + prior + reconstruction + square - stop(square)
   return total, parts | dict(prior=prior, reconstruction=reconstruction)
 
 
 def _ends(key, curve, x0, levels):
-  """The terms of the bound at t = 1, KL(q(x_1 | x0) || N(0, 1)), and at t = 0, -log p(x0 | x_0): means over dimensions."""
+  """The terms at t = 1, KL(q(x_1 | x0) || N(0, 1)), and at t = 0, -log p(x0 | x_0): means over dimensions."""
   first, last = (schedule(curve)(jnp.asarray(t)) for t in (0., 1.))
   prior = jnp.mean(likelihood.gaussian_kl(last.alpha * x0, 2 * jnp.log(last.sigma), 0., 0.))
   log_std = -.5 * first.logsnr  # of x_0 / alpha_0 around x0
   mean = x0 + jnp.exp(log_std) * jax.random.normal(key, x0.shape)
-  log_p = (likelihood.gaussian_log_density(x0, mean, log_std) if levels is None else
-           likelihood.discretised_log_likelihood(x0, mean, log_std, levels))
-  return prior, -jnp.mean(log_p)
+  return prior, -jnp.mean(likelihood.data_log_likelihood(x0, mean, log_std, levels))

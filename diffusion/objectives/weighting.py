@@ -1,7 +1,8 @@
-"""What a squared error counts at a noise level: weights (noise, to_x0) -> w [B].
+"""Weights of the squared error by noise level: functions (noise, to_x0) -> w [B].
 
-to_x0 = (sigma / determinant)^2 turns a squared error in the network's output into one in x0 (see core/gaussian.py), so that a weight defined
-in x0-space means the same for every parameterisation. SNR * to_x0 turns it into one in eps.
+to_x0 = (sigma / determinant)^2 turns a squared error of the network's output into one of x0 (see core/gaussian.py),
+so that a weight defined in x0-space means the same for every parameterization. SNR * to_x0 turns it into one of
+eps.
 """
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from diffusion.errors import check_positive, InputError
 
 
 def one():
-  """The error in the network's output as it is (L_simple of DDPM, when it predicts eps)."""
+  """The unweighted error of the network's output (L_simple of DDPM, if it predicts eps)."""
   return lambda noise, to_x0: jnp.ones_like(noise.logsnr)
 
 
@@ -43,11 +44,13 @@ def edm(sd=.5):
 
 
 def vlb(*, schedule):
-  """The variational bound: with uniform times, the mean loss is its diffusion part in nats per dimension.
+  """The variational bound: with uniform times, the mean loss is its diffusion term in nats per dimension.
 
-  A curve: -dlogsnr/dt / 2 times the eps error, the continuous-time loss of VDM (arXiv:2107.00630). A table of T rows: T (SNR_s - SNR_t) / 2
-  times the x0 error, s the row before, which is its discrete-time loss (with the posterior's variance); row 0 has T / 2 times the eps
-  error, which is the likelihood of x0 under N(x0_hat, (sigma / alpha)^2) up to a constant.
+  A curve: -dlogsnr/dt / 2 times the eps error, the continuous-time loss of VDM (arXiv:2107.00630). A table of T
+    rows:
+  T (SNR_s - SNR_t) / 2 times the x0 error, s the row before, which is VDM's discrete-time loss (with the
+  posterior's variance); row 0 has T / 2 times the eps error, which is minus the log-likelihood of x0 under
+  N(x0_hat, (sigma / alpha)^2) up to a constant.
   """
   if callable(schedule):
     t, logsnr = curve_samples(schedule)
@@ -62,11 +65,15 @@ def vlb(*, schedule):
 
 
 def sigmoid(bias=0., *, schedule):
-  """sigmoid(bias - logsnr) times the weight of the bound: the loss no longer pays for the finest details (VDM++, arXiv:2303.00848,
-  section 5; e^bias times the form in simpler diffusion, arXiv:2410.19324, which weighs the x0 error by sigmoid(logsnr - bias)).
+  """sigmoid(bias - logsnr) times the weight of the bound, to ignore the finest details (arXiv:2303.00848, section 5).
+
+  It is e^bias times the form in simpler diffusion (arXiv:2410.19324), which weights the x0 error by sigmoid(logsnr
+  - bias).
 
   Args:
-    bias: the logsnr above which errors count ever less; higher counts finer details.
+    bias: the logsnr above which the weight of errors falls; a higher bias includes finer details.
+  Raises:
+    InputError: a bias that is not a finite number.
   """
   if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not np.isfinite(bias):
     raise InputError(f'sigmoid(bias={bias!r}): expected a number')
@@ -74,19 +81,21 @@ def sigmoid(bias=0., *, schedule):
   return lambda noise, to_x0: jax.nn.sigmoid(bias - noise.logsnr) * bound(noise, to_x0)
 
 
-# ---- weights that are learned
+# ---- learned weights
 def uncertainty(features=64):
-  """A learned u(logsnr): the loss becomes loss / e^u + u, so that u learns the log of the expected loss of each level and every
-  level then counts alike (EDM2, arXiv:2312.02696, equations 14, 21). It multiplies any other weight.
+  """A learned u(logsnr) for the loss / e^u + u (EDM2, arXiv:2312.02696, equations 14, 21), with any other weight.
+
+  u learns the log of the expected loss at each level, after which all levels have equal weight.
 
   Args:
-    features: size of u, a linear function of random Fourier features of logsnr / 8 without a bias, as in EDM2, where it is 128.
+    features: number of random Fourier features of logsnr / 8, of which u is a linear function without bias; 128 in
+      EDM2.
   Returns:
-    (params, u): float32 [features], zeros, which start as no weight at all; u: (params, logsnr [B]) -> [B].
+    (params, u): float32 [features], zeros, for which the weight is 1; u: (params, logsnr [B]) -> [B].
   """
   rng = np.random.default_rng(0)
   frequency, phase = rng.standard_normal(features).astype(np.float32), rng.random(features).astype(np.float32)
   def u(params, logsnr):
-    angle = 2 * np.pi * (jnp.clip(logsnr, -20., 20.)[:, None] / 8 * frequency + phase)  # a row without signal is at -inf
+    angle = 2 * np.pi * (jnp.clip(logsnr, -20., 20.)[:, None] / 8 * frequency + phase)  # -inf without signal
     return np.sqrt(2).item() * jnp.cos(angle) @ params
   return np.zeros(features, np.float32), u

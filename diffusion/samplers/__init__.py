@@ -28,8 +28,8 @@ from diffusion.samplers.multistep import (deis, dpmpp_2m, dpmpp_3m, dpmpp_3m_shi
 from diffusion.samplers.two_stage import churn, dpm_solver_2, dpmpp_2s, flow_heun, heun
 
 SAMPLERS = dict(  # what a config can name
-  ddim=ddim, ddpm=ddpm, euler=euler, euler_ancestral=euler_ancestral, heun=heun, churn=churn, dpm_solver_2=dpm_solver_2,
-  dpmpp_1s=dpmpp_1s, dpmpp_2s=dpmpp_2s, dpmpp_2m=dpmpp_2m, dpmpp_3m=dpmpp_3m, dpmpp_3m_shipped=dpmpp_3m_shipped,
-  dpmpp_sde_2m=dpmpp_sde_2m, unipc=unipc, flow_pc=flow_pc, deis=deis, lms=lms, plms=plms, flow_euler=flow_euler,
-  flow_heun=flow_heun, flow_lms=flow_lms, langevin=langevin, adaptive=adaptive, consistency=consistency,
-  best=best)
+  ddim=ddim, ddpm=ddpm, euler=euler, euler_ancestral=euler_ancestral, heun=heun, churn=churn,
+  dpm_solver_2=dpm_solver_2, dpmpp_1s=dpmpp_1s, dpmpp_2s=dpmpp_2s, dpmpp_2m=dpmpp_2m, dpmpp_3m=dpmpp_3m,
+  dpmpp_3m_shipped=dpmpp_3m_shipped, dpmpp_sde_2m=dpmpp_sde_2m, unipc=unipc, flow_pc=flow_pc, deis=deis, lms=lms,
+  plms=plms, flow_euler=flow_euler, flow_heun=flow_heun, flow_lms=flow_lms, langevin=langevin, adaptive=adaptive,
+  consistency=consistency, best=best)

@@ -1,11 +1,11 @@
-"""Samplers of one evaluation and no memory: DDIM, DDPM and what equals or resembles them.
+"""Samplers of one evaluation per step and no memory: DDIM, DDPM, and samplers equal or similar to them.
 
 With k = 1 - exp(-2h), the ancestral step is
 
-  x_s = alpha_s * x0 + sigma_s * (sqrt(1 - eta^2 k) * eps + eta * sqrt(k) * z)        DDIM, arXiv:2010.02502, eqs. 12, 16
+  x_s = alpha_s * x0 + sigma_s * (sqrt(1 - eta^2 k) * eps + eta * sqrt(k) * z)     DDIM, arXiv:2010.02502, eqs. 12, 16
 
 where eta = 0 is deterministic and eta = 1 is DDPM: the posterior q(x_s | x_t, x0) of arXiv:2006.11239, equations 6, 7.
-At the last level (CLEAN: alpha 1, sigma 0, h infinite) every formula gives x0; there is no special case.
+At the last level (CLEAN: alpha 1, sigma 0, h infinite) every formula gives x0, without a special case.
 """
 from functools import partial
 
@@ -20,11 +20,11 @@ def ddim_step(keys, denoise, state, step, eta=0.):
   """One DDIM step; eta = 0 is deterministic, eta = 1 is DDPM with the small variance.
 
   Args:
-    keys: one key a sample, [B].
+    keys: one key per sample, [B].
     denoise: (x, noise) -> Pred.
     state: the state, whose x is x_t [B, ...].
     step: both ends of the interval.
-    eta: share of fresh noise, in [0, 1].
+    eta: amount of fresh noise, in [0, 1].
   Returns:
     The state at step.s.
   """
@@ -43,9 +43,10 @@ def ddpm_step(keys, denoise, state, step, variance='small'):
 
   Args:
     keys, denoise, state, step: as for ddim_step.
-    variance: 'small' is the posterior's sigma_s^2 k; 'large' is the forward step's sigma_t^2 k (beta_t of a VP chain);
-      'learned' lies between them, in the logarithm, where the network says (improved DDPM, arXiv:2102.09672, equation 15);
-      'none' leaves the noise out, which is wrong and collapses samples towards an average: for teaching.
+    variance: 'small' is the posterior's sigma_s^2 k; 'large' is the forward step's sigma_t^2 k (beta_t of a VP
+      chain); 'learned' is interpolated between them in the logarithm by the network (improved DDPM,
+      arXiv:2102.09672, equation 15); 'none' omits the noise, which is wrong and collapses samples towards their
+      mean: for teaching.
   Returns:
     The state at step.s; the last step, to CLEAN, adds no noise.
   """
@@ -98,20 +99,23 @@ def euler_ancestral(eta=1.):
 
 
 def consistency():
-  """Multistep consistency sampling (arXiv:2303.01469, algorithm 1): the estimate of x0 with all noise fresh."""
+  """Multistep consistency sampling (arXiv:2303.01469, algorithm 1): the estimate of x0 with entirely fresh noise."""
   def step(keys, denoise, state, step):
-    return Sample(step.s.alpha * denoise(state.x, step.t).x0 + step.s.sigma * gaussian(keys, step.index, state.x))
+    x0 = denoise(state.x, step.t).x0
+    return Sample(step.s.alpha * x0 + step.s.sigma * gaussian(keys, step.index, state.x))
   return Sampler(Sample, step)
 
 
 def langevin(corrections=1, snr=.16):
-  """Predictor-corrector sampling (arXiv:2011.13456, algorithms 2 to 5): Langevin steps at every level, then an ancestral one.
+  """Predictor-corrector sampling: Langevin steps at every level, then an ancestral step (arXiv:2011.13456, algs. 2-5).
 
-  The Langevin step is 2 * (snr * sigma)^2, which follows from the level alone (as in NCSN, arXiv:1907.05600, algorithm 1) and not from
-  norms over the batch, so that a sample does not depend on its neighbours. corrections + 1 evaluations a step of the grid.
+  The Langevin step size is 2 * (snr * sigma)^2, which depends on the level alone (as in NCSN, arXiv:1907.05600,
+  algorithm 1) and not on norms over the batch, so that a sample does not depend on its neighbours. Each step of the
+  grid takes corrections + 1 evaluations.
   """
   if isinstance(corrections, bool) or not isinstance(corrections, int) or corrections < 0 or not 0 < snr < 1:
-    raise InputError(f'langevin({corrections=}, {snr=}): expected a number of corrections from 0 and an snr between 0 and 1')
+    raise InputError(f'langevin({corrections=}, {snr=}): expected a whole number of corrections from 0 '
+                     'and an snr between 0 and 1')
   def plan(levels):
     S, n = len(levels.logsnr) - 1, corrections + 1
     starts = np.repeat(np.arange(S), n)

@@ -1,4 +1,4 @@
-"""What a sampler is, and `sample`, which runs one over a grid in a single `lax.scan`."""
+"""The parts of a sampler, and `sample`, which runs one over a grid in a single `lax.scan`."""
 from functools import partial
 from typing import Any, Callable, NamedTuple
 
@@ -15,8 +15,8 @@ class Step(NamedTuple):
   t: Noise
   s: Noise
   h: Any      # (logsnr_s - logsnr_t) / 2
-  index: Any  # 1 for the first step; 0 is the draw of the starting noise
-  extra: Any = ()  # what else a sampler's plan worked out for this step, in float64
+  index: Any  # number of the evaluation, from 1; the starting noise has index 0
+  extra: Any = ()  # the sampler's own coefficients for this step, computed in float64
 
 
 class Sample(NamedTuple):
@@ -25,39 +25,39 @@ class Sample(NamedTuple):
 
 
 def sample_keys(seed, ids):
-  """One key a sample, from its number alone: sample k is the same in any batch and on any number of devices."""
+  """One key per sample, [B], from its id alone: sample k is the same in any batch and on any number of devices."""
   return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.asarray(ids))
 
 
 def gaussian(keys, index, x):
-  """Standard normal noise shaped as x [B, ...] for step `index`: the only place where a sampler draws."""
+  """Standard Gaussian noise of the shape of x [B, ...] for step `index`: the only place where a sampler draws."""
   return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), x.shape[1:]))(keys)
 
 
 def prior(keys, levels, shape):
-  """The starting noise sigma_T * z, [B, *shape]; alpha_T * x0 is taken as nothing."""
+  """The starting noise sigma_T * z, [B, *shape]; assumes that alpha_T * x0 is negligible."""
   empty = jax.ShapeDtypeStruct((keys.shape[0], *shape), jnp.float32)
   return float(levels.sigma[0]) * gaussian(keys, 0, empty)
 
 
 def steps(levels):
-  """The intervals of a grid [S+1], differenced in float64: a Step of [S] arrays.
+  """The intervals of a grid [S+1] with h in float64: a Step of [S] arrays.
 
   Raises:
     InputError: the grid is not on the host, or does not go from noise to clean.
   """
   if isinstance(levels.logsnr, jax.Array):
-    raise InputError('a grid is made of float64 NumPy arrays; got a JAX array: build the grid outside jit')
+    raise InputError('a grid must consist of float64 NumPy arrays, got a JAX array: build the grid outside jit')
   n = len(levels.logsnr) - 1
   t, s = take(levels, slice(0, n)), take(levels, slice(1, None))
   h = (s.logsnr - t.logsnr) / 2
   if n < 1 or np.any(np.isnan(h)) or np.any(h <= 0):
-    raise InputError('a grid goes from noise to clean: its logsnr must rise at every step')
+    raise InputError('a grid must go from noise to clean: its logsnr must increase at every step')
   return Step(t, s, h, np.arange(1, n + 1, dtype=np.uint32))
 
 
 def steps_between(levels, starts, ends):
-  """Steps from levels[starts] to levels[ends], for methods that visit a level twice or skip one; index counts evaluations."""
+  """Steps from levels[starts] to levels[ends], for methods that visit a level twice or skip one."""
   steps(levels)
   starts, ends = np.asarray(starts), np.asarray(ends)
   t, s = take(levels, starts), take(levels, ends)
@@ -66,60 +66,61 @@ def steps_between(levels, starts, ends):
 
 
 def compute_dtype(x):
-  """The type of the arithmetic: float32, or float64 where x is."""
+  """The dtype of the arithmetic: float32, or float64 where x is."""
   return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def zeros_for(x):
-  """Zeros in place of a network's output that there is not yet."""
+  """Zeros in place of a prediction before the first evaluation."""
   return jnp.zeros(x.shape, compute_dtype(x))
 
 
 class Sampler(NamedTuple):
   init: Callable          # x -> state
   step: Callable          # (keys [B], denoise, state, Step) -> state
-  plan: Callable = steps  # levels [S+1] -> Step [N] in float64: what the scan walks over
+  plan: Callable = steps  # levels [S+1] -> Step [N] in float64: the rows of the scan
 
 
 def sample(keys, denoise, sampler, levels, x, trace=None):
   """Runs a sampler over a grid.
 
   Args:
-    keys: one key a sample, [B] (see sample_keys).
+    keys: one key per sample, [B] (see sample_keys).
     denoise: (x, noise) -> Pred.
     sampler: a Sampler.
     levels: float64 Noise[S+1] from noise to clean (see grids.py).
     x: starting noise [B, ...] (see prior).
-    trace: None, or a function of the state; its values at every step are stacked and returned.
+    trace: None, or a function of the state, whose values after each step are returned as well.
   Returns:
-    x0 [B, ...]; with trace, (x0, stacked values [S, ...]).
+    x0 [B, ...]; with trace, (x0, values [N, ...]).
   """
   def body(state, step):
     state = sampler.step(keys, denoise, state, step)
     return state, (trace(state) if trace else None)
-  plan = jax.tree.map(lambda a: jnp.asarray(a, compute_dtype(x) if a.dtype == np.float64 else a.dtype), sampler.plan(levels))
-  state, stacked = jax.lax.scan(body, sampler.init(x), plan)
-  return (state.x, stacked) if trace else state.x
+  def to_device(a):
+    return jnp.asarray(a, compute_dtype(x) if a.dtype == np.float64 else a.dtype)
+  state, traced = jax.lax.scan(body, sampler.init(x), jax.tree.map(to_device, sampler.plan(levels)))
+  return (state.x, traced) if trace else state.x
 
 
 class SelfConditioned(NamedTuple):
-  """The state of a sampler of a self-conditioned network: that of the sampler inside, and the last estimate of x0."""
+  """The state for a self-conditioned network: that of the wrapped sampler, and the last estimate of x0."""
   x: jax.Array
   inner: Any
   x0: jax.Array
 
 
 def self_conditioned(sampler):
-  """The same sampler, telling the network its last estimate of x0 (Analog Bits, arXiv:2208.04202, section 3.2).
+  """The same sampler, which feeds the last estimate of x0 to the network (Analog Bits, arXiv:2208.04202, section 3.2).
 
-  `denoise` must take that as a third argument; the first estimate is zeros.
+  `denoise` must take it as a third argument; before the first estimate it is zeros.
   """
   def step(keys, denoise, state, step):
     estimates = [state.x0]
-    def remembering(x, noise):
+    def conditioned(x, noise):
       pred = denoise(x, noise, state.x0)
       estimates.append(pred.x0)
       return pred
-    inner = sampler.step(keys, remembering, state.inner, step)
+    inner = sampler.step(keys, conditioned, state.inner, step)
     return SelfConditioned(inner.x, inner, estimates[-1])
   return Sampler(lambda x: SelfConditioned(x, sampler.init(x), zeros_for(x)), step, sampler.plan)

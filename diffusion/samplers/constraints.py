@@ -1,11 +1,11 @@
-"""Editing with any solver: constraints on samplers, and where sampling starts (constraints on denoisers: core/operators.py).
+"""Editing with any solver: constraints on samplers, and starting points (constraints on denoisers: core/operators.py).
 
-A mask is 1 where x is painted anew and 0 where it is known; known values and masks are shaped so that they broadcast against x.
+A mask is 1 where x is generated and 0 where it is known; known values and masks broadcast against x.
 
-  inpaint   a sampler whose known pixels are replaced after each step; every Sampler can be wrapped
-  repaint   the same on a walk that goes down and up again, so that painted and known pixels come to agree
-  sdedit    from a picture with part of the noise (image to image)
-  invert    from a picture to the noise that DDIM makes it of
+  inpaint   replaces the known pixels after each step; wraps any Sampler
+  repaint   the same with resampling: goes back to noisier levels, so that generated and known pixels become consistent
+  sdedit    starts from an image with part of the noise (image to image)
+  invert    finds the noise from which DDIM generates an image
 """
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from diffusion import samplers
 from diffusion.core.gaussian import Noise, q_sample, take
 from diffusion.errors import InputError
 
-# Folded into the keys: streams of their own, which no step index of a sampler reaches.
+# Folded into the keys: separate streams, beyond the step indices of any sampler.
 _KNOWN, _UP, _TURN = 2 ** 31, 2 ** 31 + 1, 2 ** 30
 
 
@@ -27,24 +27,24 @@ def _stream(keys, number):
 
 # ---- constraints on samplers
 def inpaint(sampler, known, mask):
-  """Replaces the known pixels after each step by a fresh draw of q(x_s | known) (arXiv:2011.13456, appendix I.2).
+  """Replaces the known pixels after each step by a fresh sample of q(x_s | known) (arXiv:2011.13456, appendix I.2).
 
-  At the clean end they are exactly the known ones. The draws do not depend on what is painted beside them, so painted pixels follow
-  known ones less than they should; repaint and ddnm mend that in two ways.
+  At the clean end they are exactly the known ones. The samples do not depend on the generated pixels, which
+  therefore follow the known ones less than they should; repaint and ddnm are two remedies.
 
   Args:
-    sampler: any Sampler; its step.s is the level that its x is at after the step. One with another inside, such as
-      samplers.self_conditioned, goes around this one.
-    known: the picture, in the range of x0; painted pixels of it are not looked at.
-    mask: 1 where pixels are painted, 0 where they are known.
+    sampler: any Sampler whose x is at the level step.s after a step. A sampler that wraps another, such as
+      samplers.self_conditioned, is applied to the result of this one.
+    known: the image, in the range of x0; its pixels where the mask is 1 are ignored.
+    mask: 1 where pixels are generated, 0 where they are known.
   Returns:
-    A Sampler with the same states and plan. Planning raises InputError for a method that does not stop at every level of its grid.
+    A Sampler with the same states and plan. Planning raises InputError for a method that skips levels of its grid.
   """
   def plan(levels):
     rows, S = sampler.plan(levels), len(levels.logsnr) - 1
     if len(rows.h) < S:
-      raise InputError(f'this sampler crosses the {S} steps of its grid in {len(rows.h)}; known pixels are replaced at every level: '
-                       'use one that stops there, such as ddim')
+      raise InputError(f'this sampler crosses the {S} steps of its grid in {len(rows.h)}, but known pixels must be '
+                       'replaced at every level: use a sampler that stops at each, such as ddim')
     return rows
   def step(keys, denoise, state, step):
     state = sampler.step(keys, denoise, state, step)
@@ -54,25 +54,26 @@ def inpaint(sampler, known, mask):
 
 
 class Turn(NamedTuple):
-  """What a row of RePaint's walk does after its step: x becomes ratio * x + std * z; ratio 1 and std 0 leave it alone."""
+  """After the step of a row of RePaint x becomes ratio * x + std * z; ratio 1 and std 0 leave it unchanged."""
   ratio: np.ndarray
   std: np.ndarray
-  number: np.ndarray  # of the pass down, so that each has its own noise
+  number: np.ndarray  # of the pass, so that each has its own noise
   inner: tuple        # the extra of the wrapped sampler
 
 
 def repaint(sampler, known, mask, jump=10, repeats=10):
-  """In-painting that goes down `jump` steps and up again, `repeats` times over, before it goes on (RePaint, arXiv:2201.09865).
+  """Inpainting that repeats each `jump` steps `repeats` times, adding noise in between (RePaint, arXiv:2201.09865).
 
-  jump=1 is algorithm 1 of the paper, which uses DDPM. Up is the forward process, q(x_t | x_s), and costs nothing: it is part of the
-  row before it, so that S steps of a solver with one evaluation cost repeats * (S - 1) + 1 evaluations. The clean end is reached once.
-  A solver with memory starts afresh on each way down, whose plan uses no history at first. With many levels and repeats the result is a
-  draw of p(painted | known); with few levels, DDPM's small variance paints with too little spread, and DDIM or the large one does better.
+  jump=1 is algorithm 1 of the paper, which uses DDPM. Going back is the forward process, q(x_t | x_s),
+  and costs nothing: it is part of the row before it, so that S steps of a solver with one evaluation cost repeats *
+  (S - 1) + 1 evaluations. The clean end is reached once. A solver with memory restarts on each pass, whose plan
+  uses no history at first. With many levels and repeats the result is a sample of p(generated | known); with few
+  levels DDPM's small variance gives too little diversity, and DDIM or the large variance does better.
 
   Args:
     sampler, known, mask: as for inpaint.
-    jump: steps in a way down.
-    repeats: times that each is gone; 1 is inpaint.
+    jump: steps in a pass.
+    repeats: number of passes over the same steps; 1 is inpaint.
   Returns:
     A Sampler with the same states and a longer plan.
   Raises:
@@ -91,7 +92,7 @@ def repaint(sampler, known, mask, jump=10, repeats=10):
 
 
 def _walk(sampler, levels, jump, repeats):
-  """The rows of RePaint's walk: the sampler's own plan of each way down, with the way up on its last row."""
+  """The rows of RePaint: the sampler's own plan for each pass, with the return to its first level on the last row."""
   last = max(len(levels.logsnr) - 2, 0)  # the cleanest level with noise
   passes = [(a, min(a + jump, last)) for a in range(0, last, jump) for _ in range(repeats)] or [(0, 0)]
   rows = []
@@ -101,21 +102,22 @@ def _walk(sampler, levels, jump, repeats):
     ratio, std = np.ones(len(plan.h)), np.zeros(len(plan.h))
     if not final and passes[number + 1][0] == a:
       ratio[-1] = levels.alpha[a] / levels.alpha[b]
-      std[-1] = levels.sigma[a] * np.sqrt(-np.expm1(levels.logsnr[a] - levels.logsnr[b]))  # sigma_a^2 - ratio^2 sigma_b^2
+      # sigma_a^2 - ratio^2 * sigma_b^2, without the cancellation
+      std[-1] = levels.sigma[a] * np.sqrt(-np.expm1(levels.logsnr[a] - levels.logsnr[b]))
     numbers = np.full(len(plan.h), _TURN + number, np.uint32)
     rows.append(plan._replace(extra=Turn(ratio, std, numbers, plan.extra)))
   return jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
 
 
-# ---- where sampling starts
+# ---- starting points
 def sdedit(keys, levels, x0, strength):
-  """The last steps of a grid and a picture with as much noise as their first level (SDEdit, arXiv:2108.01073, algorithm 1).
+  """The last steps of a grid, and an image noised to the first of them (SDEdit, arXiv:2108.01073, algorithm 1).
 
   Args:
-    keys: one key a sample, [B].
+    keys: one key per sample, [B].
     levels: float64 Noise[S+1] from noise to clean.
-    x0: the picture(s) [B, ...].
-    strength: the share of the S steps that is walked, rounded, in [0, 1]. 1 forgets the picture: sampling gives what it gives from
+    x0: the image(s) [B, ...].
+    strength: the share of the S steps that is sampled, rounded, in [0, 1]. 1 ignores the image: the start is
       samplers.prior with the same keys. 0 leaves nothing to sample: the grid is CLEAN alone, and the start is x0.
   Returns:
     (levels [n + 1], start [B, ...]) with n = round(strength * S).
@@ -123,7 +125,7 @@ def sdedit(keys, levels, x0, strength):
     InputError: strength outside [0, 1].
   """
   if not 0 <= strength <= 1:
-    raise InputError(f'strength={strength!r}: expected a number from 0 (the picture as it is) to 1 (nothing of it is left)')
+    raise InputError(f'strength={strength!r}: expected a number from 0 (the image itself) to 1 (nothing of it)')
   S = len(levels.logsnr) - 1
   part = take(levels, slice(S - int(np.floor(strength * S + .5)), None))
   n = len(part.logsnr) - 1
@@ -135,18 +137,18 @@ def sdedit(keys, levels, x0, strength):
 
 
 def invert(denoise, levels, x0):
-  """The noise from which DDIM with eta = 0 makes a picture: its steps the other way round (arXiv:2010.02502, section 4.3).
+  """The noise from which DDIM with eta = 0 generates an image: its steps in reverse (arXiv:2010.02502, section 4.3).
 
-  The clean end cannot be left, where eps is 0/0: the picture is taken as the mean of the cleanest level with noise. Sampling from the
-  result gives the picture back with an error that halves as steps double where the denoiser is smooth, as the exact one of Gaussian data.
-  With a trained network, whose x0 jumps between pictures near the clean end, it levels off: on the main job's sprites at 2 to 15 of 255,
-  from 50 steps on, and without clip it is far larger. Guidance above 1 makes that error large: invert with
-  the plain conditional denoiser.
+  At the clean end eps is 0/0, so the image is taken as the mean of the cleanest level with noise. Sampling from the
+  result reconstructs the image with an error that halves as the number of steps doubles if the denoiser is smooth,
+  as the exact one of Gaussian data. With a trained network, whose x0 jumps between images near the clean end, the
+  error levels off: on the sprites of the default config at 2 to 15 of 255, from 50 steps on, and far higher without
+  clip. Guidance above 1 makes it large: invert with the plain conditional denoiser.
 
   Args:
     denoise: (x, noise) -> Pred.
     levels: float64 Noise[S+1] from noise to clean.
-    x0: the picture(s) [B, ...].
+    x0: the image(s) [B, ...].
   Returns:
     x at levels[0], [B, ...].
   """

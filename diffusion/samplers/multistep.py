@@ -1,10 +1,11 @@
-"""Linear multistep samplers: one evaluation a step, corrected by the evaluations before it.
+"""Linear multistep samplers: one evaluation per step, corrected by previous evaluations.
 
   x_s = alpha_s * x0 + sigma_s * kept * eps + sum_j c_j * (m_j - m_0) + noise * z
 
-m_0 is what the form takes to be smooth (see forms.py), m_j the same j steps ago; without history this is DDIM. Methods differ in
-the c_j, which depend on the grid alone and are worked out in float64. The first steps have less history, so the order rises from
-1. Polynomials in log-SNR cannot reach CLEAN, where it is infinite: there the last step has order 1, the one before at most 2, ..
+m_0 is the right-hand side that the form assumes to be smooth (see forms.py), m_j its value j steps ago; without
+history this is DDIM. Methods differ in the c_j, which depend on the grid alone and are computed in float64. The
+first steps have less history, so the order increases from 1. Polynomials in log-SNR cannot reach CLEAN, where it is
+infinite: there the last step has order 1, the one before at most 2, and so on.
 """
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,16 +22,16 @@ ADAMS_BASHFORTH = ((1.,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24
 
 
 class Multistep(NamedTuple):
-  """The state: the sample, and the last evaluations, newest first."""
+  """The state: the sample, and the previous values of m, newest first."""
   x: Any
   past: tuple
 
 
-class Weights(NamedTuple):
+class Coefficients(NamedTuple):
   """What a step needs besides its levels."""
   past: tuple  # c_1, c_2 ..
-  kept: Any    # share of eps that stays
-  noise: Any   # of fresh noise
+  kept: Any    # share of eps that is not replaced by fresh noise
+  noise: Any   # standard deviation of the fresh noise
 
 
 def check_order(name, order, highest):
@@ -45,18 +46,18 @@ def check_kind(name, kind, kinds):
 
 def multistep_step(keys, denoise, state, step, form, fresh):
   """One step of the formula above; `fresh`: whether it draws noise."""
-  pred, weights = denoise(state.x, step.t), step.extra
-  now = smooth_part(form, pred)
-  x = ddim_update(pred, step.s, weights.kept) + sum(c * (m - now) for c, m in zip(weights.past, state.past))
+  pred, coefficients = denoise(state.x, step.t), step.extra
+  m_0 = smooth_part(form, pred)
+  x = ddim_update(pred, step.s, coefficients.kept) + sum(c * (m - m_0) for c, m in zip(coefficients.past, state.past))
   if fresh:
-    x += weights.noise * gaussian(keys, step.index, x)
-  return Multistep(x, (now, *state.past)[:len(state.past)])
+    x += coefficients.noise * gaussian(keys, step.index, x)
+  return Multistep(x, (m_0, *state.past)[:len(state.past)])
 
 
 def usable(levels, i, order, variable):
-  """The levels whose evaluations step i may use, newest first: at most `order`, all of finite `variable`.
+  """The levels whose evaluations step i may use, newest first: at most `order`, each with a finite `variable`.
 
-  Where the variable of the last level is infinite, the order falls to 1 towards it.
+  If the variable is infinite at the last level, the order falls to 1 towards it.
   """
   left = order if np.isfinite(variable(take(levels, -1))) else len(levels.logsnr) - 1 - i
   nodes = [take(levels, i - j) for j in range(min(order, i + 1, left))]
@@ -64,7 +65,7 @@ def usable(levels, i, order, variable):
 
 
 def multistep(form, order, variable, weights, eta=0.):
-  """The sampler of a rule: weights(t, s, nodes) -> [nodes] of a polynomial in `variable`, where nodes[0] is t."""
+  """The sampler of a rule weights(t, s, nodes) -> [nodes], for a polynomial in `variable` with nodes[0] = t."""
   def plan(levels):
     rows, past = steps(levels), np.zeros((order - 1, len(levels.logsnr) - 1))
     for i in range(past.shape[1]):
@@ -72,30 +73,34 @@ def multistep(form, order, variable, weights, eta=0.):
       if len(nodes) > 1:
         past[:len(nodes) - 1, i] = weights(nodes[0], take(levels, i + 1), nodes)[1:]
     decay = eta * rows.h if eta else np.zeros_like(rows.h)
-    return rows._replace(extra=Weights(tuple(past), np.exp(-decay), rows.s.sigma * np.sqrt(-np.expm1(-2 * decay))))
-  return Sampler(lambda x: Multistep(x, (zeros_for(x),) * (order - 1)), partial(multistep_step, form=form, fresh=eta > 0), plan)
+    noise = rows.s.sigma * np.sqrt(-np.expm1(-2 * decay))
+    return rows._replace(extra=Coefficients(tuple(past), np.exp(-decay), noise))
+  def init(x):
+    return Multistep(x, (zeros_for(x),) * (order - 1))
+  return Sampler(init, partial(multistep_step, form=form, fresh=eta > 0), plan)
 
 
 def dpmpp_2m(kind='midpoint'):
-  """DPM-Solver++(2M), arXiv:2211.01095, algorithm 2; kind 'heun' integrates the line through two x0 exactly."""
+  """DPM-Solver++(2M) (arXiv:2211.01095, algorithm 2); kind 'heun' integrates the line through two x0 exactly."""
   return dpmpp_sde_2m(0., kind)
 
 
 def dpmpp_sde_2m(eta=1., kind='midpoint'):
-  """SDE-DPM-Solver++(2M), arXiv:2211.01095, section 5; eta scales its noise, 0 is 2M. Best with 15 steps and more."""
+  """SDE-DPM-Solver++(2M) (arXiv:2211.01095, section 5); eta scales its noise, 0 is 2M. Best from 15 steps on."""
   check_kind('dpmpp_2m', kind, ('midpoint', 'heun'))
   if not 0 <= eta < np.inf:
     raise InputError(f'dpmpp_sde_2m(eta={eta!r}): expected a number from 0')
-  return multistep(data(eta), 2, lam, partial(midpoint if kind == 'midpoint' else exponential_weights, data(eta)), eta=eta)
+  rule = midpoint if kind == 'midpoint' else exponential_weights
+  return multistep(data(eta), 2, lam, partial(rule, data(eta)), eta=eta)
 
 
 def dpmpp_3m():
-  """DPM-Solver++(3M) with the factor 2 in its second difference that the shipped form lacks: third order."""
+  """DPM-Solver++(3M) with the factor 2 in its second difference that the common implementation lacks: third order."""
   return multistep(data(), 3, lam, partial(exponential_weights, data()))
 
 
 def dpmpp_3m_shipped():
-  """DPM-Solver++(3M) as most libraries ship it: the second difference is halved, which leaves it of order two. For parity."""
+  """DPM-Solver++(3M) as in most libraries: half the second difference, and so order 2. For parity."""
   def weights(t, s, nodes):
     c = exponential_weights(data(), t, s, nodes)
     if len(nodes) == 3:
@@ -113,7 +118,7 @@ def deis(order=3):
 
 
 def lms(order=4):
-  """Linear multistep in sigma / alpha (Adams-Bashforth on any grid; k-diffusion's LMS, and rho-AB of arXiv:2204.13902)."""
+  """Linear multistep in sigma / alpha (Adams-Bashforth on any grid; k-diffusion's LMS, rho-AB of arXiv:2204.13902)."""
   check_order('lms', order, 4)
   return multistep(NOISE, order, ratio, partial(adams_weights, NOISE, ratio))
 
@@ -125,9 +130,12 @@ def flow_lms(order=2):
 
 
 def plms(order=4):
-  """Pseudo linear multistep (PNDM, arXiv:2202.09778, equation 12): the weights of equal steps, whatever the grid.
+  """Pseudo linear multistep (PNDM, arXiv:2202.09778, equation 12): the weights of equal steps on any grid.
 
-  The first steps rise in order as in iPNDM (arXiv:2204.13902), where PNDM spends three Runge-Kutta steps of four evaluations.
+  The order increases over the first steps as in iPNDM (arXiv:2204.13902), where PNDM takes three Runge-Kutta steps
+  of four evaluations each.
   """
   check_order('plms', order, 4)
-  return multistep(NOISE, order, ratio, lambda t, s, nodes: NOISE.weight(t, s) * np.array(ADAMS_BASHFORTH[len(nodes) - 1]))
+  def weights(t, s, nodes):
+    return NOISE.weight(t, s) * np.array(ADAMS_BASHFORTH[len(nodes) - 1])
+  return multistep(NOISE, order, ratio, weights)

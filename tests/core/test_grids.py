@@ -12,7 +12,8 @@ SCHEDULES = {
   'linear': schedules.linear(), 'cosine': schedules.cosine(), 'linear 100': schedules.linear(T=100),
   'offset_cosine 50': schedules.offset_cosine(T=50), 'flow 64': schedules.flow(T=64),
   'zero_terminal': zero_terminal(schedules.scaled_linear()), 'sub_vp 80': sub_vp(schedules.linear(T=80)),
-  'linear curve': schedules.linear(None), 'cosine curve': schedules.cosine(None), 'offset_cosine curve': schedules.offset_cosine(),
+  'linear curve': schedules.linear(None), 'cosine curve': schedules.cosine(None),
+  'offset_cosine curve': schedules.offset_cosine(),
   'sigmoid curve': schedules.sigmoid(), 'flow curve': schedules.flow(), 'edm curve': schedules.edm(),
   'shifted curve': shift(schedules.flow(), 3.),
 }
@@ -45,7 +46,8 @@ def test_every_number_of_steps_gives_a_strictly_monotone_grid_that_ends_clean(gr
       assert np.all(np.isfinite(field))
 
 
-@pytest.mark.parametrize('grid', [grids.trailing, grids.quadratic, grids.linspace, grids.beta, grids.shifted, grids.cosine])
+@pytest.mark.parametrize('grid',
+                         [grids.trailing, grids.quadratic, grids.linspace, grids.beta, grids.shifted, grids.cosine])
 @pytest.mark.parametrize('name', SCHEDULES)
 def test_grids_begin_at_the_noisiest_trained_level(grid, name):
   for S in (1, 5):
@@ -81,14 +83,15 @@ def test_beta_times_hold_equal_shares_of_the_law(a, b):
 @pytest.mark.parametrize('grid', [grids.shifted(20, ratio=1.), grids.beta(20, a=1., b=1.)])
 @pytest.mark.parametrize('name', ['linear', 'flow curve'])
 def test_plain_members_of_families_are_trailing(grid, name):
-  for field, wanted in zip(grid(SCHEDULES[name]), grids.trailing(20)(SCHEDULES[name])):
-    np.testing.assert_allclose(field, wanted, rtol=1e-12, atol=1e-12)
+  for field, expected in zip(grid(SCHEDULES[name]), grids.trailing(20)(SCHEDULES[name])):
+    np.testing.assert_allclose(field, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_shifted_times_on_a_straight_path_are_trailing_times_of_the_shifted_schedule():
   moved, other = grids.shifted(8, 3.)(schedules.flow()), grids.trailing(8)(shift(schedules.flow(), 3.))
   np.testing.assert_allclose(moved.sigma, other.sigma, rtol=1e-12)
-  np.testing.assert_allclose(moved.time[:-1], 1000 * moved.sigma[:-1], rtol=1e-12)  # told as an unshifted network knows it
+  # the time at which an unshifted network knows the level
+  np.testing.assert_allclose(moved.time[:-1], 1000 * moved.sigma[:-1], rtol=1e-12)
   assert moved.sigma[4] == pytest.approx(3 * .5 / (1 + 2 * .5))
 
 
@@ -118,16 +121,17 @@ def test_karras_is_the_closed_form_in_the_ratio_of_noise_and_signal_between_the_
   T = 1000 if callable(schedule) else len(schedule.logsnr)
   noisiest, second, cleanest = np.exp(-schedules.evaluate(schedule, [1., 1 - 1 / T, 1 / T]).logsnr / 2)
   noisiest = second if np.isinf(noisiest) else noisiest
-  found = noise_ratio(grids.karras(9)(schedule))
-  np.testing.assert_allclose(found, edm_closed_form(9, cleanest, noisiest, 7).astype(float), rtol=1e-9)
+  actual = noise_ratio(grids.karras(9)(schedule))
+  np.testing.assert_allclose(actual, edm_closed_form(9, cleanest, noisiest, 7).astype(float), rtol=1e-9)
 
 
 @pytest.mark.parametrize('grid', IN_NOISE)
-@pytest.mark.parametrize('schedule', [schedules.linear(), schedules.edm(), schedules.flow(), zero_terminal(schedules.linear())])
+@pytest.mark.parametrize('schedule',
+                         [schedules.linear(), schedules.edm(), schedules.flow(), zero_terminal(schedules.linear())])
 def test_given_ends_are_exact_in_every_scaling(grid, schedule):
   for S in (2, 9):
-    found = noise_ratio(grid(S, sigma_min=.05, sigma_max=20.)(schedule))
-    np.testing.assert_allclose(found[[0, -1]], [20., .05], rtol=1e-12)
+    actual = noise_ratio(grid(S, sigma_min=.05, sigma_max=20.)(schedule))
+    np.testing.assert_allclose(actual[[0, -1]], [20., .05], rtol=1e-12)
 
 
 @pytest.mark.parametrize('name', SCHEDULES)
@@ -147,9 +151,9 @@ def test_cosine_has_equal_angles_and_may_begin_without_signal(name):
 
 
 def test_cosine_visits_any_schedule_at_the_levels_of_the_circle_at_even_times():
-  found = grids.cosine(7, sigma_min=np.tan(np.pi / 16).item())(schedules.flow())
+  actual = grids.cosine(7, sigma_min=np.tan(np.pi / 16).item())(schedules.flow())
   circle = schedules.evaluate(ANY_TIME, np.linspace(1, 1 / 8, 7)[1:])
-  np.testing.assert_allclose(found.logsnr[1:-1], circle.logsnr, rtol=1e-9, atol=1e-9)
+  np.testing.assert_allclose(actual.logsnr[1:-1], circle.logsnr, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize('grid', IN_NOISE)
@@ -160,9 +164,11 @@ def test_a_schedule_without_signal_at_its_end_is_cut_one_row_cleaner_except_wher
   assert grid(10)(schedules.flow()).sigma[0] == pytest.approx(1 if grid is grids.cosine else .999, rel=1e-12)
 
 
-@pytest.mark.parametrize('grid', [grids.karras(12, snap=True), grids.exponential(12, snap=True), grids.cosine(12, snap=True),
+@pytest.mark.parametrize('grid',
+                         [grids.karras(12, snap=True), grids.exponential(12, snap=True), grids.cosine(12, snap=True),
                                   grids.sigmas([100, 3, .5, .02], snap=True)])
-@pytest.mark.parametrize('table', [schedules.linear(), schedules.edm(T=200, sigma_max=200.), zero_terminal(schedules.linear())])
+@pytest.mark.parametrize('table',
+                         [schedules.linear(), schedules.edm(T=200, sigma_max=200.), zero_terminal(schedules.linear())])
 def test_snapping_takes_rows_of_the_table_and_the_nearest(grid, table):
   snapped = grid(table)
   index = np.searchsorted(-table.logsnr, -snapped.logsnr[:-1])
@@ -291,7 +297,8 @@ def test_shifted_is_the_flow_matching_grid_of_diffusers(diffusers):
 @pytest.mark.parametrize('S', [1, 2, 7, 40])
 def test_angle_is_trailing_on_the_circle_and_ends_there(S):
   circle, own = schedules.cosine(None, s=0.), schedules.edm()
-  np.testing.assert_allclose(grids.angle(S)(circle).logsnr[1:], grids.trailing(S)(circle).logsnr[1:], atol=4e-3)  # the curve is cut at log-SNR -20
+  # the curve is cut at log-SNR -20
+  np.testing.assert_allclose(grids.angle(S)(circle).logsnr[1:], grids.trailing(S)(circle).logsnr[1:], atol=4e-3)
   levels = grids.angle(S)(own)
   np.testing.assert_allclose(np.diff(np.arctan2(levels.sigma, levels.alpha)), -np.arctan(80.) / S, rtol=1e-9)
 

@@ -174,7 +174,8 @@ def log_class(k):
   """log p(k | x_t) of the equal mixture of N(MEANS[k], SPREAD^2)."""
   def log_prob(x, n):
     n = expand_to(n, x)
-    each = [-.5 * jnp.sum((x - n.alpha * mean) ** 2 / (n.alpha ** 2 * SPREAD ** 2 + n.sigma ** 2), 1) for mean in MEANS]
+    variance = n.alpha ** 2 * SPREAD ** 2 + n.sigma ** 2
+    each = [-.5 * jnp.sum((x - n.alpha * mean) ** 2 / variance, 1) for mean in MEANS]
     return jax.nn.log_softmax(jnp.stack(each), 0)[k]
   return log_prob
 
@@ -236,7 +237,7 @@ def test_the_norm_limit_is_met_and_changes_no_direction():
 
 # ---- rescale, interval, dynamic threshold
 @pytest.mark.parametrize('phi', [0., .7, 1.])
-def test_rescale_mixes_the_spreads_and_keeps_the_picture(phi):
+def test_rescale_mixes_the_spreads_and_keeps_the_image(phi):
   guided = fixed(X0 * jnp.array([3., 2., 1., .5, 4.])[:, None, None, None] + .1 * EPS)
   plain, mixed = guided(X, MIDDLE).x0, rescale(guided, COND, phi)(X, MIDDLE).x0
   spreads = flat64(plain).std(1), flat64(X0).std(1)
@@ -250,10 +251,10 @@ def test_rescale_mixes_the_spreads_and_keeps_the_picture(phi):
 def test_an_interval_chooses_by_level_and_computes_only_its_choice():
   calls = []
   def counted(name, denoise):
-    def told(x, noise):
+    def conditional(x, noise):
       jax.debug.callback(lambda: calls.append(name))
       return denoise(x, noise)
-    return told
+    return conditional
   limited = interval(counted('guided', fixed(2 * X0)), counted('plain', COND), -1.5, 1.)
   jax.block_until_ready(jax.jit(lambda noise: jax.lax.scan(lambda c, n: (c, limited(X, n).x0), 0, noise))(MIDDLE))
   jax.effects_barrier()

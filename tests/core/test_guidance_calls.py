@@ -40,7 +40,8 @@ CONDS = dict(word=jnp.eye(3)[np.array([0, 1, 2, 0, 1])], style=draw(5, 2))
 NONE = jax.tree.map(jnp.zeros_like, CONDS)
 
 
-@pytest.mark.parametrize('target, scaling', [(gaussian.predict_v(), vp), (gaussian.predict_edm(.5), ve), (gaussian.predict_flow(), flow)])
+@pytest.mark.parametrize('target, scaling',
+                         [(gaussian.predict_v(), vp), (gaussian.predict_edm(.5), ve), (gaussian.predict_flow(), flow)])
 def test_a_batched_pair_equals_a_separate_pair(target, scaling):
   noise, target = levels(scaling), with_variance(target)
   conditional = partial(denoiser, small_net, PARAMS, predict=target)
@@ -50,7 +51,8 @@ def test_a_batched_pair_equals_a_separate_pair(target, scaling):
     for got, want in zip(together(X, level), apart(X, level)):
       jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), got, want)
     got = shared_predictions(together, lambda c, u: cfg(c, u, 3.))(X, level)
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), got, cfg(conditional(CONDS), conditional(NONE), 3.)(X, level))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), got,
+                 cfg(conditional(CONDS), conditional(NONE), 3.)(X, level))
 
 
 def test_a_stack_calls_the_network_once_and_equals_the_stack_of_denoisers():

@@ -13,7 +13,8 @@ T = np.array([.01, .2, .5, .9, .99])
 
 def test_shift_of_a_vp_schedule_is_that_of_simple_diffusion():
   plain, shifted = schedules.cosine(None)(T), shift(schedules.cosine(None), 512 / 64)(T)
-  np.testing.assert_allclose(shifted.logsnr, plain.logsnr + 2 * np.log(64 / 512), rtol=1e-12)  # arXiv:2301.11093, eq. 4
+  # arXiv:2301.11093, eq. 4
+  np.testing.assert_allclose(shifted.logsnr, plain.logsnr + 2 * np.log(64 / 512), rtol=1e-12)
   np.testing.assert_allclose(shifted.alpha ** 2 + shifted.sigma ** 2, 1, rtol=1e-12)
   np.testing.assert_array_equal(shifted.time, plain.time)
 
@@ -27,7 +28,8 @@ def test_shift_of_a_straight_path_moves_its_time_as_in_stable_diffusion_3(ratio)
   np.testing.assert_array_equal(shifted.time, 1000 * t)
 
 
-@pytest.mark.parametrize('schedule', [schedules.linear(T=50), schedules.flow(T=20), sub_vp(schedules.cosine(T=30)), schedules.edm(T=10),
+@pytest.mark.parametrize('schedule', [schedules.linear(T=50), schedules.flow(T=20), sub_vp(schedules.cosine(T=30)),
+                                      schedules.edm(T=10),
                                       schedules.laplace(), zero_terminal(schedules.linear(T=40))])
 def test_shift_multiplies_the_ratio_of_noise_and_signal_and_can_be_undone(schedule):
   plain = schedules.evaluate(schedule, T)
@@ -38,7 +40,8 @@ def test_shift_multiplies_the_ratio_of_noise_and_signal_and_can_be_undone(schedu
 
 
 def test_a_shifted_edm_schedule_has_shifted_ends():
-  shifted, other = shift(schedules.edm(sigma_min=.01, sigma_max=10.), 4.)(T), schedules.edm(sigma_min=.04, sigma_max=40.)(T)
+  shifted = shift(schedules.edm(sigma_min=.01, sigma_max=10.), 4.)(T)
+  other = schedules.edm(sigma_min=.04, sigma_max=40.)(T)
   np.testing.assert_allclose(shifted.sigma, other.sigma, rtol=1e-12)
 
 
@@ -71,7 +74,8 @@ def test_zero_terminal_is_the_algorithm_of_its_paper_in_long_double(table):
   done = zero_terminal(table)
   np.testing.assert_allclose(done.alpha, alpha.astype(float), rtol=1e-12, atol=1e-15)
   np.testing.assert_allclose(done.sigma, np.sqrt(1 - alpha ** 2).astype(float), rtol=1e-10)
-  np.testing.assert_allclose(done.logsnr[:-1], np.log(alpha[:-1] ** 2 / (1 - alpha[:-1] ** 2)).astype(float), rtol=1e-9, atol=1e-9)
+  np.testing.assert_allclose(done.logsnr[:-1], np.log(alpha[:-1] ** 2 / (1 - alpha[:-1] ** 2)).astype(float),
+                             rtol=1e-9, atol=1e-9)
   assert (done.alpha[-1], done.sigma[-1], done.logsnr[-1]) == (0, 1, -np.inf)
   for field, before in zip(done, table):
     assert field[0] == pytest.approx(before[0], rel=1e-13)

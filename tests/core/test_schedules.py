@@ -1,4 +1,4 @@
-"""Schedules against independent extended-precision computations and published closed forms; `level` as the inverse of `at`."""
+"""Schedules against independent extended-precision computations and closed forms; `at_logsnr` inverts `evaluate`."""
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -85,8 +85,8 @@ def test_offset_cosine_runs_between_its_signal_rates_along_a_circle():
   np.testing.assert_allclose(level.alpha[[0, 2]], [.95, .02], rtol=1e-12)
   angles = np.arctan2(level.sigma, level.alpha)
   np.testing.assert_allclose(angles[1], .75 * angles[0] + .25 * angles[2], rtol=1e-12)
-  told = schedules.offset_cosine(told='variance')(np.array([.3]))
-  np.testing.assert_allclose(told.time, 1000 * told.sigma ** 2, rtol=1e-12)
+  level = schedules.offset_cosine(told='variance')(np.array([.3]))
+  np.testing.assert_allclose(level.time, 1000 * level.sigma ** 2, rtol=1e-12)
 
 
 def test_sigmoid_is_the_gamma_of_its_paper():
@@ -119,7 +119,8 @@ def test_cosine_without_offset_is_the_trigonometric_interpolant_and_cosine_flow_
   circle, straight = schedules.cosine(None, s=0.)(t), schedules.cosine_flow()(t)
   np.testing.assert_allclose(circle.alpha, np.cos(np.pi * t / 2), rtol=1e-9)
   np.testing.assert_allclose(circle.sigma, np.sin(np.pi * t / 2), rtol=1e-9)
-  np.testing.assert_allclose(straight.sigma, 1 - 1 / (np.tan(np.pi / 2 * t) + 1), rtol=1e-12)  # CosMap, arXiv:2403.03206
+  # CosMap, arXiv:2403.03206
+  np.testing.assert_allclose(straight.sigma, 1 - 1 / (np.tan(np.pi / 2 * t) + 1), rtol=1e-12)
   np.testing.assert_allclose(straight.logsnr, circle.logsnr, rtol=1e-9, atol=1e-9)
   ends = schedules.cosine_flow()(np.array([0., 1.]))
   assert ends.alpha.tolist() == [1, 0] and ends.sigma.tolist() == [0, 1] and ends.logsnr.tolist() == [np.inf, -np.inf]
@@ -177,54 +178,55 @@ def test_q_sample_has_the_mean_and_variance_of_the_chain():
 def test_level_inverts_a_curve_both_ways(name):
   curve = CURVES[name]
   expected = curve(np.array([.003, .02, .3, .5, .77, .95, .9985]))
-  for found, wanted in zip(schedules.at_logsnr(curve, expected.logsnr), expected):
-    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-9)
-  wanted = np.linspace(*curve(np.array([.9999, .0001])).logsnr, 41)
-  found = schedules.at_logsnr(curve, wanted)
+  for actual, field in zip(schedules.at_logsnr(curve, expected.logsnr), expected):
+    np.testing.assert_allclose(actual, field, rtol=1e-9, atol=1e-9)
+  expected_logsnr = np.linspace(*curve(np.array([.9999, .0001])).logsnr, 41)
+  actual = schedules.at_logsnr(curve, expected_logsnr)
   start, end = curve(np.array([0., 1.])).time  # what these tell is linear in t
-  np.testing.assert_allclose(schedules.evaluate(curve, (found.time - start) / (end - start)).logsnr, wanted, rtol=0, atol=1e-9)
-  np.testing.assert_array_equal(found.logsnr, wanted)
+  np.testing.assert_allclose(schedules.evaluate(curve, (actual.time - start) / (end - start)).logsnr, expected_logsnr,
+                             rtol=0, atol=1e-9)
+  np.testing.assert_array_equal(actual.logsnr, expected_logsnr)
 
 
 @pytest.mark.parametrize('name', CURVES)
 def test_level_gives_the_times_of_both_ends_infinite_and_flat_ones_included(name):
   ends = schedules.evaluate(CURVES[name], [0., 1.])
-  found = schedules.at_logsnr(CURVES[name], ends.logsnr)
-  assert found.time.tolist() == ends.time.tolist() and found.logsnr.tolist() == ends.logsnr.tolist()
-  np.testing.assert_allclose([found.alpha, found.sigma], [ends.alpha, ends.sigma], rtol=1e-9)
+  actual = schedules.at_logsnr(CURVES[name], ends.logsnr)
+  assert actual.time.tolist() == ends.time.tolist() and actual.logsnr.tolist() == ends.logsnr.tolist()
+  np.testing.assert_allclose([actual.alpha, actual.sigma], [ends.alpha, ends.sigma], rtol=1e-9)
 
 
 def test_level_of_a_straight_path_is_known():
   logsnr = np.array([-np.inf, -30., -8., 0., 8., 80., np.inf])
   sigma = 1 / (1 + np.exp(logsnr / 2))
-  found = schedules.at_logsnr(schedules.flow(), logsnr)
-  np.testing.assert_allclose(found.time, 1000 * sigma, rtol=1e-12, atol=0)
-  np.testing.assert_allclose(found.sigma, sigma, rtol=1e-12)
+  actual = schedules.at_logsnr(schedules.flow(), logsnr)
+  np.testing.assert_allclose(actual.time, 1000 * sigma, rtol=1e-12, atol=0)
+  np.testing.assert_allclose(actual.sigma, sigma, rtol=1e-12)
   assert schedules.at_logsnr(schedules.flow(), 0.).time == pytest.approx(500, rel=1e-14)  # one level, no array
 
 
 @pytest.mark.parametrize('name', TABLES)
 def test_level_gives_the_rows_of_a_table_and_keeps_its_law_between_them(name):
   table = TABLES[name]
-  for found, row in zip(schedules.at_logsnr(table, table.logsnr), table):
-    np.testing.assert_allclose(found, row, rtol=1e-12, atol=1e-12)
+  for actual, row in zip(schedules.at_logsnr(table, table.logsnr), table):
+    np.testing.assert_allclose(actual, row, rtol=1e-12, atol=1e-12)
   between = (table.logsnr[1:] + table.logsnr[:-1]) / 2
   between = between[np.isfinite(between)]
-  found, rows = schedules.at_logsnr(table, between), len(between)
-  if name != 'variance':  # rows are told evenly: half-way in log-SNR is half-way in time
-    np.testing.assert_allclose(found.time, (table.time[:-1] + table.time[1:])[:rows] / 2, rtol=1e-9)
-  law = {'flow': found.alpha + found.sigma, 'edm': found.alpha, 'sub_vp': found.alpha ** 2 + found.sigma}
-  np.testing.assert_allclose(law.get(name, found.alpha ** 2 + found.sigma ** 2), 1, rtol=1e-12)
-  np.testing.assert_allclose(2 * np.log(found.alpha / found.sigma), between, rtol=1e-9, atol=1e-9)
+  actual, rows = schedules.at_logsnr(table, between), len(between)
+  if name != 'variance':  # times are evenly spaced: half-way in log-SNR is half-way in time
+    np.testing.assert_allclose(actual.time, (table.time[:-1] + table.time[1:])[:rows] / 2, rtol=1e-9)
+  law = {'flow': actual.alpha + actual.sigma, 'edm': actual.alpha, 'sub_vp': actual.alpha ** 2 + actual.sigma}
+  np.testing.assert_allclose(law.get(name, actual.alpha ** 2 + actual.sigma ** 2), 1, rtol=1e-12)
+  np.testing.assert_allclose(2 * np.log(actual.alpha / actual.sigma), between, rtol=1e-9, atol=1e-9)
 
 
 def test_level_next_to_a_row_without_signal_is_told_a_time_in_proportion_to_its_signal():
   table = TABLES['zero_terminal']
   share = np.array([.9, .5, .01])
   alpha = share * table.alpha[-2]
-  found = schedules.at_logsnr(table, np.log(alpha ** 2 / (1 - alpha ** 2)))
-  np.testing.assert_allclose(found.time, 999 - share, rtol=1e-9)
-  np.testing.assert_allclose(found.alpha, alpha, rtol=1e-9)
+  actual = schedules.at_logsnr(table, np.log(alpha ** 2 / (1 - alpha ** 2)))
+  np.testing.assert_allclose(actual.time, 999 - share, rtol=1e-9)
+  np.testing.assert_allclose(actual.alpha, alpha, rtol=1e-9)
 
 
 @pytest.mark.parametrize('schedule', [schedules.linear(), schedules.cosine(None), schedules.edm()])

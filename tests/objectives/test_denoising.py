@@ -14,7 +14,7 @@ SCHEDULE = schedules.cosine()
 
 
 def exact_gaussian_net(target, std):
-  """A 'network' that outputs the best possible a * x0 + b * eps for data N(0, std^2), and knows its level by its time."""
+  """A 'network' with the best possible output for data N(0, std^2), which gets its level from its time input."""
   table = Noise(*(jnp.asarray(a, jnp.float32) for a in SCHEDULE))
   def net(params, x, time, cond, train, rngs):
     n = expand_to(Noise(*(a[time.astype(jnp.int32)] for a in table)), x)
@@ -26,10 +26,12 @@ def exact_gaussian_net(target, std):
 
 def call(net, target, x0, key=KEY, sampled=timesteps.uniform(), params=None, **options):
   options = dict(weight=weighting.one(), error=denoising.mse()) | options
-  return denoising.loss(key, net, params, x0, None, draw=timesteps.draw_levels(sampled, SCHEDULE), predict=target, **options)
+  return denoising.loss(key, net, params, x0, None, draw=timesteps.draw_levels(sampled, SCHEDULE), predict=target,
+                        **options)
 
 
-@pytest.mark.parametrize('target, name', [(gaussian.predict_eps(), 'eps'), (gaussian.predict_x0(), 'x0'), (gaussian.predict_v(), 'v')])
+@pytest.mark.parametrize('target, name',
+                         [(gaussian.predict_eps(), 'eps'), (gaussian.predict_x0(), 'x0'), (gaussian.predict_v(), 'v')])
 def test_the_exact_network_reaches_the_bayes_error_of_gaussian_data(target, name):
   """The least possible error is the conditional variance: for x0 it is std^2 sigma^2 / (alpha^2 std^2 + sigma^2)."""
   std = .5
@@ -37,7 +39,8 @@ def test_the_exact_network_reaches_the_bayes_error_of_gaussian_data(target, name
   least, parts = jax.jit(lambda x0: call(exact_gaussian_net(target, std), target, x0))(x0)
   a2, s2 = SCHEDULE.alpha ** 2, SCHEDULE.sigma ** 2
   x0_error = std ** 2 * s2 / (a2 * std ** 2 + s2)
-  bayes = dict(x0=x0_error, eps=x0_error * a2 / s2, v=x0_error / s2)[name]  # errors of the other targets follow from x_t
+  # errors of the other targets follow from x_t
+  bayes = dict(x0=x0_error, eps=x0_error * a2 / s2, v=x0_error / s2)[name]
   assert float(least) == pytest.approx(bayes.mean(), rel=.02)
   assert float(parts['mse'].mean()) == pytest.approx(bayes.mean(), rel=.02)
   worse = float(call(lambda *a: 0. * a[1], target, x0)[0])
@@ -52,7 +55,7 @@ def test_loss_is_deterministic_in_its_key_and_new_under_another():
 
 
 def test_a_loss_in_eps_space_is_the_snr_weighted_loss_of_the_same_denoiser_in_v_space():
-  """One denoiser, x0 = 0.4 x, written as an eps and as a v network: its SNR-weighted losses must be the same number."""
+  """One denoiser, x0 = 0.4 x, written as an eps and as a v network: its SNR-weighted losses must be equal."""
   def net_for(target):
     def net(params, x, time, cond, train, rngs):
       n = expand_to(Noise(*(jnp.asarray(a, jnp.float32)[time.astype(jnp.int32)] for a in SCHEDULE)), x)
@@ -61,7 +64,8 @@ def test_a_loss_in_eps_space_is_the_snr_weighted_loss_of_the_same_denoiser_in_v_
     return net
   x0 = jax.random.normal(jax.random.key(1), (64, 2, 2, 1))
   middle = timesteps.histogram([0, 1, 1, 1, 0])  # away from the ends, where float32 runs out
-  values = [float(call(net_for(t), t, x0, weight=weighting.snr(), sampled=middle)[0]) for t in (gaussian.predict_eps(), gaussian.predict_v())]
+  values = [float(call(net_for(t), t, x0, weight=weighting.snr(), sampled=middle)[0])
+            for t in (gaussian.predict_eps(), gaussian.predict_v())]
   assert values[0] == pytest.approx(values[1], rel=1e-4)
 
 
@@ -120,7 +124,7 @@ def learned_case(schedule, examples=200, dims=500):
 
 
 def test_the_learned_variance_is_best_at_the_true_variance_of_the_reverse_step():
-  """Gaussian data: the variance of q(x_s | x_t) is known, and lies between the two bounds; row 0 is its likelihood's."""
+  """Gaussian data: the variance of q(x_s | x_t) is known and between the bounds; row 0 is that of the likelihood."""
   table = schedules.cosine(12)
   noise, x0, gap = learned_case(table)
   bound = denoising.learned_variance(strength=1., levels=None, schedule=table)
@@ -137,9 +141,10 @@ def test_the_learned_variance_is_best_at_the_true_variance_of_the_reverse_step()
   assert np.all((v[1:] > 0) & (v[1:] < 1))
 
 
-@pytest.mark.parametrize('schedule', [schedules.cosine(12), schedules.flow(12), schedules.edm(12)], ids=['vp', 'flow', 've'])
+@pytest.mark.parametrize('schedule', [schedules.cosine(12), schedules.flow(12), schedules.edm(12)],
+                         ids=['vp', 'flow', 've'])
 def test_the_bound_of_a_step_is_the_divergence_of_its_two_gaussians(schedule):
-  """Against means and variances written out in float64, in every scaling; at the last row of `flow` there is no signal."""
+  """Against means and variances written out in float64, in every scaling; the last row of `flow` has no signal."""
   noise, x0, gap = learned_case(schedule, 2, 3)
   v = jax.random.uniform(jax.random.key(2), x0.shape, minval=-.2, maxval=1.2)
   got = denoising.learned_variance(strength=1., schedule=schedule)(noise, x0, gap, v)[2:]
@@ -168,27 +173,60 @@ def test_the_bound_trains_the_variance_and_leaves_the_mean_to_the_loss():
 
 # ---- self-conditioning
 def test_a_self_conditioned_network_sees_its_own_first_estimate_in_half_of_the_batches():
-  """The 'network' says .3 x + .5 times what stands beside x, as an estimate of x0: by hand, for the two kinds of batch."""
+  """The 'network' outputs .3 x + .5 times the estimate beside x: by hand, for the two kinds of batch."""
   x0 = jax.random.normal(jax.random.key(1), (4, 3, 2))
-  seen = []
+  shapes = []
   def net(params, x, time, cond, train, rngs):
-    seen.append(x.shape)
+    shapes.append(x.shape)
     return params * x[..., :2] + .5 * x[..., 2:]
   options = dict(draw=lambda key, batch: Noise(*(jnp.full(batch, v) for v in (1., .6, .8, np.log(.36 / .64)))),
-                 predict=gaussian.predict_x0(), weight=weighting.one(), corrupt=lambda key, x0: (jnp.ones_like(x0), jnp.ones_like(x0)))
+                 predict=gaussian.predict_x0(), weight=weighting.one(),
+                 corrupt=lambda key, x0: (jnp.ones_like(x0), jnp.ones_like(x0)))
   x = .6 * x0 + .8
-  by_hand = {kind: float(jnp.mean((.3 * x + .5 * beside - x0) ** 2)) for kind, beside in (('alone', 0.), ('beside', .3 * x))}
-  slopes = {kind: float(jnp.mean(2 * (.3 * x + .5 * beside - x0) * x)) for kind, beside in (('alone', 0.), ('beside', .3 * x))}
-  found = dict(alone=0, beside=0)
-  step = jax.jit(jax.value_and_grad(lambda params, key: denoising.with_self_conditioning(denoising.loss)(key, net, params, x0, None, **options)[0]))
+  estimates = dict(alone=0., beside=.3 * x)
+  by_hand = {kind: float(jnp.mean((.3 * x + .5 * beside - x0) ** 2)) for kind, beside in estimates.items()}
+  slopes = {kind: float(jnp.mean(2 * (.3 * x + .5 * beside - x0) * x)) for kind, beside in estimates.items()}
+  counts = dict(alone=0, beside=0)
+  loss = denoising.with_self_conditioning(denoising.loss)
+  step = jax.jit(jax.value_and_grad(lambda params, key: loss(key, net, params, x0, None, **options)[0]))
   for i in range(60):
     value, slope = step(.3, jax.random.key(i))
     kind = min(by_hand, key=lambda k: abs(by_hand[k] - float(value)))
-    found[kind] += 1
+    counts[kind] += 1
     assert float(value) == pytest.approx(by_hand[kind], rel=1e-5)
     assert float(slope) == pytest.approx(slopes[kind], rel=1e-4)  # no gradient through the first estimate
-  assert 18 <= found['beside'] <= 42
-  assert set(seen) == {(4, 3, 4)}
+  assert 18 <= counts['beside'] <= 42
+  assert set(shapes) == {(4, 3, 4)}
+
+
+# ---- wrappers
+def test_every_wrapper_of_the_loss_is_what_is_written_out_by_hand():
+  """All of them, for each of two micro-batches: the random streams, condition dropout, the error times e^-u plus u."""
+  x0, cond = jax.random.normal(jax.random.key(1), (8, 3, 2)), dict(label=jnp.arange(1., 9.)[:, None])
+  def net(params, x, time, cond, train, rngs):
+    scale = 1. + jax.random.uniform(rngs['dropout']) if rngs else 1.
+    return scale * params['w'] * (x[..., :2] + .5 * x[..., 2:]) + .1 * cond['label'][:, :, None]
+  level = Noise(*(jnp.asarray(v) for v in (1., .6, .8, np.log(.36 / .64))))
+  draw = lambda key, batch: Noise(*(jnp.full(batch, v) for v in level))
+  u = lambda params, logsnr: params * logsnr
+  params, key = dict(w=jnp.float32(.3), uncertainty=jnp.float32(.7)), jax.random.key(5)
+  wrapped = denoising.with_self_conditioning(denoising.with_uncertainty(denoising.loss, u))
+  _, eps_key, cond_key, net_key, self_key = jax.random.split(key, 5)
+  eps, dropped = jax.random.normal(eps_key, x0.shape), np.asarray(jax.random.bernoulli(cond_key, .5, (8,)))
+  assert 0 < dropped.sum() < 8
+  label = np.where(dropped, 0., np.arange(1., 9.))[:, None, None]
+  x, estimate = .6 * x0 + .8 * eps, .3 * (.6 * x0 + .8 * eps) + .1 * label
+  estimate = estimate * bool(jax.random.bernoulli(self_key))
+  for i in (0, 1):
+    loss = denoising.with_condition_dropout(denoising.with_micro_batch(wrapped, i, 2),
+                                            lambda c: jax.tree.map(jnp.zeros_like, c), .5)
+    value, parts = loss(key, net, params, x0, cond, draw=draw, predict=gaussian.predict_x0(), weight=weighting.snr())
+    scale = 1 + jax.random.uniform(jax.random.fold_in(net_key, i))
+    error = jnp.mean((scale * .3 * (x + .5 * estimate) + .1 * label - x0) ** 2, (1, 2))[i::2]
+    exponent = .7 * level.logsnr
+    np.testing.assert_allclose(parts['each'], .36 / .64 * error * jnp.exp(-exponent) + exponent, rtol=2e-5)
+    np.testing.assert_allclose(parts['mse'], error, rtol=2e-5)
+    assert float(value) == pytest.approx(float(parts['each'].mean()), rel=1e-6)
 
 
 # ---- wrappers
@@ -227,7 +265,8 @@ def test_a_loss_with_memory_has_the_expectation_of_the_loss_without():
   net = lambda params, x, time, cond, train, rngs: .2 * x
   memory = jnp.stack([jnp.linspace(1, 30, 10), jnp.full(10, 100.)])
   def one(key):
-    with_draw = lambda draw: denoising.loss(key, net, None, x0, None, draw=draw, predict=gaussian.predict_x0(), weight=weighting.snr())
+    with_draw = lambda draw: denoising.loss(key, net, None, x0, None, draw=draw, predict=gaussian.predict_x0(),
+                                            weight=weighting.snr())
     middle = lambda u: level(.1 + .8 * u)
     plain = with_draw(lambda key, batch: middle(jax.random.uniform(key, (batch,))))[0]
     value, parts = denoising.loss_aware_loss(with_draw, jax.random.fold_in(key, 1), 256, aware, middle, memory)

@@ -28,9 +28,9 @@ RIGHT = dict(times=1., shift=0., smooth=0., scaled=0., table=tuple(np.asarray(a,
 
 
 def exact_net(params, x, time, cond, train, rngs):
-  """The logits of p(k | x_t), for RIGHT. It knows the level by the row of the table that it is told."""
+  """The logits of p(k | x_t), for RIGHT. It knows the level by its row in the table, its time input."""
   n = Noise(*(jnp.asarray(a)[time.astype(jnp.int32), None] for a in params['table']))
-  x = x.reshape(-1, 1) * jnp.where(params['scaled'], jnp.sqrt(n.sigma ** 2 + .25), 1.)  # undoes what predict.edm does
+  x = x.reshape(-1, 1) * jnp.where(params['scaled'], jnp.sqrt(n.sigma ** 2 + .25), 1.)  # undoes what predict_edm does
   log_likelihood = -.5 * (x - n.alpha * jnp.asarray(MEANS)) ** 2 / (n.alpha ** 2 * STD ** 2 + n.sigma ** 2)
   logits = params['times'] * (log_likelihood + jnp.log(jnp.asarray(SHARES)) + params['shift'] * jnp.array([1., 0.]))
   return jnp.log((1 - params['smooth']) * jax.nn.softmax(logits) + params['smooth'] / 2 + 1e-30)
@@ -162,7 +162,7 @@ def test_logits_answer_to_every_parameter_time_and_pixel(options):
   assert np.all(pixels != 0) and np.all(times != 0)
 
 
-def test_a_few_steps_tell_bright_from_dark_pictures():
+def test_a_few_steps_tell_bright_from_dark_images():
   net = make(Classifier(**{**TINY, 'classes': 2, 'multipliers': (1,), 'attention': ()}))
   noise = np.random.default_rng(0)
   cond = np.eye(2, dtype=np.float32)[np.arange(16) % 2]

@@ -41,10 +41,12 @@ def test_logit_normal_times(mean, std):
   assert stats.kstest(np.log(u / (1 - u)), stats.norm(mean, std).cdf).pvalue > .01
 
 
-@pytest.mark.parametrize('schedule', [schedules.edm(), schedules.cosine(None), schedules.flow(), schedules.linear(None)],
+@pytest.mark.parametrize('schedule',
+                         [schedules.edm(), schedules.cosine(None), schedules.flow(), schedules.linear(None)],
                          ids=['edm', 'cosine', 'flow', 'linear'])
 def test_edm_times_have_a_normal_log_sigma_on_any_curve(schedule):
-  draw = jax.jit(timesteps.draw_levels(timesteps.edm_lognormal(-.4, .9, schedule=schedule), schedule), static_argnums=1)
+  draw = jax.jit(timesteps.draw_levels(timesteps.edm_lognormal(-.4, .9, schedule=schedule), schedule),
+                 static_argnums=1)
   noise = draw(KEY, 20_000)
   log_sigma = np.log(np.asarray(noise.sigma, np.float64) / np.asarray(noise.alpha, np.float64))
   assert stats.kstest(log_sigma, stats.norm(-.4, .9).cdf).pvalue > .01
@@ -52,20 +54,25 @@ def test_edm_times_have_a_normal_log_sigma_on_any_curve(schedule):
 
 def test_edm_times_on_a_table_are_its_nearest_rows():
   table = schedules.cosine(40)
-  rows = np.asarray(timesteps.draw_levels(timesteps.edm_lognormal(-.4, .9, schedule=table), table)(KEY, 40_000).time).astype(int)
+  draw = timesteps.draw_levels(timesteps.edm_lognormal(-.4, .9, schedule=table), table)
+  rows = np.asarray(draw(KEY, 40_000).time).astype(int)
   middles = np.concatenate([[-np.inf], (table.logsnr[1:] + table.logsnr[:-1]) / -4, [np.inf]])  # in log sigma, rising
-  np.testing.assert_allclose(np.bincount(rows, minlength=40) / 40_000, np.diff(stats.norm(-.4, .9).cdf(middles)), atol=.006)
+  np.testing.assert_allclose(np.bincount(rows, minlength=40) / 40_000, np.diff(stats.norm(-.4, .9).cdf(middles)),
+                             atol=.006)
 
 
-@pytest.mark.parametrize('schedule', [schedules.flow(), schedules.cosine(None), schedules.edm(), schedules.offset_cosine()])
+@pytest.mark.parametrize('schedule',
+                         [schedules.flow(), schedules.cosine(None), schedules.edm(), schedules.offset_cosine()])
 def test_a_curve_is_inverted_by_its_table(schedule):
   t = np.linspace(.003, .997, 200)
-  np.testing.assert_allclose(lookup.time_of_logsnr(schedule)(jnp.asarray(schedule(t).logsnr, jnp.float32)), t, atol=2e-6, rtol=2e-5)
+  np.testing.assert_allclose(lookup.time_of_logsnr(schedule)(jnp.asarray(schedule(t).logsnr, jnp.float32)), t,
+                             atol=2e-6, rtol=2e-5)
 
 
 def test_every_row_finds_itself_also_one_without_signal():
   for table in (schedules.flow(50), schedules.cosine(1000), schedules.linear(1000)):
-    np.testing.assert_array_equal(lookup.nearest_row(table)(jnp.asarray(table.logsnr, jnp.float32)), np.arange(len(table.logsnr)))
+    np.testing.assert_array_equal(lookup.nearest_row(table)(jnp.asarray(table.logsnr, jnp.float32)),
+                                  np.arange(len(table.logsnr)))
 
 
 # ---- times that follow the loss
@@ -80,7 +87,8 @@ def learn(aware, steps=400, batch=64, seed=0, memory=None):
     loss = shape(u) * (1 + .3 * jax.random.normal(jax.random.fold_in(key, 1), u.shape))
     return aware.remember(memory, u, loss), (jnp.mean(loss), jnp.mean(share * loss), u, share)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(steps))
-  return jax.jit(lambda memory: jax.lax.scan(step, memory, keys))(jnp.asarray(aware.start()) if memory is None else memory)
+  memory = jnp.asarray(aware.start()) if memory is None else memory
+  return jax.jit(lambda memory: jax.lax.scan(step, memory, keys))(memory)
 
 
 def test_loss_aware_times_find_the_density_of_least_variance_and_leave_the_expectation():
@@ -88,8 +96,10 @@ def test_loss_aware_times_find_the_density_of_least_variance_and_leave_the_expec
   memory, (_, weighed, u, share) = learn(aware)
   x = (np.arange(20_000) + .5) / 20_000
   root = np.sqrt((shape(x) ** 2 * 1.09).reshape(20, -1).mean(1))
-  np.testing.assert_allclose(np.histogram(u[-200:], 20, (0, 1))[0] / (200 * 64), .99 * root / root.sum() + .01 / 20, rtol=.15, atol=.001)
-  assert float(jnp.mean(weighed[100:])) == pytest.approx(shape(x).mean(), rel=.02)           # not what is drawn, but uniform's
+  np.testing.assert_allclose(np.histogram(u[-200:], 20, (0, 1))[0] / (200 * 64), .99 * root / root.sum() + .01 / 20,
+                             rtol=.15, atol=.001)
+  # not what is drawn, but uniform's
+  assert float(jnp.mean(weighed[100:])) == pytest.approx(shape(x).mean(), rel=.02)
   assert float(jnp.mean(share[100:])) == pytest.approx(1, abs=.02)                           # E_p[1/p] over [0, 1]
   fresh = lambda u: shape(u) * (1 + .3 * np.random.default_rng(0).standard_normal(u.shape))
   uniform = np.random.default_rng(1).random(12_800)
@@ -114,7 +124,7 @@ def test_loss_aware_times_are_uniform_until_every_bin_was_seen_and_their_memory_
 
 def test_a_mean_is_that_of_all_losses_until_the_memory_is_full():
   aware = timesteps.loss_aware(bins=4, history=1000)
-  u, loss = np.random.default_rng(0).random((6, 32)).astype(np.float32), np.random.default_rng(1).random((6, 32)).astype(np.float32)
+  u, loss = (np.random.default_rng(seed).random((6, 32)).astype(np.float32) for seed in (0, 1))
   memory = jnp.asarray(aware.start())
   for i in range(6):
     memory = aware.remember(memory, jnp.asarray(u[i]), jnp.asarray(loss[i]))
@@ -125,7 +135,8 @@ def test_a_mean_is_that_of_all_losses_until_the_memory_is_full():
 
 
 def test_bad_input_is_named():
-  for make, message in ((lambda: timesteps.histogram([-1, 2]), 'none negative'), (lambda: timesteps.histogram([]), 'list of weights'),
+  for make, message in ((lambda: timesteps.histogram([-1, 2]), 'none negative'),
+                        (lambda: timesteps.histogram([]), 'list of weights'),
                         (lambda: timesteps.logit_normal(0, 0), 'above 0'),
                         (lambda: timesteps.edm_lognormal(std=-1, schedule=schedules.edm()), 'above 0'),
                         (lambda: timesteps.loss_aware(0), 'bins=0'), (lambda: timesteps.loss_aware(floor=0.), 'floor'),

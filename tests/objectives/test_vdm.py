@@ -15,7 +15,7 @@ STD, DIMS = .5, 16
 
 
 def net(params, x, time, cond, train, rngs):
-  """The best eps-network for N(0, STD^2), which finds its log-SNR in what it is told."""
+  """The best eps-network for N(0, STD^2), which gets its log-SNR from its time input."""
   logsnr = 20. - time[:, None] / 25.
   a2, s2 = jax.nn.sigmoid(logsnr), jax.nn.sigmoid(-logsnr)
   return params.get('factor', 1.) * jnp.sqrt(s2) / (a2 * STD ** 2 + s2) * x
@@ -64,8 +64,9 @@ def diffusion_terms(curve, batches=60):
 
 
 def test_training_the_inside_of_the_curve_lowers_the_variance_to_its_least_and_leaves_the_mean():
-  """An example's term is -slope/2 times the mean of DIMS squares of N(0, m), m = Var[eps | x_t]. Its mean is the information I
-  whatever the curve; its mean square is least where slope is proportional to 1/m, and then (1 + 2/DIMS) I^2, so Var = 2 I^2 / DIMS."""
+  """An example's term is -slope/2 times the mean of DIMS squares of N(0, m), m = Var[eps | x_t]. Its mean is the
+  information I for any curve; its mean square is least where slope is proportional to 1/m, and then (1 + 2/DIMS) I^2,
+  so that Var = 2 I^2 / DIMS."""
   start = jax.tree.map(jnp.asarray, vdm.init_curve(24, 12., -6.))
   optimizer = optax.adam(optax.cosine_decay_schedule(.05, 300))
   def step(carry, key):
@@ -91,7 +92,7 @@ def test_the_gradient_of_the_inside_is_that_of_the_mean_square_and_of_the_rest_t
   got = jax.jit(jax.grad(lambda p: value(key, p)[0]))(params)
 
   def terms(params):
-    """Written out: the same data, times and noises, without any of learned's gradient rules."""
+    """Written out: the same data, times and noises, without any of the gradient rules of vdm."""
     data_key, bound_key, loss_key = jax.random.split(key, 3)
     x0 = STD * jax.random.normal(data_key, (256, DIMS))
     time_key, eps_key = jax.random.split(bound_key)
@@ -118,17 +119,18 @@ def test_the_gradient_of_the_inside_is_that_of_the_mean_square_and_of_the_rest_t
 
 
 def test_the_bound_lies_just_above_the_entropy_of_the_data():
-  """Continuous data, exact network: the bound is the entropy plus what the ends cost, which is little from 10 to -8."""
+  """Continuous data, exact network: the bound is the entropy plus the cost of the ends, small from 10 to -8."""
   bound = jax.jit(lambda keys: jax.lax.map(lambda key: value(key, dict(curve=vdm.init_curve(4, 10., -8.)))[0], keys))
   entropy = .5 * np.log(2 * np.pi * np.e * STD ** 2)
   assert float(bound(jax.random.split(jax.random.key(0), 200)).mean()) == pytest.approx(entropy, abs=.015)
 
 
 def test_the_ends_follow_the_bound():
-  """A curve that starts with too much noise learns to start with less, and one that ends with too much signal to end with less."""
+  """A curve that starts with too much noise and ends with too much signal learns to start and end with less."""
   curve = vdm.init_curve(4, 1., -1.)
-  slope = jax.jit(jax.grad(lambda p: value(jax.random.key(0), p, examples=4096)[0]))(dict(curve=curve))['curve']['ends']
-  before, after = (vdm.logsnr(dict(curve, ends=curve['ends'] - rate * np.asarray(slope)), np.array([0., 1.]))[0] for rate in (0., .1))
+  gradient = jax.jit(jax.grad(lambda p: value(jax.random.key(0), p, examples=4096)[0]))(dict(curve=curve))
+  slope, ends = np.asarray(gradient['curve']['ends']), np.array([0., 1.])
+  before, after = (vdm.logsnr(dict(curve, ends=curve['ends'] - rate * slope), ends)[0] for rate in (0., .1))
   assert after[0] > before[0] and after[1] < before[1]
 
 

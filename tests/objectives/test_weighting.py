@@ -17,12 +17,19 @@ def float32(levels):
 
 
 def exact_eps_net(std):
-  """The best eps-network for data N(0, std^2) on a VP schedule; it is told the log-SNR as its time."""
+  """The best eps-network for data N(0, std^2) on a VP schedule; its time input is the log-SNR."""
   def net(params, x, time, cond, train, rngs):
     logsnr = jnp.reshape(time, (-1,) + (1,) * (x.ndim - 1))
     a2, s2 = jax.nn.sigmoid(logsnr), jax.nn.sigmoid(-logsnr)
     return jnp.sqrt(s2) / (a2 * std ** 2 + s2) * x
   return net
+
+
+def drawn_with_logsnr_as_time(table):
+  def draw(key, batch):
+    noise = timesteps.draw_levels(timesteps.stratified(), table)(key, batch)
+    return noise._replace(time=noise.logsnr)
+  return draw
 
 
 def eps_error(std, noise):
@@ -46,36 +53,38 @@ def test_weights_are_those_that_their_papers_state_for_each_target(weight, expec
   table = Noise(*(a[50:950] for a in SCHEDULE))
   snr = table.alpha ** 2 / table.sigma ** 2
   for name, formula in expected.items():
-    row = getattr(gaussian, f'predict_{name}')()(table)
-    to_x0 = (table.sigma / gaussian.determinant(row, table)) ** 2
+    target = getattr(gaussian, f'predict_{name}')()(table)
+    to_x0 = (table.sigma / gaussian.determinant(target, table)) ** 2
     np.testing.assert_allclose(weight(Noise(*map(jnp.asarray, table)), to_x0), formula(snr), rtol=2e-5)
 
 
 def test_edm_weight_is_one_for_the_edm_target_and_lambda_for_x0():
   table = schedules.edm(T=50)
   level, sd = Noise(*map(jnp.asarray, table)), .5
-  def weigh(row):
-    return weighting.edm(sd)(level, (table.sigma / gaussian.determinant(row, table)) ** 2)
+  def weigh(target):
+    return weighting.edm(sd)(level, (table.sigma / gaussian.determinant(target, table)) ** 2)
   np.testing.assert_allclose(weigh(gaussian.predict_edm(sd)(table)), 1., rtol=1e-5)
-  np.testing.assert_allclose(weigh(gaussian.predict_x0()(table)), (table.sigma ** 2 + sd ** 2) / (table.sigma * sd) ** 2, rtol=1e-5)
+  np.testing.assert_allclose(weigh(gaussian.predict_x0()(table)),
+                             (table.sigma ** 2 + sd ** 2) / (table.sigma * sd) ** 2, rtol=1e-5)
 
 
-
-@pytest.mark.parametrize('curve', [schedules.cosine(None), schedules.linear(None), schedules.offset_cosine(), schedules.flow()],
+@pytest.mark.parametrize('curve',
+                         [schedules.cosine(None), schedules.linear(None), schedules.offset_cosine(), schedules.flow()],
                          ids=['cosine', 'linear', 'offset_cosine', 'flow'])
 def test_the_bound_of_a_curve_is_the_information_lost_on_the_way(curve):
-  """With the exact denoiser, the integral of -dlogsnr/dt / 2 * E|eps - eps_hat|^2 is I(x0; x_0) - I(x0; x_1): Guo, Shamai, Verdu 2005."""
+  """The integral of -dlogsnr/dt / 2 * Var[eps | x_t] is I(x0; x_0) - I(x0; x_1) (Guo, Shamai, Verdu 2005)."""
   std = .5
   t = 1 / (1 + np.exp(np.linspace(9, -9, 3001)))
   noise = schedules.evaluate(curve, t)
-  integrand = np.asarray(weighting.vlb(schedule=curve)(float32(noise), jnp.exp(-float32(noise).logsnr)), np.float64) * eps_error(std, noise)
+  weight = weighting.vlb(schedule=curve)(float32(noise), jnp.exp(-float32(noise).logsnr))
+  integrand = np.asarray(weight, np.float64) * eps_error(std, noise)
   area = np.sum((integrand[1:] + integrand[:-1]) / 2 * np.diff(t))
   assert area == pytest.approx(information(std, noise.logsnr[0]) - information(std, noise.logsnr[-1]), rel=2e-4)
 
 
 @pytest.mark.parametrize('T', [50, 1000])
 def test_the_bound_of_a_table_is_the_sum_of_the_divergences_of_its_steps(T):
-  """Float64, step by step: the posterior q(x_s | x_t, x0) against the one with x0_hat = E[x0 | x_t], both of the posterior's variance."""
+  """In float64: q(x_s | x_t, x0) against the same with x0_hat = E[x0 | x_t], both with the posterior's variance."""
   std, table = .5, schedules.cosine(T)
   t, s = take(table, slice(1, None)), take(table, slice(None, -1))
   beta = 1 - (t.alpha / s.alpha) ** 2
@@ -83,7 +92,8 @@ def test_the_bound_of_a_table_is_the_sum_of_the_divergences_of_its_steps(T):
   gap = (s.alpha * beta / t.sigma ** 2) ** 2 * eps_error(std, t) * t.sigma ** 2 / t.alpha ** 2
   steps = gap / (2 * variance)
   first = .5 * eps_error(std, take(table, 0))
-  mean = np.mean(np.asarray(weighting.vlb(schedule=table)(float32(table), jnp.exp(-float32(table).logsnr))) * eps_error(std, table))
+  weight = weighting.vlb(schedule=table)(float32(table), jnp.exp(-float32(table).logsnr))
+  mean = np.mean(np.asarray(weight) * eps_error(std, table))
   assert mean == pytest.approx(steps.sum() + first, rel=1e-4)
   if T == 1000:  # where steps are small, near the limit of infinitely many, and above it
     limit = information(std, table.logsnr[100]) - information(std, table.logsnr[-1])
@@ -93,7 +103,7 @@ def test_the_bound_of_a_table_is_the_sum_of_the_divergences_of_its_steps(T):
 def test_the_loss_of_the_exact_network_is_the_bound():
   """Through the loss, with drawn data and noise."""
   std, table = .5, schedules.cosine(50)
-  draw = lambda key, batch: (lambda n: n._replace(time=n.logsnr))(timesteps.draw_levels(timesteps.stratified(), table)(key, batch))
+  draw = drawn_with_logsnr_as_time(table)
   x0 = std * jax.random.normal(jax.random.key(1), (5000, 64))
   weight = weighting.vlb(schedule=table)
   options = dict(draw=draw, predict=gaussian.predict_eps(), weight=weight)
@@ -109,7 +119,8 @@ def test_the_bound_weighs_the_same_whatever_the_network_is_asked_for():
   weight = weighting.vlb(schedule=flow)
   t = np.linspace(.05, .95, 19)
   fall = 2 / (t * (1 - t))                          # logsnr = 2 log((1 - t) / t)
-  for name, per_output in (('eps', 1.), ('x0', (1 - t) ** 2 / t ** 2), ('flow', (1 - t) ** 2)):  # x0 and v errors: eps = x + (1 - t) v
+  # x0 and v errors: eps = x + (1 - t) v
+  for name, per_output in (('eps', 1.), ('x0', (1 - t) ** 2 / t ** 2), ('flow', (1 - t) ** 2)):
     to_x0 = (level.sigma / gaussian.determinant(getattr(gaussian, f'predict_{name}')()(level), level)) ** 2
     np.testing.assert_allclose(weight(level, to_x0), .5 * fall * per_output, rtol=1e-3)
 
@@ -117,10 +128,12 @@ def test_the_bound_weighs_the_same_whatever_the_network_is_asked_for():
 def test_the_sigmoid_weight_is_that_of_simpler_diffusion_up_to_a_constant_and_cuts_the_bound():
   curve, bias = schedules.cosine(None), -2.
   level = float32(schedules.evaluate(curve, np.linspace(.02, .98, 33)))
-  bound, ours = (w(level, jnp.ones(33)) for w in (weighting.vlb(schedule=curve), weighting.sigmoid(bias, schedule=curve)))
+  bound, ours = (w(level, jnp.ones(33)) for w in (weighting.vlb(schedule=curve),
+                                                  weighting.sigmoid(bias, schedule=curve)))
   t, d = np.linspace(.02, .98, 33), 1e-5
   slope = (curve(t + d).logsnr - curve(t - d).logsnr) / (2 * d)
-  theirs = -.5 * slope * np.exp(bias) / (1 + np.exp(bias - np.float64(level.logsnr)))   # of the x0 error, arXiv:2410.19324
+  # of the x0 error, arXiv:2410.19324
+  theirs = -.5 * slope * np.exp(bias) / (1 + np.exp(bias - np.float64(level.logsnr)))
   np.testing.assert_allclose(ours, theirs, rtol=1e-3)
   np.testing.assert_allclose(weighting.sigmoid(40., schedule=curve)(level, jnp.ones(33)), bound, rtol=1e-5)
 
@@ -128,12 +141,13 @@ def test_the_sigmoid_weight_is_that_of_simpler_diffusion_up_to_a_constant_and_cu
 def test_a_learned_uncertainty_is_least_at_the_log_of_the_expected_loss_of_each_level():
   """One free u for each of ten levels, with the exact network, whose expected loss is Var[eps | x_t]."""
   std, table = .5, schedules.cosine(10)
-  draw = lambda key, batch: (lambda n: n._replace(time=n.logsnr))(timesteps.draw_levels(timesteps.stratified(), table)(key, batch))
+  draw = drawn_with_logsnr_as_time(table)
   free = lambda params, logsnr: params[lookup.nearest_row(table)(logsnr)]
   def step(u, key):
     x0 = std * jax.random.normal(jax.random.fold_in(key, 9), (100, 128))
     objective = lambda u: denoising.with_uncertainty(denoising.loss, free)(
-      key, exact_eps_net(std), dict(uncertainty=u), x0, None, draw=draw, predict=gaussian.predict_eps(), weight=weighting.one())[0]
+      key, exact_eps_net(std), dict(uncertainty=u), x0, None, draw=draw, predict=gaussian.predict_eps(),
+      weight=weighting.one())[0]
     return u - .3 * jnp.clip(10 * jax.grad(objective)(u), -2, 1), None
   u, _ = jax.jit(lambda: jax.lax.scan(step, jnp.zeros(10), jax.random.split(jax.random.key(0), 120)))()
   np.testing.assert_allclose(u, np.log(eps_error(std, table)), atol=.1)
@@ -145,11 +159,12 @@ def test_the_uncertainty_can_take_the_shape_of_a_loss_and_starts_as_no_weight():
   np.testing.assert_array_equal(u(jnp.asarray(start), logsnr), 0)
   features = np.stack([np.asarray(u(jnp.eye(64)[i], logsnr), np.float64) for i in range(64)], 1)
   target = np.log(eps_error(.5, schedules.at_logsnr(schedules.cosine(None), np.asarray(logsnr, np.float64))))
-  found = np.linalg.lstsq(features, target, rcond=1e-4)[0]
-  np.testing.assert_allclose(features @ found, target, atol=.05)
+  solution = np.linalg.lstsq(features, target, rcond=1e-4)[0]
+  np.testing.assert_allclose(features @ solution, target, atol=.05)
 
 
 def test_bad_input_is_named():
-  for make, message in ((lambda: weighting.edm(-1), 'above 0'), (lambda: weighting.sigmoid(float('nan'), schedule=SCHEDULE), 'bias=nan')):
+  for make, message in ((lambda: weighting.edm(-1), 'above 0'),
+                        (lambda: weighting.sigmoid(float('nan'), schedule=SCHEDULE), 'bias=nan')):
     with pytest.raises(InputError, match=message):
       make()

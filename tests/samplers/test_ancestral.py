@@ -14,8 +14,9 @@ from tests.conftest import RUN_FAST
 from tests.exact import gaussian_denoiser, gaussian_flow
 
 MEAN, STD = .3, .5
-# not the offset cosine: it stops at a signal rate of 0.95, and the leap from there to clean does not shrink with more steps
-CURVES = dict(linear=schedules.linear(None), cosine=schedules.cosine(None), sigmoid=schedules.sigmoid(), flow=schedules.flow())
+# Without the offset cosine: it ends at a signal rate of 0.95, and the jump to clean does not shrink with more steps.
+CURVES = dict(linear=schedules.linear(None), cosine=schedules.cosine(None), sigmoid=schedules.sigmoid(),
+              flow=schedules.flow())
 BOTH = [samplers.ddim(), samplers.ddim(.5), samplers.ddim(1.), samplers.ddpm(), samplers.ddpm('large')]
 
 
@@ -91,7 +92,8 @@ def test_posterior_mean_and_variances_agree_with_bayes_in_float64(t, s):
   for share in (0., .3, 1.):  # learned: between them in the logarithm (improved DDPM, equation 15)
     std = np.exp(.5 * (share * np.log(beta) + (1 - share) * np.log(variance)))
     fixed = lambda x, noise: Pred(jnp.zeros(1), jnp.zeros(1), jnp.full(1, share))
-    assert float(samplers.ddpm('learned').step(keys, fixed, samplers.Sample(jnp.zeros(1)), step).x[0]) == pytest.approx(float(std) * z, rel=1e-6)
+    after = samplers.ddpm('learned').step(keys, fixed, samplers.Sample(jnp.zeros(1)), step).x[0]
+    assert float(after) == pytest.approx(float(std) * z, rel=1e-6)
 
 
 @pytest.mark.parametrize('S', [1, 7, 50])
@@ -176,7 +178,8 @@ def test_reversing_the_grid_inverts_ddim_with_an_error_that_halves_as_steps_doub
   assert gaps[0] / gaps[1] == pytest.approx(2, rel=.25) and gaps[1] / gaps[2] == pytest.approx(2, rel=.25)
 
 
-@pytest.mark.parametrize('step', [samplers.ddim_step, functools.partial(samplers.ddim_step, eta=.5), samplers.ddpm_step])
+@pytest.mark.parametrize('step',
+                         [samplers.ddim_step, functools.partial(samplers.ddim_step, eta=.5), samplers.ddpm_step])
 def test_steps_work_under_jit_vmap_grad_and_pmap(step):
   levels = grids.trailing(4)(schedules.cosine())
   middle = jax.tree.map(lambda a: a[2], samplers.steps(levels))

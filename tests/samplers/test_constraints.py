@@ -45,12 +45,12 @@ def part(levels, last):
 
 # ---- replacement
 @pytest.mark.parametrize('name', SOLVERS)
-def test_known_pixels_are_exact_and_painted_ones_finite_with_every_solver(name):
+def test_known_pixels_are_exact_and_generated_ones_finite_with_every_solver(name):
   sampler = constraints.repaint(solver(name), FACE, HOLE, jump=2, repeats=2)  # which is inpaint, and more
   x = run(sampler, grids.trailing(5)(COSINE), gaussian_denoiser(MEAN, STD), 3, FACE.shape)
   np.testing.assert_array_equal(np.where(HOLE, 0, x), np.where(HOLE, 0, np.stack([FACE] * 3)))
-  painted = x[:, HOLE[..., 0]]
-  assert np.isfinite(painted).all() and np.ptp(painted) > .1
+  generated = x[:, HOLE[..., 0]]
+  assert np.isfinite(generated).all() and np.ptp(generated) > .1
 
 
 @pytest.mark.parametrize('name', ['ddpm', 'dpmpp_2m', 'heun'])
@@ -73,7 +73,8 @@ def test_known_pixels_on_the_way_have_the_noise_of_their_level_and_a_stream_of_t
 
 def test_repaint_recovers_the_posterior_of_correlated_data_and_plain_replacement_does_not():
   n, levels, denoise = 1500, grids.trailing(60)(COSINE), correlated_denoiser(CENTRE, SPREAD)
-  x = run(constraints.repaint(samplers.ddpm('large'), KNOWN, UNKNOWN, jump=6, repeats=15), levels, denoise, n, (2,))[:, 1]
+  x = run(constraints.repaint(samplers.ddpm('large'), KNOWN, UNKNOWN, jump=6, repeats=15), levels, denoise, n, (2,))
+  x = x[:, 1]
   assert x.mean() == pytest.approx(POSTERIOR_MEAN, abs=.06)
   assert x.std() == pytest.approx(POSTERIOR_STD, rel=.09)
   x = run(constraints.inpaint(samplers.ddpm(), KNOWN, UNKNOWN), levels, denoise, n, (2,))[:, 1]
@@ -97,7 +98,8 @@ def rows_of_algorithm_1(S, jump, repeats):
   return rows
 
 
-@pytest.mark.parametrize('S, jump, repeats', [(1, 1, 3), (2, 1, 3), (5, 1, 2), (6, 2, 3), (7, 3, 2), (4, 10, 3), (5, 2, 1)])
+@pytest.mark.parametrize('S, jump, repeats',
+                         [(1, 1, 3), (2, 1, 3), (5, 1, 2), (6, 2, 3), (7, 3, 2), (4, 10, 3), (5, 2, 1)])
 def test_repaint_walks_down_and_up_and_wastes_no_evaluation(S, jump, repeats):
   levels = grids.trailing(S)(COSINE)
   plan = constraints.repaint(samplers.ddim(), 0., True, jump, repeats).plan(levels)
@@ -121,7 +123,8 @@ def test_going_up_and_down_keeps_every_marginal_of_one_data_point(S, jump, repea
 @pytest.mark.parametrize('name', ['dpmpp_2m', 'heun', 'unipc(3)'])
 def test_a_solver_with_memory_forgets_it_on_the_way_up(name):
   """One data point: a right history or none lands on it; a history from other levels would not."""
-  x = run(constraints.repaint(solver(name), 0., True, jump=3, repeats=3), grids.trailing(10)(COSINE), gaussian_denoiser(MEAN, 0.), 8)
+  x = run(constraints.repaint(solver(name), 0., True, jump=3, repeats=3), grids.trailing(10)(COSINE),
+          gaussian_denoiser(MEAN, 0.), 8)
   np.testing.assert_allclose(x, MEAN, atol=1e-5)
   levels, denoise = grids.trailing(10)(COSINE), gaussian_denoiser(MEAN, STD)
   once = run(constraints.repaint(solver(name), 0., True, jump=99, repeats=1), levels, denoise, 8)
@@ -139,12 +142,13 @@ def test_repaint_holds_the_network_once_whatever_the_walk():
 
 # ---- measurements
 # One of each way to end: at x0, at a weighted sum of evaluations, after a corrector, with fresh noise, off the grid.
-ENDS = ['ddpm', 'consistency', 'dpm_solver_2', 'dpmpp_2m', 'lms', 'plms', 'flow_lms', 'flow_heun', 'flow_pc', 'langevin', 'adaptive']
+ENDS = ['ddpm', 'consistency', 'dpm_solver_2', 'dpmpp_2m', 'lms', 'plms', 'flow_lms', 'flow_heun', 'flow_pc',
+        'langevin', 'adaptive']
 OPERATORS = dict(kept=operators.known_pixels(HOLE), luma=operators.luma(), blocks=operators.block_average(2))
 
 
 @pytest.mark.parametrize('name, operator', [*((name, 'blocks') for name in ENDS), ('heun', 'kept'), ('unipc', 'luma')])
-def test_solvers_end_on_a_picture_that_agrees_with_the_measurement(name, operator):
+def test_solvers_end_on_an_image_that_agrees_with_the_measurement(name, operator):
   operator = OPERATORS[operator]
   y = operator.forward(FACE)
   denoise = operators.ddnm(clip(gaussian_denoiser(MEAN, STD)), operator, y)
@@ -163,7 +167,7 @@ def test_what_a_measurement_says_nothing_about_keeps_its_distribution():
   assert abs(gap.mean()) < 4 * STD / np.sqrt(n) and gap.std() == pytest.approx(STD, rel=4 / np.sqrt(2 * n) + .02)
 
 
-def test_grey_and_small_pictures_are_those_of_pillow():
+def test_grey_and_small_images_are_those_of_pillow():
   image = np.random.default_rng(1).integers(0, 256, (8, 12, 3), np.uint8)
   grey = np.asarray(Image.fromarray(image).convert('L'))
   np.testing.assert_allclose(operators.luma().forward(image.astype(np.float32))[..., 0], grey, atol=1)
@@ -175,7 +179,7 @@ def test_grey_and_small_pictures_are_those_of_pillow():
 
 
 # ---- where sampling starts
-def test_sdedit_at_strength_0_is_the_picture_and_at_1_a_fresh_sample():
+def test_sdedit_at_strength_0_is_the_image_and_at_1_a_fresh_sample():
   levels, denoise, x0 = grids.trailing(10)(COSINE), gaussian_denoiser(MEAN, STD), np.stack([FACE] * 3)
   keys = samplers.sample_keys(0, np.arange(3))
   nothing, start = constraints.sdedit(keys, levels, x0, 0.)
@@ -183,11 +187,12 @@ def test_sdedit_at_strength_0_is_the_picture_and_at_1_a_fresh_sample():
   np.testing.assert_array_equal(start, x0)
   whole, start = constraints.sdedit(keys, levels, x0, 1.)
   for sampler in (samplers.ddim(), samplers.ddpm()):
-    np.testing.assert_array_equal(run(sampler, whole, denoise, x=start, n=3), run(sampler, levels, denoise, 3, FACE.shape))
+    np.testing.assert_array_equal(run(sampler, whole, denoise, x=start, n=3),
+                                  run(sampler, levels, denoise, 3, FACE.shape))
 
 
 @pytest.mark.parametrize('strength, n', [(.04, 0), (.06, 1), (.55, 6), (.9, 9)])
-def test_sdedit_ends_where_the_exact_ode_takes_the_noisy_picture(strength, n):
+def test_sdedit_ends_where_the_exact_ode_takes_the_noisy_image(strength, n):
   """The spread and the pull towards the data are known for every strength."""
   levels, many = grids.trailing(10)(COSINE), 4000
   keys, x0 = samplers.sample_keys(0, np.arange(many)), np.full(many, -1.5, np.float32)
@@ -211,7 +216,8 @@ def test_inversion_finds_the_noise_of_the_exact_ode_and_reconstructs_with_an_err
     levels = grids.trailing(S)(schedules.linear(None))
     noise = jax.jit(lambda x: constraints.invert(denoise, levels, x))(x0)
     first = take(levels, 0)
-    exact = first.alpha * MEAN + np.sqrt(first.alpha ** 2 * STD ** 2 + first.sigma ** 2) / STD * (np.asarray(x0) - MEAN)
+    spread = np.sqrt(first.alpha ** 2 * STD ** 2 + first.sigma ** 2)
+    exact = first.alpha * MEAN + spread / STD * (np.asarray(x0) - MEAN)
     gaps.append(float(jnp.abs(noise - exact).max()))
     errors.append(float(np.abs(run(samplers.ddim(), levels, denoise, 32, x=noise) - np.asarray(x0)).max()))
   for values in (gaps, errors):

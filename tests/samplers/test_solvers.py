@@ -1,4 +1,4 @@
-"""Every solver: its order of convergence against the exact ODE, its moments where it draws noise, and what all have in common."""
+"""Every solver: its order of convergence against the exact ODE, its moments if stochastic, and common properties."""
 import functools
 
 import jax
@@ -19,22 +19,28 @@ EDM = schedules.edm(None, .002, 80.)
 
 # name: (sampler, order); the orders are those of the papers, UniPC-p with its corrector p + 1
 ODE = dict(
-  ddim=(samplers.ddim(), 1), heun=(samplers.heun(), 2), flow_heun=(samplers.flow_heun(), 2), dpm_solver_2=(samplers.dpm_solver_2(), 2),
+  ddim=(samplers.ddim(), 1), heun=(samplers.heun(), 2), flow_heun=(samplers.flow_heun(), 2),
+  dpm_solver_2=(samplers.dpm_solver_2(), 2),
   dpmpp_2s=(samplers.dpmpp_2s(), 2), dpmpp_2m=(samplers.dpmpp_2m(), 2), dpmpp_2m_heun=(samplers.dpmpp_2m('heun'), 2),
   dpmpp_3m=(samplers.dpmpp_3m(), 3), dpmpp_3m_shipped=(samplers.dpmpp_3m_shipped(), 2),
-  unipc_1=(samplers.unipc(1), 2), unipc_2=(samplers.unipc(2), 3), unipc_2_bh1=(samplers.unipc(2, 'bh1'), 3), unipc_3=(samplers.unipc(3), 4),
+  unipc_1=(samplers.unipc(1), 2), unipc_2=(samplers.unipc(2), 3), unipc_2_bh1=(samplers.unipc(2, 'bh1'), 3),
+  unipc_3=(samplers.unipc(3), 4),
   unipc_2_predictor=(samplers.unipc(2, corrector=False), 2), unipc_3_predictor=(samplers.unipc(3, corrector=False), 3),
   flow_pc_1=(samplers.flow_pc(1), 2), flow_pc_2=(samplers.flow_pc(2), 3), flow_pc_3=(samplers.flow_pc(3), 4),
-  deis_2=(samplers.deis(2), 2), deis_3=(samplers.deis(3), 3), deis_4=(samplers.deis(4), 4), flow_lms_4=(samplers.flow_lms(4), 4), lms_2=(samplers.lms(2), 2), lms_3=(samplers.lms(3), 3),
-  lms_4=(samplers.lms(4), 4), flow_lms_2=(samplers.flow_lms(2), 2), flow_lms_3=(samplers.flow_lms(3), 3), plms_2=(samplers.plms(2), 2))
+  deis_2=(samplers.deis(2), 2), deis_3=(samplers.deis(3), 3), deis_4=(samplers.deis(4), 4),
+  flow_lms_4=(samplers.flow_lms(4), 4), lms_2=(samplers.lms(2), 2), lms_3=(samplers.lms(3), 3),
+  lms_4=(samplers.lms(4), 4), flow_lms_2=(samplers.flow_lms(2), 2), flow_lms_3=(samplers.flow_lms(3), 3),
+  plms_2=(samplers.plms(2), 2))
 NOISY = dict(
-  ddpm=samplers.ddpm(), ddpm_large=samplers.ddpm('large'), ddim_half=samplers.ddim(.5), dpmpp_sde_2m=samplers.dpmpp_sde_2m(),
-  dpmpp_sde_2m_heun=samplers.dpmpp_sde_2m(.5, 'heun'), churn=samplers.churn(EDM), langevin=samplers.langevin(), consistency=samplers.consistency())
+  ddpm=samplers.ddpm(), ddpm_large=samplers.ddpm('large'), ddim_half=samplers.ddim(.5),
+  dpmpp_sde_2m=samplers.dpmpp_sde_2m(),
+  dpmpp_sde_2m_heun=samplers.dpmpp_sde_2m(.5, 'heun'), churn=samplers.churn(EDM), langevin=samplers.langevin(),
+  consistency=samplers.consistency())
 ALL = {name: sampler for name, (sampler, _) in ODE.items()} | NOISY | dict(adaptive=samplers.adaptive(EDM))
 
 
 def log_uniform(S, noisiest, cleanest, scaling=ve, clean=False):
-  """S equal steps in log-SNR between two values of sigma / alpha; with clean, CLEAN is the last level. Told as EDM tells its network."""
+  """S equal steps in log-SNR between two values of sigma / alpha, at EDM's times; `clean`: the last level is CLEAN."""
   logsnr = np.linspace(-2 * np.log(noisiest), -2 * np.log(cleanest), S + (not clean))
   levels = scaling(-125 * logsnr, logsnr)
   return Noise(*(np.append(a, c) for a, c in zip(levels, CLEAN))) if clean else levels
@@ -53,7 +59,7 @@ def double():
 
 @functools.cache
 def exact_path(start):
-  """Starting points at sigma = start, and where the ODE dx / dsigma = eps takes them by 0.05 (SciPy, relative error 1e-12)."""
+  """Points at sigma = start, and the solution at 0.05 of dx / dsigma = eps from them (SciPy, rtol 1e-12)."""
   x = start * np.random.default_rng(1).normal(size=(16, 8))
   return x, exact_flow(MEANS, STD, x, start, .05)
 
@@ -109,10 +115,11 @@ def test_stochastic_solvers_give_the_mean_and_the_spread_of_the_data(name):
   assert out.std() == pytest.approx(std, rel=4 / np.sqrt(2 * n) + (.03 if name == 'langevin' else .015))
 
 
-# The schedule of churn and adaptive fixes a scaling; the large variance is that of the forward step, which is in the units of t.
+# The schedule of churn and adaptive fixes a scaling; the large variance, of the forward step, is in the units of t.
 @pytest.mark.parametrize('name', [n for n in ALL if n not in ('adaptive', 'churn', 'ddpm_large')])
 def test_scalings_give_the_same_samples(name):
-  denoise, z = mixture_denoiser(MEANS.astype(np.float32), STD), np.random.default_rng(3).normal(size=(4, 8)).astype(np.float32)
+  denoise = mixture_denoiser(MEANS.astype(np.float32), STD)
+  z = np.random.default_rng(3).normal(size=(4, 8)).astype(np.float32)
   outs = []
   for scaling in (vp, ve, flow):
     levels = log_uniform(8, 30, .02, scaling, clean=True)
@@ -138,8 +145,10 @@ def no_signal(S):
 
 
 # a schedule, and a grid of its scaling and range
-GRIDS = [(schedules.linear(), lambda S: log_uniform(S, 100, .011, vp, True)), (EDM, lambda S: log_uniform(S, 80, .002, ve, True)),
-         (schedules.flow(), lambda S: log_uniform(S, 999, 1 / 999, flow, True)), (schedule_transforms.zero_terminal(schedules.linear()), no_signal)]
+GRIDS = [(schedules.linear(), lambda S: log_uniform(S, 100, .011, vp, True)),
+         (EDM, lambda S: log_uniform(S, 80, .002, ve, True)),
+         (schedules.flow(), lambda S: log_uniform(S, 999, 1 / 999, flow, True)),
+         (schedule_transforms.zero_terminal(schedules.linear()), no_signal)]
 FOR_A_SCHEDULE = dict(churn=samplers.churn, adaptive=samplers.adaptive)
 
 
@@ -193,25 +202,29 @@ def test_sde_2m_is_its_recursion_in_sigma(eta, kind, double):
       slope = (x0 - before[0]) * h / before[1]  # of x0 over this step
       y_new += slope * ((1 - decayed) / 2 if kind == 'midpoint' else 1 - (1 - decayed) / ((1 + eta) * h))
     y, before = y_new, (x0, h)
-  np.testing.assert_allclose(run(samplers.dpmpp_sde_2m(eta, kind), levels, mixture_denoiser(MEANS, STD), x), y, rtol=1e-9)
+  np.testing.assert_allclose(run(samplers.dpmpp_sde_2m(eta, kind), levels, mixture_denoiser(MEANS, STD), x), y,
+                             rtol=1e-9)
 
 
 def test_plms_is_adams_bashforth_where_the_steps_are_equal(double):
   sigma, x = np.linspace(10, 1, 10), np.random.default_rng(5).normal(size=(3, 8)) * 10
   levels, denoise = ve(np.zeros(10), -2 * np.log(sigma)), mixture_denoiser(MEANS, STD)
   for order in (1, 2, 3, 4):
-    np.testing.assert_allclose(run(samplers.plms(order), levels, denoise, x), run(samplers.lms(order), levels, denoise, x), rtol=1e-9)
+    np.testing.assert_allclose(run(samplers.plms(order), levels, denoise, x),
+                               run(samplers.lms(order), levels, denoise, x), rtol=1e-9)
 
 
 @pytest.mark.parametrize('make', [samplers.churn, lambda schedule: samplers.adaptive(schedule, 1e-4, 1e-4)])
 def test_solvers_made_for_a_schedule_do_the_same_in_every_scaling(make):
-  denoise, z = mixture_denoiser(MEANS.astype(np.float32), STD), np.random.default_rng(3).normal(size=(4, 8)).astype(np.float32)
+  denoise = mixture_denoiser(MEANS.astype(np.float32), STD)
+  z = np.random.default_rng(3).normal(size=(4, 8)).astype(np.float32)
   outs = []
   for schedule in (schedules.edm(None, 1e-3, 200.), schedules.cosine(None), schedules.flow()):
     levels = grids.exponential(8, sigma_min=.02, sigma_max=30.)(schedule)
     x = z * np.float32(30 * levels.alpha[0])
     outs.append(run(make(schedule), levels, denoise, x))
-  np.testing.assert_allclose(outs[1], outs[0], atol=2e-3 if make is not samplers.churn else 2e-5)  # adaptive: where each stops before clean
+  # adaptive: where each stops before clean
+  np.testing.assert_allclose(outs[1], outs[0], atol=2e-3 if make is not samplers.churn else 2e-5)
   np.testing.assert_allclose(outs[2], outs[0], atol=2e-3 if make is not samplers.churn else 2e-5)
 
 
@@ -222,8 +235,10 @@ def test_adaptive_denoises_where_it_starts_at_the_cleanest_level():
 
 
 @pytest.mark.parametrize('levels, same', [
-  (grids.trailing(3)(schedules.cosine()), samplers.unipc(2)), (grids.trailing(5)(schedules.cosine()), samplers.flow_pc(1)),
-  (grids.trailing(10)(schedules.cosine()), samplers.flow_pc(2)), (grids.trailing(50)(schedules.cosine()), samplers.flow_lms(3)),
+  (grids.trailing(3)(schedules.cosine()), samplers.unipc(2)),
+  (grids.trailing(5)(schedules.cosine()), samplers.flow_pc(1)),
+  (grids.trailing(10)(schedules.cosine()), samplers.flow_pc(2)),
+  (grids.trailing(50)(schedules.cosine()), samplers.flow_lms(3)),
   (grids.exponential(10, sigma_min=.02, sigma_max=40.)(schedules.cosine()), samplers.unipc(2)),
   (grids.trailing(20)(schedules.offset_cosine()), samplers.unipc(2))])
 def test_best_is_the_solver_measured_for_such_a_grid(levels, same):
@@ -234,7 +249,8 @@ def test_best_is_the_solver_measured_for_such_a_grid(levels, same):
 def test_our_solver_and_grid_beat_the_well_known_ones_on_a_mixture_at_ten_evaluations():
   x = 80 * np.random.default_rng(1).normal(size=(32, 8))
   truth, denoise = exact_flow(MEANS, STD, x, 80, 1e-6), mixture_denoiser(MEANS.astype(np.float32), STD)
-  error = lambda sampler, grid: np.sqrt(np.mean((run(sampler, grid(10)(EDM), denoise, x.astype(np.float32)) - truth) ** 2))
+  def error(sampler, grid):
+    return np.sqrt(np.mean((run(sampler, grid(10)(EDM), denoise, x.astype(np.float32)) - truth) ** 2))
   ours = error(samplers.flow_pc(2), grids.angle)
   for sampler in (samplers.ddim(), samplers.dpmpp_2m(), samplers.unipc(2), samplers.deis(3)):
     assert ours < .5 * min(error(sampler, grid) for grid in (grids.angle, grids.trailing, grids.karras))
@@ -273,7 +289,7 @@ def test_without_history_multistep_is_ddim(name):
 
 
 def test_third_order_and_the_shipped_form_differ_by_the_factor_two_in_the_second_difference(double):
-  """x0 a parabola in log-SNR: the corrected form integrates it exactly, the shipped one misses half of the curvature."""
+  """x0 a parabola in log-SNR: the corrected form integrates it exactly, the other misses half of the curvature."""
   levels = log_uniform(3, 4, .5, vp)
   def parabola(x, noise):
     return from_x0(noise, x, (noise.logsnr / 2) ** 2 + 0 * x)
@@ -282,7 +298,8 @@ def test_third_order_and_the_shipped_form_differ_by_the_factor_two_in_the_second
   lam = levels.logsnr / 2
   def exact(i, start):
     v = lam[i] + (node + 1) / 2 * (lam[i + 1] - lam[i])
-    return levels.sigma[i + 1] * (start / levels.sigma[i] + np.sum(weight * (lam[i + 1] - lam[i]) / 2 * np.exp(v) * v ** 2))
+    integral = np.sum(weight * (lam[i + 1] - lam[i]) / 2 * np.exp(v) * v ** 2)
+    return levels.sigma[i + 1] * (start / levels.sigma[i] + integral)
   def last_step(sampler):
     _, path = samplers.sample(samplers.sample_keys(0, [0]), parabola, sampler, levels, x, trace=lambda state: state.x)
     return float(path[2, 0]), exact(2, float(path[1, 0]))
@@ -293,10 +310,13 @@ def test_third_order_and_the_shipped_form_differ_by_the_factor_two_in_the_second
 
 
 @pytest.mark.parametrize('call, message', [
-  (lambda: samplers.unipc(4), 'from 1 to 3'), (lambda: samplers.unipc(kind='bh3'), 'bh1'), (lambda: samplers.deis(order=0), 'order=0'),
-  (lambda: samplers.lms(2.5), '2.5'), (lambda: samplers.dpmpp_2m('simpson'), 'midpoint'), (lambda: samplers.dpmpp_sde_2m(-1), 'eta'),
+  (lambda: samplers.unipc(4), 'from 1 to 3'), (lambda: samplers.unipc(kind='bh3'), 'bh1'),
+  (lambda: samplers.deis(order=0), 'order=0'),
+  (lambda: samplers.lms(2.5), '2.5'), (lambda: samplers.dpmpp_2m('simpson'), 'midpoint'),
+  (lambda: samplers.dpmpp_sde_2m(-1), 'eta'),
   (lambda: samplers.churn(EDM, churn=-1), 'churn'), (lambda: samplers.churn(EDM, low=2, high=1), 'low <= high'),
-  (lambda: samplers.langevin(-1), 'corrections'), (lambda: samplers.langevin(snr=2), 'snr'), (lambda: samplers.adaptive(EDM, rtol=0), 'rtol'),
+  (lambda: samplers.langevin(-1), 'corrections'), (lambda: samplers.langevin(snr=2), 'snr'),
+  (lambda: samplers.adaptive(EDM, rtol=0), 'rtol'),
   (lambda: samplers.heun().plan(ve(np.zeros(3), np.array([1., 0., 2.]))), 'noise to clean'),
 ])
 def test_bad_input_is_named(call, message):

@@ -1,7 +1,7 @@
-"""Trajectories against diffusers' schedulers, where those are right: the same noise levels in float64, the same exact denoiser.
+"""Trajectories against diffusers' schedulers, with the same noise levels in float64 and the same exact denoiser.
 
-Not compared: UniPC's bh1, which is NaN there at a final sigma of 0; single-step solvers with an even number of steps, whose odd step
-they take at the clean end and we at the noisy one; PLMS, whose first steps they spend otherwise.
+Not compared: UniPC's bh1, which is NaN there at a final sigma of 0; single-step solvers with an even number of steps,
+whose odd step is at the clean end there and at the noisy end here; PLMS, whose first steps differ.
 """
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,8 @@ LEVELS = grids.exponential(13)(schedules.linear())
 
 def theirs(name, levels, x, ve=False, **options):
   """The end of their trajectory from x, [B, 8]. Their tables are float32, so ours take their place."""
-  scheduler = getattr(diffusers, name)(num_train_timesteps=1000, beta_start=1e-4, beta_end=.02, beta_schedule='linear', **options)
+  scheduler = getattr(diffusers, name)(num_train_timesteps=1000, beta_start=1e-4, beta_end=.02, beta_schedule='linear',
+                                       **options)
   steps = len(levels.logsnr) - 1
   scheduler.set_timesteps(steps)
   sigmas, times = levels.sigma / levels.alpha, levels.time[:-1]
@@ -28,7 +29,8 @@ def theirs(name, levels, x, ve=False, **options):
     sigmas[-1] = 1e-9  # they take its logarithm
   if len(scheduler.timesteps) == 2 * steps - 1:  # Heun visits inner levels twice
     sigmas, times = np.concatenate([sigmas[:1], np.repeat(sigmas[1:-1], 2), [0.]]), np.repeat(times, 2)[1:]
-  scheduler.sigmas, scheduler.timesteps = torch.tensor(sigmas, dtype=torch.float64), torch.tensor(times, dtype=torch.float64)
+  scheduler.sigmas = torch.tensor(sigmas, dtype=torch.float64)
+  scheduler.timesteps = torch.tensor(times, dtype=torch.float64)
   scheduler._step_index = 0
   x = x * (np.sqrt(1 + sigmas[0] ** 2) if ve else 1)
   for i, t in enumerate(scheduler.timesteps):

@@ -52,7 +52,7 @@ def test_specs_are_parsed(spec, expected):
   (dict(lr_schedule='cosin'), "did you mean 'cosine'"), (dict(lr_schedule='cosine(warmup=-1)'), 'warmup=-1'), (dict(optimizer='adma'), "did you mean 'adam"),
   (dict(schedule='flow', predict='eps'), 'says nothing about x0'),
   (dict(schedule='edm', predict='eps'), r"config\.predict='eps'.*schedule='edm'.*sigma=80.*'edm'"),
-  (dict(schedule='edm(sigma_max=11)', predict='score', draw='uniform'), r"config\.predict='score'.*sigma=11"),
+  (dict(schedule='edm(sigma_max=11)', predict='score'), r"config\.predict='score'.*sigma=11"),
   (dict(schedule='cosine', predict='edm'), r"config\.predict='edm'.*schedule='cosine'.* ve .* vp"),
   (dict(schedule='flow', predict='edm(sd=1)'), r"config\.predict='edm\(sd=1\)'.* ve .* flow"),
   (dict(net='unet(channels=16, constrain=1)'), "unknown argument 'constrain'"),
