@@ -1,21 +1,21 @@
 """Flax networks, and `make`, which hides Flax from everything else.
 
-A network is a Flax module called as `module(x, time, cond, train)`: x [B, ...], time [B] (about 0 to 1000), cond a tree
-of arrays [B, ...] or None. It may have a method `prepare(cond) -> cond` for what depends on the condition alone, such as
-a text encoder; `module(x, time, prepared, train)` then takes what that returns.
+A network is a Flax module called as `module(x, time, cond, train)`: x [B, ...], time [B] (about 0 to 1000), cond a
+tree of arrays [B, ...] or None. A method `prepare(cond) -> cond` is optional, for what depends on the condition alone,
+such as a text encoder; the network is then called with the prepared condition.
 
-What it takes from its surroundings, it declares as a field; `sized` passes nothing else:
+A network declares as fields which of these values it takes, and `sized` passes no others:
 
-  classes       how many classes the data have, 0 if none
-  out_channels  channels of the output, if these are not those of x: for self-conditioning and a learned variance
+  classes       number of classes in the data, 0 if none
+  out_channels  channels of the output if not those of x, for self-conditioning and a learned variance
   constrain     function that keeps activations split by batch, to be called between blocks
 
-Two more fields, if it has them, are read by others (`setting`):
+Two more fields are optional, and read by `setting`:
 
   dtype         of the activations, 'float32' or 'bfloat16'
   remat         whether activations are recomputed in the backward pass
 
-To add a network: a file with the module and a TINY spec of it for tests, and an entry in NETS and TINY here.
+To add a network, write a file with the module and TINY, a spec small enough for tests, and list both here.
 """
 import dataclasses
 from collections.abc import Callable
@@ -30,28 +30,29 @@ from diffusion.nets import classifier, initializers, unet
 
 NETS = dict(unet=unet.UNet, classifier=classifier.Classifier)
 TINY = dict(unet=unet.TINY, classifier=classifier.TINY)
-DEFAULTS = dict(dtype='float32', remat=False)  # of networks without these fields
+DEFAULTS = dict(dtype='float32', remat=False)  # for networks without these fields
 
 
 def sized(cls, required=(), **sizes):
-  """Those of `sizes` that a network class declares as fields.
+  """The values that a network class declares as fields.
 
   Args:
     cls: the Flax module class.
-    required: names of sizes that it must declare.
-    sizes: values by name, see the module.
+    required: names of fields that it must declare.
+    sizes: values by name, see the module docstring.
   Raises:
-    InputError: a required field that it does not declare.
+    InputError: a required field is missing.
   """
   declared = [field.name for field in dataclasses.fields(cls) if field.name not in ('parent', 'name')]
   missing = [name for name in required if name not in declared]
   if missing:
-    raise InputError(f'the network {cls.__name__} has no field {", ".join(missing)}; its fields: {", ".join(declared)}')
+    raise InputError(f'the network {cls.__name__} has no field {", ".join(missing)}; '
+                     f'its fields are {", ".join(declared)}')
   return {name: value for name, value in sizes.items() if name in declared}
 
 
 def setting(module, name):
-  """The value of the field `dtype` or `remat` of a module, whether it declares it or not."""
+  """The field `dtype` or `remat` of a module, or its default if the module does not declare it."""
   return getattr(module, name, DEFAULTS[name])
 
 
@@ -59,7 +60,7 @@ class Net(NamedTuple):
   """A network as three pure functions."""
   init: Callable     # (key, shape, cond=None) -> params
   apply: Callable    # (params, x, time, cond=None, train=False, rngs=None) -> out
-  prepare: Callable  # (params, cond) -> cond, computed once per sample and once per loss; the identity for most
+  prepare: Callable  # (params, cond) -> cond, called once per sample and once per loss; mostly the identity
 
 
 def make(module):
@@ -67,11 +68,12 @@ def make(module):
 
   Returns:
     Net of
-      init: (key, shape, cond=None) -> params. shape: of x, [B, ...]; cond: an example of the condition as it is before
-        `prepare`, with any B; B changes nothing. Each parameter follows its own initializer; those of
-        `initializers.with_host` are drawn on the host, and inside jit the same key gives other numbers of the same law.
-      apply: (params, x, time, cond=None, train=False, rngs=None) -> out; cond: as `prepare` returns it. rngs:
-        {'dropout': key} if the network has dropout and trains.
+      init: (key, shape, cond=None) -> params. shape: of x, [B, ...]. cond: an example of the condition before
+        `prepare`, with any batch size. Each parameter is drawn by its own initializer; those of
+        `initializers.with_host` are drawn on the host, so that inside jit the same key gives other numbers of the
+        same distribution.
+      apply: (params, x, time, cond=None, train=False, rngs=None) -> out. cond: as returned by `prepare`.
+        rngs: {'dropout': key} in training, if the network has dropout.
       prepare: (params, cond) -> cond.
   """
   prepares = hasattr(module, 'prepare')

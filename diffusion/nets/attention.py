@@ -1,4 +1,4 @@
-"""Attention: the function, and the layer of image networks."""
+"""Attention, as a function and as a layer of image networks."""
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ def attend(q, k, v, mask=None):
 
   Args:
     q: [B, Q, heads, D]. k, v: [B, K, heads, D].
-    mask: bool, broadcastable to [B, heads, Q, K]: which keys a query sees; None: all. Of padded keys [B, K] it is
-      mask[:, None, None]. A query that sees no key gets zeros.
+    mask: bool, broadcastable to [B, heads, Q, K], true where a query attends to a key; None: everywhere. For a
+      padding mask over keys, [B, K], pass mask[:, None, None]. The result is 0 for a query without keys.
   Returns:
     [B, Q, heads, D] in the type of v.
   """
@@ -21,13 +21,13 @@ def attend(q, k, v, mask=None):
   logits = jnp.einsum('bqhd,bkhd->bhqk', q, k, preferred_element_type=wide) / np.sqrt(q.shape[-1])
   if mask is None:
     weights = jax.nn.softmax(logits)
-  else:  # finite even where everything is masked, or the gradient would not be
+  else:  # a finite minimum, or the gradient of a fully masked row would be NaN
     weights = jnp.where(mask, jax.nn.softmax(jnp.where(mask, logits, jnp.finfo(wide).min)), 0)
   return jnp.einsum('bhqk,bkhd->bqhd', weights.astype(v.dtype), v)
 
 
 class Attention(nn.Module):
-  """Attention of the pixels to each other or to a context, plus the input. [B, H, W, C] -> the same."""
+  """Attention of the pixels to each other or to a context, plus the input. [B, H, W, C] -> same."""
   heads: int
   groups: int
   zero: bool
@@ -40,8 +40,8 @@ class Attention(nn.Module):
 
     Args:
       x: [B, H, W, C].
-      context: [B, K, D], such as the tokens of a text, whose keys and values are used; None: those of the pixels.
-      mask: bool [B, K]: which keys count, such as those that are no padding; None: all. Without any, attention gives 0.
+      context: [B, K, D], such as text tokens, to attend to; None: self-attention, with the K = H * W pixels as keys.
+      mask: bool [B, K], true for keys that are not padding; None: all. Attention to no key at all gives 0.
     """
     B, H, W, C = x.shape
     small = dict(dtype=self.dtype, fast=self.fast)

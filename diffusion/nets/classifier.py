@@ -34,7 +34,7 @@ class Classifier(Encoder):
     Returns:
       Logits [B, classes], float32.
     Raises:
-      InputError: an option or a size that does not fit.
+      InputError: an option or a size does not fit.
     """
     if not isinstance(self.classes, int) or self.classes < 2:
       raise InputError(f'classes={self.classes!r}: expected at least 2')

@@ -1,4 +1,4 @@
-"""A small convolutional network that describes pictures: features from every resolution, and what it takes them for."""
+"""A small convolutional network that extracts features of images from three resolutions, and classifies by them."""
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -8,10 +8,13 @@ from diffusion.nets import layers
 class Cnn(nn.Module):
   """Network `x -> (features [B, features], logits [B, outputs])`.
 
-  Three resolutions, the first of them at most 16 pixels where pictures have up to 32; the mean and the spread of each one's channels make the features, so fine texture counts as well as the whole.
+  Images larger than 16 pixels are halved first, so the first resolution is at most 16 for images of up to 32. The
+  features come from the mean and standard deviation of each channel at each resolution, so that texture counts too.
 
   Fields:
-    outputs: number of logits.   features: of them.   channels: at the first resolution; doubled at each of the two below.
+    outputs: number of logits.
+    features: number of features.
+    channels: at the first resolution; doubled at each of the two below.
   """
   outputs: int
   features: int = 64
@@ -20,13 +23,13 @@ class Cnn(nn.Module):
   @nn.compact
   def __call__(self, x):
     """x: float32 [B, H, W, C]."""
-    seen, first = [], 2 if max(x.shape[1:3]) > 16 else 1
+    statistics, first = [], 2 if max(x.shape[1:3]) > 16 else 1
     for level, channels in enumerate((self.channels, 2 * self.channels, 4 * self.channels)):
       x = nn.Conv(channels, (3, 3), strides=2 if level else first, name=f'conv_{level}')(x)
       scale = self.param(f'norm_{level}_scale', nn.initializers.ones, (channels,))
       shift = self.param(f'norm_{level}_shift', nn.initializers.zeros, (channels,))
       x = nn.silu(layers.group_norm(x, scale, shift, groups=8))
-      seen += [x.mean((1, 2)), jnp.sqrt(x.var((1, 2)) + 1e-4)]
-    points = nn.Dense(self.features, name='features')(jnp.concatenate(seen, -1))
-    points = nn.LayerNorm(use_bias=False, use_scale=False)(points)  # no direction, and no odd picture, outweighs all others
+      statistics += [x.mean((1, 2)), jnp.sqrt(x.var((1, 2)) + 1e-4)]
+    points = nn.Dense(self.features, name='features')(jnp.concatenate(statistics, -1))
+    points = nn.LayerNorm(use_bias=False, use_scale=False)(points)  # so that no direction and no outlier dominates
     return points, nn.Dense(self.outputs, name='outputs')(nn.silu(points))

@@ -1,4 +1,4 @@
-"""Embeddings of time and of conditions that are vectors."""
+"""Embeddings of time and of condition vectors."""
 from functools import partial
 
 import flax.linen as nn
@@ -58,10 +58,10 @@ class Embedding(nn.Module):
     Args:
       time: [B].
       cond: None, [B, K], or a dict of
-        'span': [B], a second time, embedded as the first is, and added;
-        any other name: float [B, K]; it enters linearly and without a bias.
+        'span': [B], a second time, embedded like the first and added;
+        any other name: float [B, K], which enters linearly and without a bias.
     Raises:
-      InputError: an entry of another rank or type, such as token ids.
+      InputError: an entry has another rank or type, such as token ids.
     """
     dense = partial(layers.Dense, 4 * self.channels)
 
@@ -83,7 +83,7 @@ class Embedding(nn.Module):
 def _check(name, value):
   if name == 'span':
     if value.ndim != 1:
-      raise InputError(f"cond['span'] has the shape {value.shape}: expected a time for each example, [B]")
+      raise InputError(f"cond['span'] has the shape {value.shape}: expected one time per example, [B]")
   elif value.ndim != 2 or not jnp.issubdtype(value.dtype, jnp.floating):
-    raise InputError(f'cond[{name!r}] is {value.dtype} {value.shape}: expected a float vector for each example, [B, K]; '
-                     'this network has no use for anything else')
+    raise InputError(f'cond[{name!r}] is {value.dtype} {value.shape}: expected one float vector per example, [B, K]; '
+                     'this network takes no other conditions')

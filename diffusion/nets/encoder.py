@@ -1,4 +1,4 @@
-"""The way down of a U-Net, which `UNet` and `Classifier` share: its options, its blocks, its layers."""
+"""The encoder half that `UNet` and `Classifier` share: options, residual blocks, the way down."""
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,14 +12,14 @@ from diffusion.nets.embeddings import KINDS
 
 
 class Parts(NamedTuple):
-  """The layers of one call of a network; each is made under its name in the module that calls it."""
+  """Functions that create and apply a layer under its name, in the module that is being called."""
   block: Callable     # (x, width, name, resample=None) -> x
   attend: Callable    # (x, name) -> x
   resample: Callable  # (x, 'up' or 'down', name) -> x
 
 
 class Encoder(nn.Module):
-  """Options of networks with this way down. A base class, because Flax declares fields by class.
+  """The encoder and its options. A base class, because Flax fields are declared by class.
 
   Fields:
     channels: width of the first level; level i has channels * multipliers[i].
@@ -82,13 +82,13 @@ class Encoder(nn.Module):
 
   @nn.nowrap
   def encode(self, x, parts):
-    """The way down and the middle, up to its attention.
+    """The way down, and the middle up to its attention.
 
     Args:
       x: [B, H, W, C].
-      parts: the layers.
+      parts: as from `parts`.
     Returns:
-      (features [B, h, w, F] at the lowest resolution, the features after each layer on the way down).
+      (features [B, h, w, F] at the lowest resolution, list of the skip connections' features).
     """
     h = layers.Conv(self.channels, name='in', dtype=self.dtype, fast=self.fast)(layers.space_to_depth(x, self.patch))
     h = self.constrain(h)

@@ -1,8 +1,8 @@
-"""Initializers that a network can also draw on the host: Flax's law and, beside it, the same law in NumPy.
+"""Initializers with a NumPy version of the same distribution, which draws parameters on the host.
 
 XLA takes 0.2 s to compile a random draw, and a U-Net has a hundred of them. An initializer made by `with_host` returns
-its value in a box that carries the NumPy version, so the abstract tree of parameters shows which leaves may be drawn on
-the host, whatever module asked for them. Every other leaf has its own initializer applied, in one compiled program.
+its value in a box that carries the NumPy version. The abstract tree of parameters thus shows which leaves can be drawn
+on the host; all others are drawn by their own initializers, in one compiled program.
 """
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +15,8 @@ import numpy as np
 
 
 @flax.struct.dataclass
-class HostDrawn(nn.meta.AxisMetadata):  # Flax's protocol for values with a note: modules see the value, the tree the note
-  """A parameter and `host`, a function (rng, shape) -> array that draws from the same distribution."""
+class HostDrawn(nn.meta.AxisMetadata):  # Flax's protocol for metadata: modules get the value, the tree keeps the box
+  """A parameter, and a function host(rng, shape) -> array that draws from its initial distribution."""
   value: Any
   host: Callable = flax.struct.field(pytree_node=False)
 
@@ -26,16 +26,21 @@ class HostDrawn(nn.meta.AxisMetadata):  # Flax's protocol for values with a note
   def replace_boxed(self, val):
     return self.replace(value=val)
 
-  def add_axis(self, index, params):  # of stacked layers (nn.scan, nn.vmap) the shape would give another law
+  def add_axis(self, index, params):  # the shape of stacked layers (nn.scan, nn.vmap) would give another variance
     return self.value
 
   def remove_axis(self, index, params):
     return self.value
 
 
-def with_host(law, host):
-  """The initializer `law`, (key, shape, dtype) -> array, which `host`, (rng, shape) -> array, draws from exactly as well."""
-  return lambda key, shape, dtype=jnp.float32: HostDrawn(law(key, shape, dtype), host)
+def with_host(initializer, host):
+  """An initializer with a NumPy version.
+
+  Args:
+    initializer: (key, shape, dtype) -> array.
+    host: (NumPy Generator, shape) -> array of exactly the same distribution.
+  """
+  return lambda key, shape, dtype=jnp.float32: HostDrawn(initializer(key, shape, dtype), host)
 
 
 def _glorot_uniform(rng, shape):
@@ -53,19 +58,21 @@ def draw(create, key):
   """Initial parameters, on the host.
 
   Args:
-    create: key -> tree of parameters, some of them boxed; pure.
-    key: a key, concrete.
+    create: pure function, key -> tree of parameters, some of them boxed.
+    key: a key, not traced.
   Returns:
-    The tree of NumPy arrays, unboxed. Boxed leaves are drawn in the order of the tree by one generator, seeded with the
-    key; the others are those of `create(key)`.
+    The tree of NumPy arrays, unboxed. Boxed leaves are drawn in the order of the tree by one generator, seeded with
+    the key; the others are those of `create(key)`.
   """
   rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
   boxed = lambda leaf: isinstance(leaf, HostDrawn)
   abstract, structure = jax.tree.flatten(jax.eval_shape(create, key), boxed)
 
-  def own(key):  # under jit, so that nothing else is computed, such as the forward pass
+  def own(key):  # jit drops everything else, such as the forward pass
     return [None if boxed(leaf) else leaf for leaf in jax.tree.leaves(create(key), is_leaf=boxed)]
 
+  def final(leaf, value):
+    return leaf.host(rng, leaf.value.shape).astype(leaf.value.dtype) if boxed(leaf) else value
+
   values = [None] * len(abstract) if all(map(boxed, abstract)) else jax.device_get(jax.jit(own)(key))
-  return jax.tree.unflatten(structure, [
-    leaf.host(rng, leaf.value.shape).astype(leaf.value.dtype) if boxed(leaf) else value for leaf, value in zip(abstract, values)])
+  return jax.tree.unflatten(structure, map(final, abstract, values))

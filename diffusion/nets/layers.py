@@ -1,10 +1,9 @@
-"""Layers, some in two forms: the plain one, and one that is faster on CPUs. Same parameters, same function.
+"""Layers of image networks, some in two forms with the same parameters and the same result: plain, and faster on CPUs.
 
-XLA's CPU backend is slow at reductions over groups, at 1x1 convolutions, and at convolving a picture that was
-just doubled by repetition; it is quick at sums over pixels, matrix products and small convolutions. On
-accelerators the plain forms are the better ones. The functions here are pure; the modules below them own the
-parameters. Arrays are [B, H, W, C], kernels [kh, kw, C, F]. `fast=None` means: the fast form if the default
-backend is the CPU.
+XLA's CPU backend is slow at reductions over groups, at 1x1 convolutions, and at convolutions of an image that was
+just upsampled by repetition; it is fast at sums over pixels, matrix products and small convolutions. On
+accelerators the plain forms are faster. The functions are pure; the modules at the end own the parameters.
+Arrays are [B, H, W, C], kernels [kh, kw, C, F]. `fast=None` selects the fast form if the default backend is the CPU.
 """
 from functools import partial
 
@@ -15,11 +14,11 @@ import numpy as np
 
 from diffusion.nets.initializers import KERNEL, ONES, ZEROS
 
-Dense = partial(nn.Dense, kernel_init=KERNEL, bias_init=ZEROS)
+Dense = partial(nn.Dense, kernel_init=KERNEL, bias_init=ZEROS)  # drawn on the host
 
 
 def choose(fast):
-  """The form to use: `fast` itself, or, if it is None, whether the default backend is the CPU."""
+  """Whether to use the fast form: `fast`, or, if it is None, whether the default backend is the CPU."""
   return jax.default_backend() == 'cpu' if fast is None else fast
 
 
@@ -31,7 +30,7 @@ def group_norm(x, scale, shift, groups, eps=1e-5, fast=None):
     scale: [C] or [B, C]. shift: the same.
     groups: number of groups; divides C.
     eps: added to the variance.
-    fast: see the module.
+    fast: see the module docstring.
   Returns:
     [B, H, W, C] in the type of x.
   """
@@ -44,10 +43,9 @@ def group_norm(x, scale, shift, groups, eps=1e-5, fast=None):
     y = y.reshape(x.shape) * _per_channel(scale) + _per_channel(shift)
     return y.astype(x.dtype)
 
-  # Pixels first, channel by channel (contiguous in memory), then the channels of a group, as a matrix
-  # product: XLA keeps the result of one, where it would work out a reduction again for every pixel. One pass
-  # over x gives mean and mean square; the variance is their difference, good to about 1e-7 (1 + mean^2/var),
-  # relative.
+  # First over pixels, for each channel (contiguous in memory), then over the channels of a group as a matrix
+  # product, whose result XLA keeps; it would recompute a reduction for every pixel. One pass over x gives mean
+  # and mean square; the variance is their difference, with a relative error of about 1e-7 (1 + mean^2/var).
   average_groups = np.kron(np.eye(groups), np.full((size, size), 1 / size)).astype(wide)
   y = x.astype(wide)
   mean = y.mean((1, 2)) @ average_groups
@@ -58,7 +56,7 @@ def group_norm(x, scale, shift, groups, eps=1e-5, fast=None):
 
 
 def _per_channel(v):
-  """[C] or [B, C] as something that broadcasts against [B, H, W, C]."""
+  """[C] or [B, C], reshaped to broadcast against [B, H, W, C]."""
   return v.reshape(v.shape[0], 1, 1, v.shape[1]) if v.ndim == 2 else v
 
 
@@ -66,7 +64,7 @@ def conv(x, kernel, stride=1, fast=None):
   """Convolution (cross-correlation) of an odd kernel with (k - 1)/2 zeros on each side. No bias.
 
   Args:
-    x: [B, H, W, C]. kernel: [k, k, C, F]. stride: int. fast: see the module.
+    x: [B, H, W, C]. kernel: [k, k, C, F]. stride: int. fast: see the module docstring.
   Returns:
     [B, ceil(H/stride), ceil(W/stride), F].
   """
@@ -82,7 +80,7 @@ def _conv(x, kernel, stride, padding):
 
 
 def dot(x, kernel):
-  """[..., C] times [C, F] as one matrix product of [everything, C]."""
+  """[..., C] times [C, F] -> [..., F], as one matrix product."""
   return jnp.dot(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
@@ -101,19 +99,19 @@ def average(x):
 def up_conv(x, kernel, fast=None):
   """`conv(nearest(x), kernel)` for a 3x3 kernel.
 
-  The output pixels of one parity see only 2x2 low-resolution pixels, because two of the three taps fall on
-  the same one; so four 2x2 convolutions of x do it, with 16 instead of 36 multiplications for a pixel and a
+  Output pixels of one parity depend on only 2x2 low-resolution pixels, because two of the three taps fall on
+  the same one. So four 2x2 convolutions of x suffice, with 16 instead of 36 multiplications per pixel of x and
   pair of channels.
 
   Args:
-    x: [B, H, W, C]. kernel: [3, 3, C, F]. fast: see the module.
+    x: [B, H, W, C]. kernel: [3, 3, C, F]. fast: see the module docstring.
   Returns:
     [B, 2H, 2W, F].
   """
   if not choose(fast):
     return conv(nearest(x), kernel)
   B, H, W, C = x.shape
-  # [parity, tap of 2, tap of 3]: even rows see the rows (previous, own, own) of x, odd ones (own, own, next).
+  # [parity, tap of 2, tap of 3]: even rows depend on rows (previous, own, own) of x, odd rows on (own, own, next).
   taps = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
   taps = np.einsum('ipu,jqv->ijpquv', taps, taps).reshape(16, 9).astype(kernel.dtype)
   kernels = (taps @ kernel.reshape(9, -1)).reshape(2, 2, 2, 2, C, -1)
@@ -126,10 +124,10 @@ def up_conv(x, kernel, fast=None):
 
 
 def dropout(key, x, rate):
-  """x [..] with a share `rate` of its entries 0 and the others divided by 1 - rate (Srivastava et al. 2014).
+  """x with a fraction `rate` of its entries set to 0 and the others divided by 1 - rate (Srivastava et al. 2014).
 
-  The mask is made apart: XLA would draw its random bits again inside each convolution that reads it, forward and backward, which
-  made compiling for TPUs 2.5 times as long.
+  The barrier keeps XLA from drawing the mask's random bits again inside each convolution that reads it, forward and
+  backward, which made compilation for TPUs 2.5 times as long.
   """
   keep = jax.lax.optimization_barrier(jax.random.bernoulli(key, 1 - rate, x.shape))
   return jnp.where(keep, x / (1 - rate), 0)
@@ -150,7 +148,10 @@ def depth_to_space(x, patch):
 
 
 class Conv(nn.Module):
-  """Convolution with bias, 3x3 or 1x1, strided or of the doubled picture. [B, H, W, C] -> [B, H', W', F]."""
+  """Convolution with bias, 3x3 or 1x1, with a stride or after upsampling (`up`). [B, H, W, C] -> [B, H', W', F].
+
+  `zero`: the kernel starts at 0 and is called zero_kernel.
+  """
   features: int
   size: int = 3
   stride: int = 1
@@ -171,7 +172,7 @@ class Conv(nn.Module):
 
 
 class Norm(nn.Module):
-  """Group normalisation, learned scale and shift, perhaps a pair per example (FiLM). [B, H, W, C] -> same."""
+  """Group normalisation, learned scale and shift, optionally a pair per example (FiLM). [B, H, W, C] -> same."""
   groups: int
   fast: bool | None = None
 

@@ -7,7 +7,7 @@
 
 Time and condition become one vector [B, 4 * channels], given to every residual block. The condition enters
 linearly and without a bias: zeros mean "no condition", and a weighted sum of conditions has the weighted sum
-of embeddings. An image beside x, such as one to be enlarged or restored, enters as more channels of the input.
+of embeddings. An image beside x, such as one to be upsampled or restored, becomes extra channels of the input.
 """
 import flax.linen as nn
 import jax.numpy as jnp
@@ -36,15 +36,15 @@ class UNet(Encoder):
       x: [B, H, W, C], float. H and W are divisible by patch * 2^(levels - 1).
       time: [B], about 0 to 1000 (discrete steps, or 1000 times a continuous time).
       cond: None, [B, K] (one-hot classes, a context vector, a weighted sum of such), or a dict of
-        'image': float [B, H, W, C'], concatenated to x;
-        'span': [B], a second time, embedded as the first is, and added;
+        'image': float [B, H, W, C'], concatenated with x;
+        'span': [B], a second time, embedded like the first and added;
         any other name: float [B, K].
-        The parameters for an entry exist only if `init` was given it.
+        Parameters for an entry exist only if `init` was called with it.
       train: whether dropout is active.
     Returns:
       [B, H, W, out_channels], float32.
     Raises:
-      InputError: an option or a size that does not fit; an entry of cond that is none of these.
+      InputError: an option or a size does not fit, or an entry of cond is none of these.
     """
     check(self, x.shape)
     features = (self.out_channels or x.shape[-1]) * self.patch ** 2
@@ -71,8 +71,9 @@ class UNet(Encoder):
 
 
 def beside(x, image):
-  """x [B, H, W, C] and a float image [B, H, W, C'] of the same size as one array [B, H, W, C + C'] of x's type."""
+  """Concatenates x [B, H, W, C] and a float image [B, H, W, C'] of the same size, in the type of x."""
   if image.ndim != 4 or image.shape[1:3] != x.shape[1:3] or not jnp.issubdtype(image.dtype, jnp.floating):
-    raise InputError(f"cond['image'] is {image.dtype} {image.shape}: expected float [B, {x.shape[1]}, {x.shape[2]}, C], "
-                     'of the size of x; resize and scale it first')
+    H, W = x.shape[1:3]
+    raise InputError(f"cond['image'] is {image.dtype} {image.shape}: expected float [B, {H}, {W}, C], the size of x; "
+                     'resize and scale it first')
   return jnp.concatenate([x, image.astype(x.dtype)], -1)

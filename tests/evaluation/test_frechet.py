@@ -29,7 +29,8 @@ def test_distance_is_that_of_the_matrix_square_root(size):
   rng = np.random.default_rng(size)
   mean1, mean2, cov1, cov2 = *rng.standard_normal((2, size)), covariance(size, 1), covariance(size, 2)
   assert frechet.distance(mean1, cov1, mean2, cov2) == pytest.approx(by_sqrtm(mean1, cov1, mean2, cov2), rel=1e-9)
-  assert frechet.distance(mean2, cov2, mean1, cov1) == pytest.approx(frechet.distance(mean1, cov1, mean2, cov2), rel=1e-9)
+  forward, backward = frechet.distance(mean1, cov1, mean2, cov2), frechet.distance(mean2, cov2, mean1, cov1)
+  assert backward == pytest.approx(forward, rel=1e-9)
   assert frechet.distance(mean1, cov1, mean1, cov1) == pytest.approx(0, abs=1e-9 * size)
 
 
@@ -37,9 +38,11 @@ def test_distance_of_singular_and_of_commuting_covariances_in_closed_form():
   axes = linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))[0]
   spread1, spread2 = np.array([0, 0, 1, 4, 9, 2.]), np.array([1, 0, 0, 1, 16, 2.])
   exact = np.sum((np.sqrt(spread1) - np.sqrt(spread2)) ** 2) + 9 * 6
-  assert frechet.distance(np.zeros(6), axes * spread1 @ axes.T, 3 * np.ones(6), axes * spread2 @ axes.T) == pytest.approx(exact, rel=1e-6)
+  cov1, cov2 = axes * spread1 @ axes.T, axes * spread2 @ axes.T
+  assert frechet.distance(np.zeros(6), cov1, 3 * np.ones(6), cov2) == pytest.approx(exact, rel=1e-6)
   v, w = np.random.default_rng(1).standard_normal((2, 30))  # rank one: |v|^2 + |w|^2 - 2 |v.w|
-  assert frechet.distance(0 * v, np.outer(v, v), 0 * w, np.outer(w, w)) == pytest.approx(v @ v + w @ w - 2 * abs(v @ w), rel=1e-5)
+  expected = v @ v + w @ w - 2 * abs(v @ w)
+  assert frechet.distance(0 * v, np.outer(v, v), 0 * w, np.outer(w, w)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_fd_of_features_is_the_plug_in_value():
@@ -67,16 +70,19 @@ def summary(found, truth):
 def relu_features(rng, n, size):
   """Neither Gaussian nor white."""
   mix = np.random.default_rng(5).standard_normal((size, size))
-  return np.maximum((rng.standard_normal((n, size)) + .5 * (rng.random((n, 1)) < .3)) @ mix, 0) / np.arange(1, size + 1) ** .5
+  x = rng.standard_normal((n, size)) + .5 * (rng.random((n, 1)) < .3)
+  return np.maximum(x @ mix, 0) / np.arange(1, size + 1) ** .5
 
 
-@pytest.mark.parametrize('size, n, m, repeats', [(8, 60, 60, 60), (8, 50, 500, 60), (64, 200, 200, 12), (64, 500, 5000, 8)])
+@pytest.mark.parametrize('size, n, m, repeats', [
+  (8, 60, 60, 60), (8, 50, 500, 60), (64, 200, 200, 12), (64, 500, 5000, 8),
+])
 def test_two_halves_of_one_data_set_are_0_apart_within_the_interval(size, n, m, repeats):
   draw = lambda rng: (relu_features(rng, n, size), relu_features(rng, m, size))
   bias, deviation, half, covered = summary(simulate(draw, repeats)[1], 0.)
   assert covered >= .95 - 2 * np.sqrt(.05 * .95 / repeats)
   assert abs(bias) < deviation
-  assert half < 5 * deviation  # not absurdly wide; an interval of the right size has 2, this one 3 to 4 in long simulations
+  assert half < 5 * deviation  # not absurdly wide: an exact interval has 2, this one 3 to 4 in long simulations
 
 
 @pytest.mark.parametrize('size, n, m, repeats', [(8, 60, 60, 60), (8, 100, 1000, 60), (64, 200, 200, 12)])
@@ -122,4 +128,5 @@ def test_too_little_is_said_and_refused():
 
 def test_one_distance_at_a_size_in_use_equals_scipy():
   x, y = np.random.default_rng(0).standard_normal((2, 200, 64)) * stats.expon(scale=2).ppf(np.linspace(.02, .98, 64))
-  assert frechet.fd(grouped(x), grouped(y)).value == pytest.approx(by_sqrtm(x.mean(0), np.cov(x.T), y.mean(0), np.cov(y.T)), rel=1e-9)
+  expected = by_sqrtm(x.mean(0), np.cov(x.T), y.mean(0), np.cov(y.T))
+  assert frechet.fd(grouped(x), grouped(y)).value == pytest.approx(expected, rel=1e-9)

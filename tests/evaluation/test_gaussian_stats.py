@@ -83,7 +83,7 @@ def test_files_are_read_back_and_those_of_other_tools_are_one_group(tmp_path):
 def test_what_is_no_feature_is_refused(tmp_path):
   with pytest.raises(InputError, match='no samples'):
     m.moments([])
-  with pytest.raises(InputError, match='one extractor'):
+  with pytest.raises(InputError, match='features of shape'):
     m.moments([np.zeros((3, 4)), np.zeros((3, 5))])
   with pytest.raises(InputError, match='2 of 3 samples'):
     m.moments([np.array([[1., np.nan], [1., 1.], [np.inf, 0.]])])
@@ -101,24 +101,26 @@ def test_the_jackknife_of_a_mean_is_its_standard_error():
   values = np.random.default_rng(0).standard_normal(50)
   found = m.jackknife(values.mean(), [np.delete(values, i).mean() for i in range(50)], 50)
   assert found.error == pytest.approx(values.std(ddof=1) / np.sqrt(50), rel=1e-12)
-  assert (found.high - found.low) / 2 == pytest.approx(2.0096 * found.error, rel=1e-4)  # Student's t, 49 degrees, from a table
+  assert (found.high - found.low) / 2 == pytest.approx(2.0096 * found.error, rel=1e-4)  # Student's t, 49 degrees
   assert np.isnan(m.jackknife(1., [], 5).low)
 
 
 SCRIPT = '''
 import json, sys
 import jax, numpy as np
-from diffusion.evaluation.metrics import frechet, gaussian_stats, kid, neighbours, scores
+from diffusion.evaluation.metrics import frechet, kid, neighbours, scores
+from diffusion.evaluation.metrics.gaussian_stats import moments
 from diffusion.system import sharding
 assert len(jax.devices()) == 4
 mesh, rng = sharding.make_mesh(), np.random.default_rng(0)
 x, y = rng.standard_normal((301, 6)).astype(np.float32), rng.standard_normal((203, 6)).astype(np.float32) + .3
 found = {}
 for name, mesh in ('one', None), ('four', mesh):
-  a, b = gaussian_stats.moments([x], mesh=mesh), gaussian_stats.moments([y], mesh=mesh)
-  found[name] = [*frechet.both(a, b), kid.kid(x, y, 0, mesh=mesh), *neighbours.precision_recall(x, y, mesh=mesh),
-                 *neighbours.density_coverage(x, y, mesh=mesh), neighbours.authenticity(x, y, mesh), scores.diversity(x, 0, mesh=mesh),
-                 scores.sliced_wasserstein(x, y, 0, mesh=mesh)]
+  a, b = moments([x], mesh=mesh), moments([y], mesh=mesh)
+  found[name] = [
+    *frechet.both(a, b), kid.kid(x, y, 0, mesh=mesh), *neighbours.precision_recall(x, y, mesh=mesh),
+    *neighbours.density_coverage(x, y, mesh=mesh), neighbours.authenticity(x, y, mesh),
+    scores.diversity(x, 0, mesh=mesh), scores.sliced_wasserstein(x, y, 0, mesh=mesh)]
 print(json.dumps(found))
 '''
 

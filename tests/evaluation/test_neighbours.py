@@ -65,7 +65,7 @@ def test_a_planted_copy_is_found_at_distance_0_and_a_near_copy_at_its_own(mean):
   near = np.float32(2 ** -9)  # a sum that float32 holds exactly
   query[12] = base[200]
   query[12, 5] = base[200, 5] + near
-  base[201:215] = base[200] + 3e-3 * rng.standard_normal((14, 32))  # others in between, so that products cannot tell them apart
+  base[201:215] = base[200] + 3e-3 * rng.standard_normal((14, 32))  # others so near that products confuse them
   index, distance = neighbours.nearest(query, base)
   assert (index[11], distance[11]) == (123, 0.)
   assert index[12] == 200 and distance[12] == abs(query[12, 5] - base[200, 5])
@@ -92,7 +92,8 @@ def test_the_error_is_the_deviation_between_sets_of_generated_samples(name):
   real, found = draw(100, 2), []
   for seed in range(40):
     made = draw(100, 2, shift=1.5, seed=1 + seed)
-    found.append((neighbours.precision_recall if name == 'precision' else neighbours.density_coverage)(real, made, 3)[0])
+    measure = neighbours.precision_recall if name == 'precision' else neighbours.density_coverage
+    found.append(measure(real, made, 3)[0])
   values, errors = np.array(found)[:, :2].T
   assert errors.mean() == pytest.approx(values.std(ddof=1), rel=.35)  # 40 draws know a deviation to 11 %
 
@@ -100,7 +101,7 @@ def test_the_error_is_the_deviation_between_sets_of_generated_samples(name):
 def test_too_few_are_refused():
   with pytest.raises(InputError, match='9 samples among 3: expected at least 4'):
     neighbours.precision_recall(draw(3), draw(9))
-  with pytest.raises(InputError, match='one extractor'):
+  with pytest.raises(InputError, match='features of shape'):
     neighbours.nearest(draw(3, 4), draw(9, 5))
   with pytest.raises(InputError, match='0 samples'):
     neighbours.authenticity(draw(9), draw(0))

@@ -14,16 +14,20 @@ def test_fd_kid_precision_recall_and_inception_score_equal_those_of_torch_fideli
   made = np.maximum(1.1 * rng.standard_normal((260, 32)) + .2, 0).astype(np.float32)
   a, b = torch.from_numpy(made), torch.from_numpy(real)
   known = fid.fid_statistics_to_metric(fid.fid_features_to_statistics(a), fid.fid_features_to_statistics(b), False)
-  assert frechet.fd(moments([made]), moments([real])).value == pytest.approx(known['frechet_inception_distance'], rel=1e-4)
-  known = kid.kid_features_to_metric(a.double(), b[:260].double(), kid_subsets=1, kid_subset_size=260, rng_seed=0, verbose=False)
+  fd = frechet.fd(moments([made]), moments([real])).value
+  assert fd == pytest.approx(known['frechet_inception_distance'], rel=1e-4)
+  subsets = dict(kid_subsets=1, kid_subset_size=260, rng_seed=0, verbose=False)
+  known = kid.kid_features_to_metric(a.double(), b[:260].double(), **subsets)
   assert kid_metric.kid(made, real[:260], 0).value == pytest.approx(known['kernel_inception_distance_mean'], rel=1e-4)
   known = prc.prc_features_to_metric(a, b, prc_neighborhood=3, prc_batch_size=1000, save_cpu_ram=False, verbose=False)
   precision, recall = neighbours.precision_recall(real, made, 3)
   assert (precision.value, recall.value) == pytest.approx((known['precision'], known['recall']), abs=1e-4)
   known = isc.isc_features_to_metric(b, splits=10, shuffle=False)
-  found = scores.inception_score(real.reshape(10, 30, 32).swapaxes(0, 1).reshape(300, 32))  # its splits are stretches, ours every tenth
+  # its splits are contiguous, ours every tenth sample
+  found = scores.inception_score(real.reshape(10, 30, 32).swapaxes(0, 1).reshape(300, 32))
   assert found.value == pytest.approx(known['inception_score_mean'], rel=1e-4)
-  assert found.error * 3 == pytest.approx(known['inception_score_std'], rel=1e-4)  # sqrt(10) of ours, with 10 in place of 9 below
+  # sqrt(10) times ours, with 10 instead of 9 in the denominator
+  assert found.error * 3 == pytest.approx(known['inception_score_std'], rel=1e-4)
 
 
 def test_fd_equals_that_of_pytorch_fid():

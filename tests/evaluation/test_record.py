@@ -9,11 +9,13 @@ from diffusion.errors import InputError
 from diffusion.evaluation.metrics import record
 from diffusion.evaluation.metrics.record import Estimate
 
-PROTOCOL = dict(reference='sprites', reference_hash='a', split='train', extractor='own', extractor_hash='b', resize='none')
+PROTOCOL = dict(reference='sprites', reference_hash='a', split='train', extractor='own', extractor_hash='b',
+                resize='none')
 
 
 def made(value, half=1., n=500, metric='fd_infinity', **changes):
-  return record.make(dict(samples=PROTOCOL | changes), {}, {metric: Estimate(value, half / 1.96, value - half, value + half, n)})
+  estimate = Estimate(value, half / 1.96, value - half, value + half, n)
+  return record.make(dict(samples=PROTOCOL | changes), {}, {metric: estimate})
 
 
 def test_records_survive_the_disk_and_other_files_are_refused(tmp_path):
@@ -31,7 +33,8 @@ def test_records_survive_the_disk_and_other_files_are_refused(tmp_path):
 def test_the_best_is_first_and_whoever_overlaps_with_it_is_not_told_apart():
   ranked = record.ranked(dict(far=made(9.), near=made(3.5), best=made(2.)), 'fd_infinity')
   assert [(name, tied) for name, _, tied in ranked] == [('best', False), ('near', True), ('far', False)]
-  higher = record.ranked(dict(low=made(.2, .1, metric='precision'), high=made(.9, .1, metric='precision')), 'precision')
+  records = {name: made(value, .1, metric='precision') for name, value in (('low', .2), ('high', .9))}
+  higher = record.ranked(records, 'precision')
   assert [(name, tied) for name, _, tied in higher] == [('high', False), ('low', False)]
 
 
@@ -41,7 +44,9 @@ def test_a_number_without_an_interval_is_told_apart_from_nothing():
   assert [tied for _, _, tied in record.ranked(dict(best=made(0.), other=unknown), 'fd_infinity')] == [False, True]
 
 
-@pytest.mark.parametrize('change', [dict(reference_hash='c'), dict(extractor_hash='c'), dict(split='heldout'), dict(resize='bilinear 299')])
+@pytest.mark.parametrize('change', [
+  dict(reference_hash='c'), dict(extractor_hash='c'), dict(split='heldout'), dict(resize='bilinear 299'),
+])
 def test_unlike_records_are_not_compared_and_the_difference_is_named(change):
   [(key, value)] = change.items()
   with pytest.raises(InputError, match=f'{key}: {PROTOCOL[key]}, {value}'):

@@ -1,4 +1,4 @@
-"""Resizing against Pillow bit by bit, against jax.image, and against interpolation written pixel by pixel; grey and transparent pictures."""
+"""Resizing against Pillow to the bit, against jax.image and per-pixel interpolation; grey and transparent images."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +17,7 @@ def noise(*shape, seed=0):
 
 @pytest.mark.parametrize('kind', ['bilinear', 'bicubic'])
 @pytest.mark.parametrize('height, width, size', SIZES)
-def test_eight_bit_pictures_become_what_pillow_makes_of_them(height, width, size, kind):
+def test_eight_bit_images_are_resized_as_by_pillow(height, width, size, kind):
   x = noise(2, height, width, 3)
   x[0] = x[0] // 128 * 255  # black and white: much is cut off
   pillow = [np.asarray(Image.fromarray(a).resize((size, size), Image.Resampling[kind.upper()])) for a in x]
@@ -56,14 +56,15 @@ def test_bilinear_kinds_read_between_pixels_at_the_places_of_their_codes(old, ne
 
 
 @pytest.mark.parametrize('kind', resize.KINDS)
-def test_a_flat_picture_stays_flat_and_a_ramp_a_ramp(kind):
+def test_a_constant_image_stays_constant_and_a_ramp_a_ramp(kind):
   for old, new in ((37, 16), (16, 37), (9, 27)):
     rows = resize.matrix(old, new, kind)
     np.testing.assert_allclose(rows.sum(1), 1, atol=1e-6)
     place = 0 if kind == 'tensorflow' else .5
     inner = slice(new // 3, new - new // 3)  # the ends are cut
     if kind != 'bicubic_sharp':  # Keys 1981: only a = -1/2 is exact for a line
-      np.testing.assert_allclose((rows @ np.arange(old))[inner], ((np.arange(new) + place) * old / new - place)[inner], atol=.02 * old / new)
+      expected = (np.arange(new) + place) * old / new - place
+      np.testing.assert_allclose((rows @ np.arange(old))[inner], expected[inner], atol=.02 * old / new)
 
 
 @pytest.mark.parametrize('old, new', [(37, 16), (16, 37), (4, 9)])
@@ -71,9 +72,11 @@ def test_the_sharp_cubic_and_the_others_are_torchs(old, new):
   torch = pytest.importorskip('torch')
   x = noise(1, old, old + 3, 2).astype(np.float32)
   def torchs(**options):
-    return torch.nn.functional.interpolate(torch.tensor(x).permute(0, 3, 1, 2), (new, new), **options).permute(0, 2, 3, 1)
-  for kind, options in dict(bicubic_sharp=dict(mode='bicubic'), bicubic=dict(mode='bicubic', antialias=True), torch=dict(mode='bilinear'),
-                            bilinear=dict(mode='bilinear', antialias=True)).items():
+    first = torch.tensor(x).permute(0, 3, 1, 2)
+    return torch.nn.functional.interpolate(first, (new, new), **options).permute(0, 2, 3, 1)
+  kinds = dict(bicubic_sharp=dict(mode='bicubic'), bicubic=dict(mode='bicubic', antialias=True),
+               torch=dict(mode='bilinear'), bilinear=dict(mode='bilinear', antialias=True))
+  for kind, options in kinds.items():
     np.testing.assert_allclose(resize.resize(x, new, kind), torchs(**options), atol=5e-3)
 
 
@@ -87,7 +90,9 @@ def test_grey_becomes_rgb_and_transparency_white():
   np.testing.assert_array_equal(resize.to_rgb(np.concatenate([grey, alpha], -1)), over_white(grey).repeat(3, -1))
 
 
-@pytest.mark.parametrize('x', [np.zeros((2, 4, 4, 5), np.uint8), np.zeros((4, 4, 3), np.uint8), np.zeros((2, 4, 4, 3), np.float32)])
-def test_what_is_no_8_bit_picture_is_refused(x):
-  with pytest.raises(InputError, match='expected pictures uint8'):
+@pytest.mark.parametrize('x', [
+  np.zeros((2, 4, 4, 5), np.uint8), np.zeros((4, 4, 3), np.uint8), np.zeros((2, 4, 4, 3), np.float32),
+])
+def test_anything_but_8_bit_images_is_refused(x):
+  with pytest.raises(InputError, match=r'expected .*uint8 \[B, H, W, C\]'):
     resize.to_rgb(jnp.asarray(x))

@@ -1,4 +1,4 @@
-"""Features trained on the data itself: they tell what is wrong with pictures, and find copies."""
+"""Features trained on the data itself: they detect defects of images, and find copies."""
 import jax
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ class Small(Cnn):
 
 @pytest.fixture(scope='module')
 def world(cache_dir):
-  """(extractor, see, source, Reference of its training pictures) of a few sprites."""
+  """(extractor, see, source, Reference of its training images) for a few sprites."""
   patch = pytest.MonkeyPatch()
   patch.setenv('DIFFUSION_CACHE', str(cache_dir))
   patch.setattr(trained_features, 'BATCH', 48)
@@ -32,30 +32,32 @@ def world(cache_dir):
 
 def distance(world, images):
   _, see, _, train = world
-  return frechet.fd_infinity(extract_all(see, [images], sharding.make_mesh(devices=jax.devices()[:1]))[0].moments, train.moments)
+  features, _ = extract_all(see, [images], sharding.make_mesh(devices=jax.devices()[:1]))
+  return frechet.fd_infinity(features.moments, train.moments)
 
 
-def test_it_tells_the_class_of_pictures_it_has_not_seen(world):
+def test_it_classifies_held_out_images(world):
   _, see, source, _ = world
   right = see(source.heldout.images).logits.argmax(1) == source.heldout.labels
-  assert right.mean() > .8  # six classes: 0.17 by chance; smaller and trained for less than the real one, which has 0.998
+  assert right.mean() > .8  # six classes: 0.17 by chance; the default network, larger and trained longer, has 0.998
 
 
-def test_distances_grow_with_noise_blur_and_missing_classes_and_are_near_zero_for_held_out_pictures(world):
-  pictures, labels = world[2].heldout.images, world[2].heldout.labels
+def test_distances_grow_with_noise_blur_and_missing_classes_and_are_near_zero_for_held_out_images(world):
+  images, labels = world[2].heldout.images, world[2].heldout.labels
   rng = np.random.default_rng(0)
-  noisy = [(pictures + rng.normal(0, strength, pictures.shape)).clip(0, 255).astype(np.uint8) for strength in (10, 45, 120)]
-  soft = pictures.astype(float)
+  noises = (rng.normal(0, strength, images.shape) for strength in (10, 45, 120))
+  noisy = [(images + noise).clip(0, 255).astype(np.uint8) for noise in noises]
+  soft = images.astype(float)
   soft = (soft + np.roll(soft, 1, 1) + np.roll(soft, 1, 2) + np.roll(soft, (1, 1), (1, 2))) / 4
-  same = distance(world, pictures)
+  same = distance(world, images)
   assert same.low < 1 and same.value < 2
-  by_noise = [distance(world, images) for images in noisy]
+  by_noise = [distance(world, x) for x in noisy]
   assert same.high < by_noise[1].low and by_noise[0].value < by_noise[1].value and by_noise[1].high < by_noise[2].low
   assert distance(world, soft.astype(np.uint8)).low > same.high
-  assert distance(world, pictures[labels != 0]).low > same.high
+  assert distance(world, images[labels != 0]).low > same.high
 
 
-def test_a_planted_copy_is_found_and_new_pictures_are_not(world, tmp_path):
+def test_a_planted_copy_is_found_and_new_images_are_not(world, tmp_path):
   _, see, source, train = world
   new = sources.sprites(size=16, n=400, seed=5).train.images[:100]
   fresh = {image.tobytes() for image in source.train.images}
@@ -69,7 +71,7 @@ def test_a_planted_copy_is_found_and_new_pictures_are_not(world, tmp_path):
   np.testing.assert_allclose(found.distance[where], 0, atol=1e-5)
   assert (found.closer[where] <= measure.COPIED).all() and found.index[-1] == 55
   others = np.delete(np.arange(len(images)), [*where, len(images) - 1])
-  assert (found.closer[others] > measure.COPIED).mean() > .93  # by its definition one new picture in a hundred looks like a copy
+  assert (found.closer[others] > measure.COPIED).mean() > .93  # by definition 1 % of new images count as copies
   sample_metrics.panel(images, source.train.images, found, tmp_path)
   assert (tmp_path / 'memorisation.png').exists()
   assert set(np.argsort(found.distance, kind='stable')[:3]) == set(where)  # they stand first on the panel
@@ -85,7 +87,7 @@ def test_the_same_data_gives_the_same_classifier_from_the_cache_and_other_data_a
   assert trained_features.own(2)(other, mesh).digest != trained_features.own(2)(source.train, mesh).digest
 
 
-def test_pictures_without_classes_of_any_size_and_number_of_channels_will_do(monkeypatch):
+def test_images_of_any_size_and_number_of_channels_without_classes_work(monkeypatch):
   monkeypatch.setattr(trained_features, 'BATCH', 4)
   images = np.random.default_rng(0).integers(0, 256, (40, 24, 70, 1), np.uint8)
   data = dataset.Dataset(images, np.zeros(40, np.int32))
@@ -97,17 +99,18 @@ def test_pictures_without_classes_of_any_size_and_number_of_channels_will_do(mon
 
 def test_steps_are_checked():
   for steps in (0, -1, 1.5, True, 'many'):
-    with pytest.raises(InputError, match='at least 1 step'):
+    with pytest.raises(InputError, match=rf'own\(steps={steps!r}\)'):
       trained_features.own(steps)
 
 
-def test_attributes_are_told_each_for_itself(monkeypatch):
+def test_attributes_are_predicted_independently(monkeypatch):
   monkeypatch.setattr(trained_features, 'BATCH', 16)
   monkeypatch.setattr(trained_features, 'Cnn', Small)
   rng = np.random.default_rng(0)
   labels = rng.integers(0, 2, (600, 2)).astype(np.float32)
   images = np.zeros((600, 8, 8, 1))
-  images[:, :4] += 150 * labels[:, :1, None, None]  # the first attribute brightens the upper half, the second the left one
+  # the first attribute brightens the upper half, the second the left half
+  images[:, :4] += 150 * labels[:, :1, None, None]
   images[:, :, :4] += 90 * labels[:, 1:, None, None]
   data = dataset.Dataset((images + rng.random(images.shape) * 10).astype(np.uint8), labels, ('up', 'left'))
   extractor = trained_features.own(80)(data, sharding.make_mesh(devices=jax.devices()[:1]))

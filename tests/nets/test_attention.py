@@ -1,4 +1,4 @@
-"""Attention against loops in float64, with masks and keys from elsewhere."""
+"""Attention against loops in float64, with masks and with a context."""
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def test_attention_survives_large_logits():
 
 
 def masked_loops(q, k, v, mask):
-  """Attention in float64, mask [B, heads, Q, K]; zeros for a query that sees no key."""
+  """Attention in float64, mask [B, heads, Q, K]; zeros for a query without keys."""
   out = np.zeros((*q.shape[:3], v.shape[-1]))
   for b, n, h in np.ndindex(out.shape[:3]):
     weight = np.exp([q[b, n, h] @ k[b, m, h] / 2 for m in range(k.shape[1])]) * mask[b, h, n]  # sqrt(4) = 2
@@ -39,17 +39,18 @@ def masked_loops(q, k, v, mask):
 
 PADDED = np.arange(7) < np.array([7, 3, 0])[:, None]  # a full row, a padded one, an empty one
 CAUSAL = np.tril(np.ones((5, 7), bool))
+MASKS = dict(padding=PADDED[:, None, None], causal=CAUSAL, both=CAUSAL & PADDED[:, None, None])
 
 
-@pytest.mark.parametrize('mask', [PADDED[:, None, None], CAUSAL, CAUSAL & PADDED[:, None, None]], ids=['padding', 'causal', 'both'])
-def test_masked_attention_matches_loops_and_is_zero_where_nothing_is_seen(mask):
+@pytest.mark.parametrize('mask', MASKS.values(), ids=MASKS)
+def test_masked_attention_matches_loops_and_is_zero_without_keys(mask):
   q, k, v = draws((3, 5, 2, 4), (3, 7, 2, 4), (3, 7, 2, 4))
   expected = masked_loops(q, k, v, np.broadcast_to(mask, (3, 2, 5, 7)))
   with jax.enable_x64(True):
     out = attend(*map(jnp.asarray, (q, k, v)), mask)
   np.testing.assert_allclose(out, expected, rtol=1e-10, atol=1e-15)
-  seen = np.broadcast_to(mask, (3, 2, 5, 7)).any(-1).transpose(0, 2, 1)
-  assert np.all((np.abs(out).max(-1) > 0) == seen)
+  has_keys = np.broadcast_to(mask, (3, 2, 5, 7)).any(-1).transpose(0, 2, 1)
+  assert np.all((np.abs(out).max(-1) > 0) == has_keys)
 
 
 def test_gradients_are_finite_and_zero_at_masked_keys():
@@ -74,12 +75,12 @@ def layer(x, *rest, heads=2):
 def test_attention_to_a_context_matches_loops():
   x, context = draws((3, 2, 4, 8), (3, 7, 6), dtype=np.float32)
   params, apply = layer(x, context, PADDED)
-  p = {name: {leaf: np.asarray(value, np.float64) for leaf, value in part.items()} for name, part in nn.meta.unbox(params).items()}
+  p = jax.tree.map(lambda a: np.asarray(a, np.float64), nn.meta.unbox(params))
   h = normalise(x.astype(np.float64), p['norm']['scale'], p['norm']['bias'], 2)
   q = (h @ p['q']['kernel'][0, 0] + p['q']['bias']).reshape(3, 8, 2, 4)
   kv = (context @ p['kv']['kernel'] + p['kv']['bias']).reshape(3, 7, 2, 2, 4)
-  seen = np.broadcast_to(PADDED[:, None, None], (3, 2, 8, 7))
-  a = masked_loops(q, kv[:, :, 0], kv[:, :, 1], seen).reshape(x.shape)
+  mask = np.broadcast_to(PADDED[:, None, None], (3, 2, 8, 7))
+  a = masked_loops(q, kv[:, :, 0], kv[:, :, 1], mask).reshape(x.shape)
   expected = x + a @ p['out']['kernel'][0, 0] + p['out']['bias']
   np.testing.assert_allclose(apply(params, x, context, PADDED), expected, atol=1e-4)
 
@@ -93,7 +94,7 @@ def test_padding_changes_nothing():
   assert np.any(out[0] != apply(params, x, context + 1, PADDED)[0])
 
 
-def test_without_a_context_the_pixels_attend_to_each_other_by_the_same_parameters_as_ever():
+def test_self_attention_has_the_same_parameters_as_ever_and_takes_a_mask_of_pixels():
   x, = draws((2, 2, 4, 8), dtype=np.float32)
   params, apply = layer(x)
   assert {name: set(leaf) for name, leaf in params.items()} == dict(

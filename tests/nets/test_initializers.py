@@ -1,4 +1,4 @@
-"""Every module's own initializers are what counts; those that can be drawn on the host are."""
+"""Each parameter is drawn by its own initializer, on the host where that declares a NumPy version."""
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ SMALL = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), groups=4)
 
 
 class Transformer(nn.Module):
-  """What a transformer has beside kernels: an embedding table, a class token, positions, and layers with initializers of their own."""
+  """An embedding table, a class token, position embeddings, and layers with initializers of their own."""
 
   @nn.compact
   def __call__(self, x, time, cond=None, train=False):
@@ -28,16 +28,20 @@ class Transformer(nn.Module):
 
 
 def flat(tree):
-  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
 
 
-def test_each_parameter_follows_the_law_of_its_own_initializer():
+def test_each_parameter_has_the_distribution_of_its_own_initializer():
   params = flat(make(Transformer()).init(jax.random.key(0), (2, 8, 8, 3)))
   deviation = {  # .8796: of a standard normal variable cut off at -2 and 2
-    'words/embedding': 1 / 64 ** .5, 'class_token': .02, 'positions': .5 * .8796, 'default/kernel': 1 / 64 ** .5, 'wide/kernel': 3.,
-    'patches/kernel': (2 / (9 * (3 + 64))) ** .5,
+    'words/embedding': 1 / 64 ** .5, 'class_token': .02, 'positions': .5 * .8796, 'default/kernel': 1 / 64 ** .5,
+    'wide/kernel': 3., 'patches/kernel': (2 / (9 * (3 + 64))) ** .5,
   }
-  constant = {'default/bias': 0, 'wide/bias': 0, 'gate/kernel': 0, 'gate/bias': .25, 'norm/scale': 1, 'norm/bias': 0, 'patches/bias': 0}
+  constant = {
+    'default/bias': 0, 'wide/bias': 0, 'gate/kernel': 0, 'gate/bias': .25, 'norm/scale': 1, 'norm/bias': 0,
+    'patches/bias': 0,
+  }
   assert params.keys() == deviation.keys() | constant.keys()
   for name, std in deviation.items():
     size = params[name].size
@@ -45,11 +49,12 @@ def test_each_parameter_follows_the_law_of_its_own_initializer():
     assert params[name].std() == pytest.approx(std, rel=4 / (2 * size) ** .5), name
   for name, value in constant.items():
     assert np.all(params[name] == value), name
-  assert np.abs(params['patches/kernel']).max() <= (6 / (9 * (3 + 64))) ** .5 < 1.01 * np.abs(params['patches/kernel']).max()
+  largest = np.abs(params['patches/kernel']).max()
+  assert largest <= (6 / (9 * (3 + 64))) ** .5 < 1.01 * largest
   assert all(isinstance(leaf, np.ndarray) and leaf.dtype == np.float32 for leaf in params.values())
 
 
-def test_nothing_but_what_may_be_drawn_on_the_host_is_replaced():
+def test_no_other_parameters_are_replaced():
   key, module = jax.random.key(3), Transformer()
   got = flat(make(module).init(key, (2, 8, 8, 3)))
   own = flat(nn.meta.unbox(jax.jit(module.init)(key, jnp.zeros((2, 8, 8, 3)), jnp.zeros(2))['params']))
@@ -68,7 +73,8 @@ def old_numbers(seed, shapes):
 
 
 @pytest.mark.parametrize('module', [
-  UNet(**SMALL), UNet(**SMALL, film=False, resample='block', zero_init=False, patch=2, remat=True), Classifier(classes=3, **SMALL),
+  UNet(**SMALL), UNet(**SMALL, film=False, resample='block', zero_init=False, patch=2, remat=True),
+  Classifier(classes=3, **SMALL),
 ], ids=['unet', 'options', 'classifier'])
 def test_a_seed_gives_the_parameters_that_it_always_gave_without_compiling(module, monkeypatch):
   monkeypatch.setattr(jax, 'jit', None)
@@ -80,11 +86,12 @@ def test_a_seed_gives_the_parameters_that_it_always_gave_without_compiling(modul
     np.testing.assert_array_equal(leaf, want[name], err_msg=name)
 
 
-def test_stacked_layers_follow_the_law_of_one_layer():
+def test_stacked_layers_have_the_distribution_of_a_single_layer():
   class Stacked(nn.Module):
     @nn.compact
     def __call__(self, x, time, cond=None, train=False):
-      scan = nn.scan(lambda layer, x, _: (layer(x), None), variable_axes={'params': 0}, split_rngs={'params': True}, length=3)
+      one = lambda layer, x, _: (layer(x), None)
+      scan = nn.scan(one, variable_axes={'params': 0}, split_rngs={'params': True}, length=3)
       return scan(layers.Dense(64, name='layers'), x, None)[0]
   params = flat(make(Stacked()).init(jax.random.key(0), (2, 64)))
   kernel = params['layers/kernel']

@@ -181,15 +181,15 @@ def test_time_matters():
 
 
 def test_constrain_sees_activations_with_the_batch_in_front_and_changes_nothing():
-  seen = []
+  shapes = []
   def look(x):
-    seen.append(x.shape)
+    shapes.append(x.shape)
     return x
   x, t = inputs((3, 4, 4, 3))
   params, net = build(x.shape)
   watched = make(UNet(**TINY, constrain=look)).apply
   np.testing.assert_array_equal(run(watched, params, x, t), run(net, params, x, t))
-  assert len(seen) > 8 and all(shape[0] == 3 for shape in seen)
+  assert len(shapes) > 8 and all(shape[0] == 3 for shape in shapes)
 
 
 @pytest.mark.parametrize('options, shape, words', [
@@ -214,7 +214,7 @@ def test_what_does_not_fit_is_refused_by_name_at_init(options, shape, words):
   assert '\n' not in message and all(word in message for word in words), message
 
 
-def test_only_the_sizes_that_a_network_declares_are_passed_and_a_required_one_must_be_declared():
+def test_only_declared_sizes_are_passed_and_required_ones_must_be_declared():
   assert nets.sized(Classifier, classes=3, out_channels=6, dropout=.5) == dict(classes=3, dropout=.5)
   assert nets.sized(UNet, ['out_channels'], classes=3, out_channels=6) == dict(out_channels=6)
   with pytest.raises(InputError, match='Classifier has no field out_channels; .*channels, multipliers'):
@@ -222,26 +222,30 @@ def test_only_the_sizes_that_a_network_declares_are_passed_and_a_required_one_mu
   assert 'parent' not in nets.sized(UNet, parent=None)
 
 
-def test_settings_have_defaults_for_networks_that_do_not_declare_them():
-  assert nets.setting(UNet(dtype='bfloat16', remat=True), 'dtype') == 'bfloat16' and nets.setting(UNet(remat=True), 'remat')
+def test_settings_have_defaults_for_networks_without_the_fields():
+  net = UNet(dtype='bfloat16', remat=True)
+  assert nets.setting(net, 'dtype') == 'bfloat16' and nets.setting(net, 'remat') is True
   assert nets.setting(object(), 'dtype') == 'float32' and nets.setting(object(), 'remat') is False
 
 
 # ---- an image beside x, and a second time
-def test_an_image_beside_x_is_more_channels_of_the_input():
+def test_an_image_beside_x_is_extra_channels_of_the_input():
   x, t = inputs()
   image = np.random.default_rng(5).normal(size=(2, 4, 4, 2)).astype(np.float32)
   params, net = build(cond=dict(image=image))
   wide = make(UNet(**TINY, out_channels=3)).apply
-  np.testing.assert_array_equal(run(net, params, x, t, dict(image=image)), run(wide, params, np.concatenate([x, image], -1), t))
-  assert run(net, params, x, t, dict(image=image)).shape == x.shape
+  out = run(net, params, x, t, dict(image=image))
+  assert out.shape == x.shape
+  np.testing.assert_array_equal(out, run(wide, params, np.concatenate([x, image], -1), t))
   without = {**params, 'in': {**params['in'], 'kernel': params['in']['kernel'][:, :, :3]}}
-  np.testing.assert_allclose(run(net, params, x, t, dict(image=0 * image)), run(make(UNet(**TINY)).apply, without, x, t), atol=1e-5)
+  narrow = make(UNet(**TINY)).apply
+  np.testing.assert_allclose(run(net, params, x, t, dict(image=0 * image)), run(narrow, without, x, t), atol=1e-5)
 
 
 def test_every_pixel_of_the_image_and_the_span_matter():
   x, t = inputs()
-  cond = dict(cond=np.eye(2, dtype=np.float32), image=np.ones((2, 4, 4, 2), np.float32), span=np.array([5., 900.], np.float32))
+  image, span = np.ones((2, 4, 4, 2), np.float32), np.array([5., 900.], np.float32)
+  cond = dict(cond=np.eye(2, dtype=np.float32), image=image, span=span)
   params, net = build(cond=cond)
   def first(image, span):
     return net(params, x, t, dict(cond, image=image, span=span))[0].sum()
@@ -261,7 +265,8 @@ def test_parameters_for_an_entry_exist_only_if_it_does():
     f"['embedding']['span{i}']['{leaf}']" for i in (0, 1) for leaf in ('kernel', 'bias')}
   beside = shapes(dict(cond=vector, image=np.zeros((1, 4, 4, 1), np.float32)))  # an example with another B
   assert beside.keys() == plain.keys()
-  assert {name for name in plain if plain[name] != beside[name]} == {"['in']['kernel']"} and beside["['in']['kernel']"] == (3, 3, 4, 8)
+  assert {name for name in plain if plain[name] != beside[name]} == {"['in']['kernel']"}
+  assert beside["['in']['kernel']"] == (3, 3, 4, 8)
 
 
 @pytest.mark.parametrize('image', [

@@ -200,33 +200,6 @@ def test_a_self_conditioned_network_sees_its_own_first_estimate_in_half_of_the_b
 
 
 # ---- wrappers
-def test_every_wrapper_of_the_loss_is_what_is_written_out_by_hand():
-  """All of them, for each of two micro-batches: the random streams, condition dropout, the error times e^-u plus u."""
-  x0, cond = jax.random.normal(jax.random.key(1), (8, 3, 2)), dict(label=jnp.arange(1., 9.)[:, None])
-  def net(params, x, time, cond, train, rngs):
-    scale = 1. + jax.random.uniform(rngs['dropout']) if rngs else 1.
-    return scale * params['w'] * (x[..., :2] + .5 * x[..., 2:]) + .1 * cond['label'][:, :, None]
-  level = Noise(*(jnp.asarray(v) for v in (1., .6, .8, np.log(.36 / .64))))
-  draw = lambda key, batch: Noise(*(jnp.full(batch, v) for v in level))
-  u = lambda params, logsnr: params * logsnr
-  params, key = dict(w=jnp.float32(.3), uncertainty=jnp.float32(.7)), jax.random.key(5)
-  wrapped = denoising.with_self_conditioning(denoising.with_uncertainty(denoising.loss, u))
-  _, eps_key, cond_key, net_key, self_key = jax.random.split(key, 5)
-  eps, dropped = jax.random.normal(eps_key, x0.shape), np.asarray(jax.random.bernoulli(cond_key, .5, (8,)))
-  assert 0 < dropped.sum() < 8
-  label = np.where(dropped, 0., np.arange(1., 9.))[:, None, None]
-  x, estimate = .6 * x0 + .8 * eps, .3 * (.6 * x0 + .8 * eps) + .1 * label
-  estimate = estimate * bool(jax.random.bernoulli(self_key))
-  for i in (0, 1):
-    loss = denoising.with_condition_dropout(denoising.with_micro_batch(wrapped, i, 2),
-                                            lambda c: jax.tree.map(jnp.zeros_like, c), .5)
-    value, parts = loss(key, net, params, x0, cond, draw=draw, predict=gaussian.predict_x0(), weight=weighting.snr())
-    scale = 1 + jax.random.uniform(jax.random.fold_in(net_key, i))
-    error = jnp.mean((scale * .3 * (x + .5 * estimate) + .1 * label - x0) ** 2, (1, 2))[i::2]
-    exponent = .7 * level.logsnr
-    np.testing.assert_allclose(parts['each'], .36 / .64 * error * jnp.exp(-exponent) + exponent, rtol=2e-5)
-    np.testing.assert_allclose(parts['mse'], error, rtol=2e-5)
-    assert float(value) == pytest.approx(float(parts['each'].mean()), rel=1e-6)
 
 
 # ---- wrappers

@@ -1,4 +1,4 @@
-"""How the config meets a network: each has its own tiny form and usage, and takes what it declares and nothing else."""
+"""What the config asks of a network: each has its own tiny spec and usage, and takes only what it declares."""
 import flax.linen as nn
 import jax
 import pytest
@@ -11,7 +11,7 @@ from diffusion.system import sharding
 
 
 class Minimal(nn.Module):
-  """A network without any of the fields that others may read."""
+  """A network without any field of the protocol."""
   width: int = 3
 
   @nn.compact
@@ -38,14 +38,14 @@ def minimal(monkeypatch):
 
 
 @pytest.mark.parametrize('name', nets.NETS)
-def test_every_network_has_a_tiny_form_of_its_own(name):
+def test_every_network_has_its_own_tiny_spec(name):
   c = default()
   c.net = f'{name}(channels=64)'
   assert tiny(c).net == nets.TINY[name]
   assert sum(a.size for a in jax.tree.leaves(jax.eval_shape(built(c).init, jax.random.key(0)))) < 2e5
 
 
-def test_a_network_without_a_tiny_form_stays_what_it_is():
+def test_a_network_without_a_tiny_spec_is_left_alone():
   c = default()
   c.net = 'minimal(width=2)'
   assert tiny(c).net == 'minimal(width=2)'
@@ -57,13 +57,14 @@ def test_a_network_that_declares_nothing_can_be_trained():
 
 
 @pytest.mark.parametrize('changes', [
-  dict(self_condition=True), dict(variance='learned', weight='one', sampler='ddpm', schedule='linear', grid='trailing(4)'),
+  dict(self_condition=True),
+  dict(variance='learned', weight='one', sampler='ddpm', schedule='linear', grid='trailing(4)'),
 ])
 def test_extra_channels_need_a_network_that_declares_them(changes):
   with pytest.raises(InputError, match=r"config\.net='minimal'.*no field out_channels.*unet"):
     built(config(net='minimal', guide='', **changes))
 
 
-def test_an_error_shows_the_usage_of_the_network_that_is_named():
+def test_an_error_shows_the_usage_of_the_configured_network():
   with pytest.raises(InputError, match=r"config\.net='minimal\(width=wide\)': width.*minimal\(width=3\)"):
     built(config(net='minimal(width=wide)'))

@@ -1,4 +1,4 @@
-"""A network that prepares its condition does so once per sample and once per loss, and not at every step."""
+"""A network prepares its condition once per sample and once per loss, not at every step."""
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from diffusion.system import sharding
 
 SHAPE, CLASSES, WIDTH = (4, 4, 1), ('a', 'b'), 3
 COND = np.array([[1, 0], [0, 1], [1, 0], [.5, .5]], np.float32)
-CALLS = []  # one entry for each time that a compiled program prepares a condition
+CALLS = []  # one entry per execution of `prepare`, also inside compiled programs
 
 
 class Encoded(nn.Module):
@@ -30,7 +30,7 @@ class Encoded(nn.Module):
     return self.encoder(cond)
 
   def __call__(self, x, time, cond=None, train=False):
-    assert cond.shape == (len(x), WIDTH)  # the network sees nothing but prepared conditions
+    assert cond.shape == (len(x), WIDTH)  # prepared
     return self.layer(x[..., :1]) + jnp.mean(cond, 1)[:, None, None, None]
 
 
@@ -63,7 +63,8 @@ def test_sampling_prepares_each_condition_once_before_its_steps(make, changes, e
   keys = samplers.sample_keys(0, np.arange(4))
   sampler = samplers.self_conditioned(run.sampler) if run.self_condition else run.sampler
   def sample(params):
-    return samplers.sample(keys, run.denoise(params, COND), sampler, run.levels, samplers.prior(keys, run.levels, SHAPE))
+    x = samplers.prior(keys, run.levels, SHAPE)
+    return samplers.sample(keys, run.denoise(params, COND), sampler, run.levels, x)
   out, calls = executed(sample, params)
   assert calls == expected and np.isfinite(out).all()
 
@@ -83,7 +84,7 @@ def test_guidance_prepares_both_conditions(make, changes):
 @pytest.mark.parametrize('changes, part, expected', [
   (dict(), None, 1), (dict(), (1, 2), 1), (dict(self_condition=True), None, 1), (dict(timesteps='loss_aware'), None, 1),
 ])
-def test_the_loss_prepares_its_condition_once_and_trains_what_prepares(make, changes, part, expected):
+def test_the_loss_prepares_its_condition_once_and_trains_the_encoder(make, changes, part, expected):
   run, params = make(condition_dropout=.5, **changes)
   x0 = np.random.default_rng(0).normal(size=(4, *SHAPE)).astype(np.float32)
   def value(params):

@@ -1,4 +1,4 @@
-"""How good are the samples? Features of images, distances between sets of them, and the record of what was measured how."""
+"""Sample quality: features of images, distances between sets of features, and the record of an evaluation."""
 import functools
 
 from diffusion.evaluation.metrics import pretrained_features, trained_features
@@ -6,15 +6,21 @@ from diffusion.setup import specs
 
 
 def _without_data(make):
-  """A maker of extractors as one of (data, mesh) -> Extractor; the file is read then, not when the config is checked."""
+  """Adapts a function that makes an Extractor to return (data, mesh) -> Extractor.
+
+  So its file is read when the extractor is needed, not when the config is checked.
+  """
   @functools.wraps(make)
   def made(*args, **kwargs):
     return lambda data, mesh: make(*args, **kwargs)
   return made
 
 
-FEATURES = {'evaluate.features': dict(own=trained_features.own, inception=_without_data(pretrained_features.inception),
-                                      dinov2=_without_data(pretrained_features.dinov2), clip=_without_data(pretrained_features.clip))}
+FEATURES = {'evaluate.features': dict(
+  own=trained_features.own,
+  inception=_without_data(pretrained_features.inception),
+  dinov2=_without_data(pretrained_features.dinov2),
+  clip=_without_data(pretrained_features.clip))}
 
 
 def make_features(config):

@@ -1,19 +1,19 @@
-"""What turns pictures into the features that metrics compare."""
+"""Extractors, which turn images into the features that metrics compare."""
 from typing import Any, Callable, NamedTuple
 
 
 class Features(NamedTuple):
-  """What an extractor sees in pictures."""
+  """Features of a batch of images."""
   points: Any       # float32 [B, D]
-  logits: Any = None  # float32 [B, K] of a classifier, else None
+  logits: Any = None  # float32 [B, K] if the extractor is a classifier, else None
 
 
 class Extractor(NamedTuple):
-  """A network that looks at pictures."""
+  """A network that computes features of images."""
   name: str        # such as 'own' or 'inception'
-  digest: str      # hash of the weights and of what is done to a picture before them
-  resize: str      # what is done to a picture's size, such as 'none' or 'bilinear 299'
+  digest: str      # hash of the weights and of the preprocessing
+  resize: str      # how images are resized, such as 'none' or 'bilinear 299'
   size: int        # D
-  classes: tuple   # names of the logits; () where they are not those of the data
+  classes: tuple   # names of the logits; () if they are not classes of the data
   params: Any      # weights, a tree of arrays
   apply: Callable  # (params, uint8 [B, H, W, C]) -> Features; traced

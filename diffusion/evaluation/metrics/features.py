@@ -1,4 +1,4 @@
-"""Looking at pictures with an extractor, and what is kept of the data that samples are compared with."""
+"""Features of many images, and the reference features of the data that samples are compared with."""
 from typing import Any, Callable, NamedTuple
 
 import jax
@@ -10,27 +10,27 @@ from diffusion.evaluation.metrics.trained_features import digest
 from diffusion.system import sharding
 from diffusion.system.cache import cached
 
-MANIFOLD = 10_000  # points of a set, at most, that are compared one by one
-ROOM = 2 ** 31     # bytes of features of the training pictures, among which copies are looked for
+MANIFOLD = 10_000  # maximum number of points of a set that are compared individually
+ROOM = 2 ** 31     # bytes for features of training images, in which copies are searched
 
 
 class FeatureSet(NamedTuple):
-  """A set of pictures as an extractor sees it."""
+  """Features of a set of images."""
   moments: Moments  # of all of them
-  points: Any       # float32 [n, D] of the first ones
+  points: Any       # float32 [n, D] of the first images
   logits: Any       # [n, K] or None
 
 
 class Reference(NamedTuple):
-  """The data as an extractor sees it."""
-  digest: str       # hash of the pictures
-  moments: Moments  # of all pictures
-  points: Any       # float32 [N, D], in random order; of all pictures, or as many as there is room for
-  index: Any        # which pictures of the data those are, [N]
+  """Features of the data."""
+  digest: str       # hash of the images
+  moments: Moments  # of all images
+  points: Any       # float32 [N, D], in random order; of all images, or as many as fit into ROOM
+  index: Any        # indices of these images in the data, [N]
 
 
 def make_extract(extractor: Extractor, mesh) -> Callable:
-  """see(uint8 pictures [n, H, W, C]) -> Features of NumPy arrays [n, ...], in batches of one size, split over the devices."""
+  """see(uint8 images [n, H, W, C]) -> Features, NumPy arrays [n, ...]; in equal batches, split over the devices."""
   view = jax.jit(extractor.apply, out_shardings=sharding.batch_sharding(mesh))
   params = jax.device_put(extractor.params, sharding.replicated(mesh))
 
@@ -46,13 +46,13 @@ def make_extract(extractor: Extractor, mesh) -> Callable:
 
 
 def extract_all(see, batches, mesh, limit=MANIFOLD):
-  """(Seen, the first pictures) of batches of pictures, of any number: only `limit` features and pictures are kept."""
+  """(FeatureSet, the first images) of batches of images, however many: only `limit` points and images are kept."""
   kept, room = [], limit
   def points():
     nonlocal room
     for images in batches:
       seen = see(images)
-      if room > 0:  # copies: a slice would keep the whole
+      if room > 0:  # copies, as slices would keep the whole arrays
         kept.append([None if a is None else a[:room].copy() for a in (seen.points, seen.logits, images)])
         room -= len(kept[-1][0])
       yield seen.points
@@ -62,15 +62,15 @@ def extract_all(see, batches, mesh, limit=MANIFOLD):
 
 
 def reference(extractor, see, images, mesh):
-  """The Reference of some pictures, from the cache where it has been made before.
+  """The Reference of a set of images, cached.
 
   Args:
-    extractor, see: the Extractor and its viewer.
+    extractor, see: the Extractor, and its function from `make_extract`.
     images: uint8 [N, H, W, C].
     mesh: the devices.
   """
   own, limit = digest(images), ROOM // (4 * extractor.size)
-  order = np.random.default_rng(0).permutation(len(images))  # so that the groups of the moments are alike
+  order = np.random.default_rng(0).permutation(len(images))  # so that the groups of the moments are exchangeable
 
   def make():
     chunks = np.array_split(order, -(-len(order) // 4096))

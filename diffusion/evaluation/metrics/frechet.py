@@ -1,19 +1,19 @@
 """The Frechet distance of features (FID, arXiv:1706.08500, equation 6) and its limit for many samples, FD-infinity
 (arXiv:1911.07023).
 
-FD of n samples is too high by c1/n + c2/n^2 + ..., and c1 depends on the generator, so FDs compare only at equal n.
-The paper fits a line in 1/n to FDs of subsets of all sizes. Here the subsets are the samples without one and without
-two of K groups, left out on both sides at once, and FD-infinity is where the parabola in 1/n through the three mean
-FDs meets 1/n = 0. All groups and pairs take part, so this costs no spread, and no subset is small, where FD is no
-parabola. The error joins the jackknife's for the line and half of the step from line to parabola, which stands for
-the terms beyond.
+FD of n samples has a bias of c1/n + c2/n^2 + ..., and c1 depends on the generator, so FDs are comparable only at
+equal n. The paper fits a line in 1/n to FDs of subsets of all sizes. Here the subsets are the samples without one and
+without two of K groups, left out on both sides at once, and FD-infinity is the value at 1/n = 0 of the parabola in 1/n
+through the three mean FDs. All groups and pairs take part, so this adds no variance, and no subset is so small that
+FD is not parabolic. The error combines the jackknife's for the line with half of the difference between line and
+parabola, which stands for the higher terms.
 
-Tried by simulation: Gaussian, heavy-tailed and rectified features with flat and falling spectra, n from D/2 to 60 D,
-sides equal and up to 20 times unequal. For different distributions the interval holds the truth in about 95 % of
-cases. If both come from one, FD is quadratic in the deviations and the error 1.4 to 1.8 times too large, as a
-jackknife's then is: the interval holds 0 in 97 % of cases or more. From n = 2 D on the step is within the spread or
-near it; below D it, and with it the interval, grows to the size of FD itself, as it should. A line through halves
-misses by 8 spreads at D = 128 with 256 and 2000 samples, which the interval here holds.
+Verified by simulation: Gaussian, heavy-tailed and rectified features with flat and decaying spectra, n from D/2 to
+60 D, sides equal and up to 20 times unequal. For different distributions the interval covers the truth in about 95 %
+of cases. For equal ones FD is quadratic in the deviations and the jackknife error 1.4 to 1.8 times too large: the
+interval covers 0 in 97 % of cases or more. From n = 2 D on the difference is about the standard deviation or less;
+below D it, and with it the interval, grows to the size of FD itself, as it should. A line through halves is off by 8
+standard deviations at D = 128 with 256 and 2000 samples, where this interval covers the truth.
 """
 import itertools
 import math
@@ -38,12 +38,12 @@ def _root(covariance):
 def distance(mean1, cov1, mean2, cov2):
   """|mean1 - mean2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)), float64.
 
-  With cov1 = R R^T, cov1 cov2 has the eigenvalues of R^T cov2 R, which is symmetric: no square root of a matrix, no
-  complex numbers.
+  With cov1 = R R^T, cov1 cov2 has the eigenvalues of the symmetric R^T cov2 R, so no matrix square root and no complex
+  numbers are needed.
 
   Args:
     mean1, mean2: [D].
-    cov1, cov2: [D, D], symmetric, may be singular.
+    cov1, cov2: [D, D], symmetric, possibly singular.
   """
   mean1, cov1, mean2, cov2 = (np.asarray(a, np.float64) for a in (mean1, cov1, mean2, cov2))
   root = _root(cov1)
@@ -55,21 +55,21 @@ def distance(mean1, cov1, mean2, cov2):
 def _checked(a, b):
   """The smaller number of samples."""
   if a.mean.shape[1] != b.mean.shape[1]:
-    raise InputError(f'{a.mean.shape[1]} and {b.mean.shape[1]} features: expected statistics of one extractor')
+    raise InputError(f'{a.mean.shape[1]} and {b.mean.shape[1]} features: expected statistics of the same extractor')
   n = int(min(a.count.sum(), b.count.sum()))
   if n < 4:
-    raise InputError(f'{n} samples: FD with its error takes at least 4, '
-                     f'and more than its {a.mean.shape[1]} features to mean something')
+    raise InputError(f'{n} samples: FD and its error need at least 4, '
+                     f'and more than the {a.mean.shape[1]} features to be meaningful')
   return n
 
 
 def both(a, b):
-  """(fd, fd_infinity) of two Moments, for the price of one: 1 + K + K (K - 1) / 2 distances.
+  """(fd, fd_infinity) of two Moments, at the cost of one: 1 + K + K (K - 1) / 2 distances.
 
-  A side of one group is taken as it is: what its own n adds to FD and to the error is unknown and not counted.
+  A side of one group is taken as exact: the bias and the error due to its own n are unknown and not included.
 
   Raises:
-    InputError: features of different sizes, fewer than 4 samples, 2 groups.
+    InputError: features of different sizes, or fewer than 4 samples.
   """
   n = _checked(a, b)
   K = min([n, groups_for(a.mean.shape[1])] + [len(m.count) for m in (a, b) if len(m.count) > 1])
@@ -88,32 +88,32 @@ def both(a, b):
 
 
 def _limit(whole, one, two, n):
-  """FD-infinity from FD of all groups, without each [K], and without each two [K, K]."""
+  """FD-infinity from FD of all groups, without each one, [K], and without each two, [K, K]."""
   K = len(one)
   line = K * whole - (K - 1) * one.mean()
-  # in 1/n, from K, K - 1 and K - 2 groups to infinitely many
+  # in 1/n, extrapolated from K, K - 1 and K - 2 groups
   parabola = .5 * (K ** 2 * whole - 2 * (K - 1) ** 2 * one.mean() + (K - 2) ** 2 * np.nanmean(two))
-  lines = (K - 1) * one - (K - 2) * np.nanmean(two, 1)  # the line's end without each group
+  lines = (K - 1) * one - (K - 2) * np.nanmean(two, 1)  # its value without each group
   error = math.hypot(math.sqrt((K - 1) * lines.var()), .5 * (parabola - line))
   half = float(stdtrit(K - 1, .975)) * error
   return Estimate(float(parabola), error, float(parabola - half), float(parabola + half), n)
 
 
 def fd(a, b):
-  """The Frechet distance as it is usually given, an Estimate; its interval is about what is expected at this n, not
-  about the truth."""
+  """The Frechet distance as usually reported, an Estimate; its interval is for the expected value at this n, not for
+  the true distance."""
   return both(a, b)[0]
 
 
 def fd_infinity(a, b):
-  """The Frechet distance that many samples would have, an Estimate. May be below 0 where the truth is near 0."""
+  """The Frechet distance for infinitely many samples, an Estimate. May be negative if the true distance is near 0."""
   return both(a, b)[1]
 
 
 def warning(n, size):
-  """What to know about FD from n samples of `size` features, or '' where there is nothing."""
+  """A caveat about FD from n samples of `size` features, or ''."""
   if n > size:
     return ''
-  return (f'{n} samples are not more than the {size} features: their covariance is singular, and FD is too high by an '
-          'amount that says nothing about the samples. FD-infinity is rough, as its interval says. '
+  return (f'{n} samples are not more than the {size} features: their covariance is singular, and FD has a large bias '
+          'unrelated to sample quality. FD-infinity is rough, as its interval shows. '
           f'Draw more than {size}, better {2 * size}')

@@ -1,9 +1,9 @@
-"""Mean and covariance of a stream of features, in groups, so that numbers made of them come with an error.
+"""Mean and covariance of a stream of features, in groups, so that statistics derived from them have an error estimate.
 
 Sample i of the stream belongs to group i % G. If the stream is in random order the groups are exchangeable, and
-leaving out one after the other says how far a number would move with other samples (`jackknife`). Memory does not
-depend on the length of the stream: features wait on the host until there are ROWS of them; their centred sums are made
-on the devices in float32 and merged on the host in float64 (Chan, Golub and LeVeque, 1979).
+leaving out one at a time shows how a statistic varies over samples (`jackknife`). Memory does not depend on the length
+of the stream: features are buffered on the host until there are ROWS of them; their centred sums are computed on the
+devices in float32 and merged on the host in float64 (Chan, Golub and LeVeque, 1979).
 """
 import functools
 import io
@@ -21,37 +21,37 @@ from diffusion.evaluation.metrics.record import Estimate
 from diffusion.system import sharding
 from diffusion.system.files import write_atomic
 
-ROWS = 4096  # samples that are summed at once
-MANY = 1e12  # stands for the unknown number of samples behind a file of statistics
+ROWS = 4096  # samples summed at once
+MANY = 1e12  # stands for the unknown number of samples of a file of statistics
 
 
 class Moments(NamedTuple):
-  """Of G groups; float64 on the host. One group: cannot be resampled."""
-  count: Any   # [G], samples
+  """Statistics of G groups; float64 on the host. A single group cannot be resampled."""
+  count: Any   # [G], number of samples
   mean: Any    # [G, D]
   square: Any  # [G, D, D], sums of products of deviations from the mean
 
 
 class Stream(NamedTuple):
-  """Moments in the making."""
+  """Moments being accumulated."""
   groups: Any       # G, or None: chosen by D
   mesh: Any         # of the devices that sum, or None: the default device
-  done: Any = None  # the Moments of what has been summed
-  waiting: tuple = ()  # rows that have not, float32 arrays [b, D]
+  done: Any = None  # Moments of the samples summed so far
+  waiting: tuple = ()  # samples not summed yet, float32 arrays [b, D]
 
 
 def groups_for(size):
-  """How many groups features of a size get: with 2048 of them a group takes 34 MB, and each pair of groups costs FD
-  an eigendecomposition."""
+  """Number of groups for `size` features: at 2048 features a group takes 34 MB, and FD needs an eigendecomposition
+  per pair of groups."""
   return 12 if size <= 512 else 6
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _sums(points, used, groups):
-  """A shift [G, D], and sums [G, D] and products [G, D, D] of deviations from it, of the first `used` rows [R, D]."""
+  """A shift [G, D], and sums [G, D] and products [G, D, D] of deviations from it, over `used` of the rows [R, D]."""
   real = (jnp.arange(len(points)) < used).reshape(-1, groups, 1)
   x = jnp.where(real, points.reshape(-1, groups, points.shape[1]).astype(jnp.float32), 0.)
-  shift = jnp.sum(x, 0) / jnp.maximum(jnp.sum(real, 0), 1)  # rounded: what it misses of the mean is in the sums
+  shift = jnp.sum(x, 0) / jnp.maximum(jnp.sum(real, 0), 1)  # rounded; the sums hold the difference from the mean
   gap = jnp.where(real, x - shift, 0.)
   return shift, jnp.sum(gap, 0), jnp.einsum('bgd,bge->gde', gap, gap, precision='highest')
 
@@ -60,26 +60,26 @@ def check(points, size=None):
   """Features as host float32 [B, D].
 
   Raises:
-    InputError: another shape or size, or a value that is not finite.
+    InputError: the shape or size is wrong, or a value is not finite.
   """
   points = np.asarray(points, np.float32)
   if points.ndim != 2 or size not in (None, points.shape[1]):
-    raise InputError(f'features of shape {points.shape}: expected [samples, {size or "features"}]; '
-                     'are they of one extractor?')
+    raise InputError(f'features of shape {points.shape}: expected [samples, {size or "features"}] '
+                     'of the same extractor')
   bad = np.count_nonzero(~np.isfinite(points).all(1))
   if bad:
     raise InputError(f'{bad} of {len(points)} samples have features that are not finite; '
-                     'look at the samples and the weights of the extractor')
+                     "check the samples and the extractor's weights")
   return points
 
 
 def place(rows, mesh):
-  """Host rows on the devices of a mesh, split among them; mesh None: on the default device."""
+  """Puts host rows on the devices of a mesh, split over them; mesh None: on the default device."""
   return jnp.asarray(rows) if mesh is None else sharding.put_batch(rows, mesh)
 
 
 def merge(a, b):
-  """The Moments of two streams together, group by group."""
+  """The combined Moments of two streams, group by group."""
   n = a.count + b.count
   gap, share = b.mean - a.mean, (b.count / np.maximum(n, 1))[:, None]
   square = a.square + b.square
@@ -88,9 +88,9 @@ def merge(a, b):
 
 
 def start(groups=None, mesh=None):
-  """A Stream without samples."""
+  """An empty Stream."""
   if groups is not None and groups < 3:
-    raise InputError(f'groups={groups}: an error takes at least 3')
+    raise InputError(f'groups={groups}: expected at least 3, for an error estimate')
   return Stream(groups, mesh)
 
 
@@ -105,14 +105,13 @@ def _flush(stream, rows, used):
 
 
 def _rows(stream):
-  """The rows of one sum: about ROWS, and divisible by the groups, so that sample i stays in group i % G, and by the
-  devices."""
+  """Samples per sum: about ROWS, divisible by the devices and by the groups, so that sample i is in group i % G."""
   step = math.lcm(stream.groups, stream.mesh.size if stream.mesh else 1)
   return max(1, ROWS // step) * step
 
 
 def add(stream, points):
-  """The Stream with more samples, features [B, D], any B."""
+  """Adds samples to a Stream: features [B, D], any B."""
   known = stream.waiting[0] if stream.waiting else None if stream.done is None else stream.done.mean
   points = check(points, None if known is None else known.shape[1])
   stream = stream._replace(groups=stream.groups or groups_for(points.shape[1]), waiting=(*stream.waiting, points))
@@ -129,11 +128,11 @@ def finish(stream):
   """The Moments of a Stream.
 
   Raises:
-    InputError: it has no samples.
+    InputError: the Stream is empty.
   """
   used = sum(map(len, stream.waiting))
   if not used and stream.done is None:
-    raise InputError('no samples: there is nothing to take a mean of')
+    raise InputError('no samples: expected at least one')
   if used:
     whole = np.concatenate(stream.waiting)
     stream = _flush(stream, np.pad(whole, ((0, _rows(stream) - used), (0, 0))), used)
@@ -148,7 +147,7 @@ def moments(batches, groups=None, mesh=None):
     groups: G, at least 3; None: 12, or 6 for more than 512 features.
     mesh: of the devices that sum; None: the default device.
   Raises:
-    InputError: no samples, unlike shapes, or features that are not finite.
+    InputError: no samples, inconsistent shapes, or features that are not finite.
   """
   return finish(functools.reduce(add, batches, start(groups, mesh)))
 
@@ -162,26 +161,26 @@ def _together(count, mean, square):
 
 
 def total(moments, keep=slice(None)):
-  """(n, mean [D], covariance [D, D] over n - 1) of the groups that `keep` indexes; one named twice counts twice."""
+  """(n, mean [D], covariance [D, D] with n - 1) of the groups that `keep` selects, with repetitions."""
   n, mean, square = _together(*(a[keep] for a in moments))
   return n, mean, square / max(n - 1, 1)
 
 
 def regroup(moments, groups):
-  """The Moments in fewer groups: group g goes to g % groups."""
+  """Merges groups: group g becomes part of group g % groups."""
   if groups == len(moments.count):
     return moments
   return Moments(*map(np.array, zip(*(_together(*(a[g::groups] for a in moments)) for g in range(groups)))))
 
 
 def fixed(mean, covariance):
-  """Moments of one group, for statistics that somebody else has made of an unknown number of samples."""
+  """Moments of one group from published statistics of an unknown number of samples."""
   mean, covariance = (np.asarray(a, np.float64) for a in (mean, covariance))
   return Moments(np.array([MANY]), mean[None], covariance[None] * (MANY - 1))
 
 
 def write(path, moments):
-  """Writes an .npz that `read` reads, and, as it has mu and sigma, other FID tools do."""
+  """Writes an .npz for `read`, with mu and sigma for other FID tools."""
   _, mean, covariance = total(moments)
   data = io.BytesIO()
   np.savez(data, mu=mean, sigma=covariance, **moments._asdict())
@@ -189,10 +188,10 @@ def write(path, moments):
 
 
 def read(path):
-  """The Moments of an .npz: of `write`, or the usual one of FID tools with mu [D] and sigma [D, D].
+  """Reads Moments from an .npz of `write`, or from one of other FID tools with mu [D] and sigma [D, D].
 
   Raises:
-    InputError: it is not there or holds something else.
+    InputError: the file is missing or has other contents.
   """
   try:
     with np.load(io.BytesIO(epath.Path(path).read_bytes()), allow_pickle=False) as stored:
@@ -207,10 +206,15 @@ def read(path):
 
 
 def jackknife(whole, without, n):
-  """The Estimate of a number `whole` from K groups, given the number without each of them, [K].
+  """The Estimate of a statistic from K groups.
 
-  Tukey's standard error, which is not too small on average (Efron and Stein, 1981), and an interval by Student's t
-  with K - 1 degrees of freedom, about the expectation at this n. With fewer than two groups they are unknown: NaN.
+  Tukey's standard error, which is not too small on average (Efron and Stein, 1981), and Student's interval with K - 1
+  degrees of freedom, for the expected value at this n. NaN with fewer than two groups.
+
+  Args:
+    whole: the statistic of all samples.
+    without: [K], the statistic without each group.
+    n: number of samples.
   """
   K, without = len(without), np.asarray(without, np.float64)
   error = math.sqrt((K - 1) * without.var()) if K > 1 else math.nan

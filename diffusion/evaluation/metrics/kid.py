@@ -1,9 +1,9 @@
-"""Kernel distance of features (KID, arXiv:1801.01401): the squared MMD of the kernel (x.y/D + 1)^3, unbiased at any
-n, and so possibly below 0.
+"""Kernel distance of features (KID, arXiv:1801.01401): the squared MMD with the kernel (x.y/D + 1)^3, unbiased at any
+n, and so possibly negative.
 
-Features far from 0 make kernels so large that float32 loses their differences. With c the mean of both sets,
-x = c + u, p = c.u/D, w = u.v/D and A = c.c/D + 1, the kernel is (A + p_u + p_v + w)^3. Whatever depends on one sample
-only drops out of the MMD exactly, and what is left is small where u and v are.
+For features far from 0 the kernel values are so large that float32 loses their differences. With c the mean of both
+sets, x = c + u, p = c.u/D, w = u.v/D and A = c.c/D + 1, the kernel is (A + p_u + p_v + w)^3. Terms that depend on one
+sample only cancel in the MMD exactly, and the others are small if u and v are.
 """
 from typing import Any, NamedTuple
 
@@ -17,14 +17,14 @@ from diffusion.system import sharding
 
 
 class Groups(NamedTuple):
-  """Samples in K groups of b, the last ones of each may be padding."""
+  """Samples in K groups of b; the last ones of each group may be padding."""
   u: Any     # [K, b, D], samples less c
   p: Any     # [K, b]
-  real: Any  # [K, b], 1, or 0 for padding
+  real: Any  # [K, b], 1 for samples, 0 for padding
 
 
 def _grouped(x, centre, K):
-  """The Groups of samples [n, D], on the host; sample i goes to group i % K."""
+  """The Groups of samples [n, D], on the host; sample i belongs to group i % K."""
   rows = -(-len(x) // K) * K
   def split(a):
     padded = np.pad(a, [(0, rows - len(a))] + [(0, 0)] * (a.ndim - 1))
@@ -35,14 +35,14 @@ def _grouped(x, centre, K):
 
 @jax.jit
 def _rows(one, others, base, own):
-  """What of the kernels between the samples of a group and those of each group the MMD depends on, summed over the
-  latter: [K, b].
+  """The relevant terms of the kernels between a group and each of K groups, summed over the samples of the latter:
+  [K, b].
 
   Args:
     one: a group: Groups without the leading axis.
     others: Groups.
-    base: A.
-    own: the group's index among the Groups, or -1; a sample's kernel with itself does not count.
+    base: A of the module docstring.
+    own: the group's index among `others`, or -1; the kernel of a sample with itself is excluded.
   """
   w = jnp.einsum('id,kjd->kij', one.u, others.u, precision='highest') / one.u.shape[1]
   p, q = one.p[None, :, None], others.p[:, None, :]
@@ -53,7 +53,7 @@ def _rows(one, others, base, own):
 
 
 def _table(a, b, base, mesh):
-  """Sums of kernels between groups, [K, K] float64."""
+  """Sums of kernels between groups, float64 [K, K]."""
   placed = jax.tree.map(jnp.asarray, b)
   if mesh is not None:
     placed = sharding.put_batch(b, mesh) if len(b.p) % mesh.size == 0 else jax.device_put(b, sharding.replicated(mesh))
@@ -62,7 +62,7 @@ def _table(a, b, base, mesh):
 
 
 def _estimator(x, y, K, mesh=None):
-  """keep -> the unbiased squared MMD (arXiv:1801.01401, equation 4) of the groups that `keep` indexes."""
+  """keep -> the unbiased squared MMD (arXiv:1801.01401, equation 4) of the groups that `keep` selects."""
   centre = (x.sum(0, dtype=np.float64) + y.sum(0, dtype=np.float64)) / (len(x) + len(y))
   base = np.float32(centre @ centre / x.shape[1] + 1)
   a, b = _grouped(x, centre, K), _grouped(y, centre, K)
@@ -79,24 +79,24 @@ def _pair(x, y, least):
   x = check(x)
   y = check(y, x.shape[1])
   if min(len(x), len(y)) < least:
-    raise InputError(f'{len(x)} and {len(y)} samples: expected at least {least} of each')
+    raise InputError(f'{len(x)} and {len(y)} samples: expected at least {least} in each set')
   return x, y
 
 
 def kid(x, y, seed, groups=32, mesh=None):
   """KID from all pairs of samples, an Estimate.
 
-  The error is the jackknife's over groups of samples, left out on both sides at once: how far KID would move with
-  other samples on both sides. If both sets come from one distribution it is about sqrt(2) too large. It is not the
-  spread over subsets that papers give (`spread`).
+  The error is the jackknife's over groups of samples, left out on both sides at once: the variation of KID over
+  samples on both sides. It is about sqrt(2) too large if both sets have the same distribution. It differs from the
+  standard deviation over subsets that papers report (`spread`).
 
   Args:
     x, y: features [n, D], [m, D].
-    seed: of the division into groups.
-    groups: of the jackknife.
+    seed: of the assignment to groups.
+    groups: number of groups of the jackknife.
     mesh: of the devices that multiply; None: the default device.
   Raises:
-    InputError: fewer than 6 samples on a side, unlike or non-finite features.
+    InputError: fewer than 6 samples in a set; features of different sizes or not finite.
   """
   x, y = _pair(x, y, 6)
   rng = np.random.default_rng(seed)
@@ -106,13 +106,13 @@ def kid(x, y, seed, groups=32, mesh=None):
 
 
 def spread(x, y, seed, subsets=100, size=1000, mesh=None):
-  """(mean, standard deviation) of KID over random subsets, as papers give it (arXiv:1801.01401, section 4).
+  """(mean, standard deviation) of KID over random subsets, as reported in papers (arXiv:1801.01401, section 4).
 
-  The deviation says how KID of `size` samples varies, and hardly depends on how many samples there are: it is no
-  error of the mean.
+  The deviation is that of KID of `size` samples and hardly depends on the number of samples: it is not the error of
+  the mean.
 
   Raises:
-    InputError: fewer than `size` samples on a side, unlike or non-finite features.
+    InputError: fewer than `size` samples in a set; features of different sizes or not finite.
   """
   x, y = _pair(x, y, size)
   rng = np.random.default_rng(seed)

@@ -1,13 +1,12 @@
-"""Nearest neighbours in feature space: precision and recall, density and coverage, and whether samples are copies.
+"""Nearest neighbours in feature space: precision and recall, density and coverage, authenticity.
 
-Distances are searched in tiles of TILE samples against all others under jit, by |a|^2 + |b|^2 - 2 a.b about the mean
-of the others. That loses digits between near copies, so the nearest found are measured again by differences: an exact
-copy has distance exactly 0. Whether a sample is inside a ball is decided up to the rounding of the products, ties
-count as inside.
+Neighbours are searched in tiles of TILE samples against all others under jit, by |a|^2 + |b|^2 - 2 a.b about the mean
+of the others. That loses precision between near copies, so the distances to the nearest are computed again from
+differences: an exact copy has distance exactly 0. Whether a sample is inside a ball is decided up to the rounding of
+the products; ties count as inside.
 
-Errors here are about other samples of the kind that is counted, the balls being as they are: of precision, density and
-authenticity about other generated samples, of recall and coverage about other real ones. They do not say how the balls
-would change.
+Errors are for other samples of the set that is counted, with fixed balls: other generated samples for precision,
+density and authenticity, other real ones for recall and coverage. They do not include the variation of the balls.
 """
 import functools
 
@@ -20,20 +19,20 @@ from diffusion.evaluation.metrics.gaussian_stats import check, place
 from diffusion.evaluation.metrics.record import normal, share
 from diffusion.system import sharding
 
-TILE = 256    # rows of the matrix of distances that exist at once
-SPARE = 16    # more neighbours are measured exactly than asked for, as products may put near copies in a wrong order
-SLACK = 2e-6  # of |a|^2 + |b|^2: what rounding adds to a squared distance made of products
+TILE = 256    # rows of the distance matrix in memory at once
+SPARE = 16    # extra neighbours measured exactly, as rounded products may order near copies wrongly
+SLACK = 2e-6  # rounding error of a squared distance from products, relative to |a|^2 + |b|^2
 
 
 def _squares(a, b):
-  """(squared distances, what rounding may have added), [t, n]."""
+  """(squared distances, their rounding errors), [t, n]."""
   size = jnp.sum(a * a, 1)[:, None] + jnp.sum(b * b, 1)
   return jnp.maximum(size - 2 * jnp.dot(a, b.T, precision='highest'), 0.), SLACK * size
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
 def _search(rows, index, base, centre, k, exclude_self):
-  """(indices, squared distances) [t, k] of the nearest; rows are base[index] where these are to be left out."""
+  """(indices, squared distances) [t, k] of the nearest; with exclude_self, rows are base[index]."""
   own = index[:, None] if exclude_self else -1
   near = jnp.where(jnp.arange(len(base)) == own, jnp.inf, _squares(rows - centre, base - centre)[0])
   _, found = jax.lax.top_k(-near, min(k + SPARE, len(base)))
@@ -44,15 +43,15 @@ def _search(rows, index, base, centre, k, exclude_self):
 
 @jax.jit
 def _count(rows, index, base, centre, square):
-  """In how many of the balls around base each row is, [t]."""
+  """Number of balls around base that contain each row, [t]."""
   near, slack = _squares(rows - centre, base - centre)
   return (jnp.sum(near <= square + slack, 1),)
 
 
 def _tiled(f, query, base, mesh, *rest, own=None):
-  """f(rows, index, base, centre, *rest) of all rows of query [n, D], a tile at a time, on the host.
+  """f(rows, index, base, centre, *rest) of all rows of query [n, D], one tile at a time, as host arrays.
 
-  index: what `own` [n] says of the rows, or else their number.
+  index: the entries of `own` [n] for the rows; without it, the row numbers.
   """
   whole = jnp.asarray if mesh is None else functools.partial(jax.device_put, device=sharding.replicated(mesh))
   centre, base = whole(base.mean(0, dtype=np.float64).astype(np.float32)), whole(base)
@@ -68,7 +67,7 @@ def _two(query, base, least):
   query = check(query)
   base = check(base, query.shape[1])
   if len(base) < least or not len(query):
-    raise InputError(f'{len(query)} samples among {len(base)}: expected at least {least} to find neighbours among')
+    raise InputError(f'{len(query)} samples among {len(base)}: expected at least {least} candidates for neighbours')
   return query, base
 
 
@@ -77,10 +76,10 @@ def neighbours(query, base, k, exclude_self=False, mesh=None):
 
   Args:
     query, base: features [n, D], [m, D].
-    exclude_self: query is the first rows of base, and a sample is not its own neighbour; its copies are.
+    exclude_self: query is the first rows of base, and a sample is not its own neighbour; copies of it are.
     mesh: of the devices that multiply; None: the default device.
   Raises:
-    InputError: fewer than k to choose from, unlike or non-finite features.
+    InputError: fewer than k candidates; features of different sizes or not finite.
   """
   query, base = _two(query, base, k + bool(exclude_self))
   index, square = _tiled(_search, query, base, mesh, k, bool(exclude_self))
@@ -94,36 +93,36 @@ def nearest(query, base, exclude_self=False, mesh=None):
 
 
 def _inside(query, base, k, mesh):
-  """In how many of the balls around the samples of base, each out to its k-th neighbour there, those of query are,
-  [n]."""
+  """Number of balls that contain each sample of query, [n]: one ball around each sample of base, with its k-th
+  neighbour in base on the edge."""
   query, base = _two(query, base, k + 1)
   square = _tiled(_search, base, base, mesh, k, True)[1][:, -1]
   return _tiled(_count, query, base, mesh, jnp.asarray(square))[0]
 
 
 def precision_recall(real, generated, k=3, mesh=None):
-  """(precision, recall): the shares of generated samples inside some ball of real ones, and of real inside some ball
-  of generated ones; balls reach to the k-th neighbour (arXiv:1904.06991, equations 1 and 2). Estimates.
+  """(precision, recall): the share of generated samples inside a ball of real ones, and of real samples inside a ball
+  of generated ones; balls extend to the k-th neighbour (arXiv:1904.06991, equations 1 and 2). Estimates.
 
   Raises:
-    InputError: k samples or fewer on a side, unlike or non-finite features.
+    InputError: at most k samples in a set; features of different sizes or not finite.
   """
   return inside(generated, real, k, mesh), inside(real, generated, k, mesh)
 
 
 def inside(query, base, k=3, mesh=None):
-  """The share of query that is inside some ball of base, an Estimate: precision, or recall with the sides exchanged."""
+  """The share of query inside a ball of base, an Estimate: precision, or recall with the sets exchanged."""
   hits = _inside(query, base, k, mesh) > 0
   return share(int(np.sum(hits)), len(hits))
 
 
 def density_coverage(real, generated, k=5, mesh=None):
-  """(density, coverage): in how many balls of real samples a generated one is, over k, and the share of these balls
-  with a generated sample inside (arXiv:2002.09797, section 3). Estimates. Of a set with itself, density is
-  expected to be 1 and may exceed it; coverage is expected to be 1 - 2^-k.
+  """(density, coverage): the mean number of balls of real samples that contain a generated one, divided by k, and the
+  share of these balls with a generated sample inside (arXiv:2002.09797, section 3). Estimates. For two sets from the
+  same distribution the expected density is 1, which may be exceeded, and the expected coverage 1 - 2^-k.
 
   Raises:
-    InputError: k real samples or fewer, no generated ones, unlike or non-finite features.
+    InputError: at most k real samples, or no generated ones; features of different sizes or not finite.
   """
   real, generated = check(real), check(generated)
   counts = _inside(generated, real, k, mesh) / k
@@ -138,12 +137,12 @@ def coverage(real, generated, k=5, mesh=None):
 
 
 def authenticity(training, generated, mesh=None):
-  """The share of generated samples that are further from their nearest training sample than this is from its own
-  nearest (AuthPct, arXiv:2306.04675; authenticity of arXiv:2102.08921). An Estimate. Fresh draws of the
-  training distribution score about 1/2.
+  """The share of generated samples that are further from their nearest training sample than that is from its own
+  nearest (AuthPct, arXiv:2306.04675; authenticity of arXiv:2102.08921). An Estimate. New draws from the training
+  distribution score about 1/2.
 
   Raises:
-    InputError: fewer than 2 training samples, no generated ones, unlike or non-finite features.
+    InputError: fewer than 2 training samples, or no generated ones; features of different sizes or not finite.
   """
   generated, training = _two(generated, training, 2)
   index, distance = nearest(generated, training, mesh=mesh)

@@ -1,7 +1,8 @@
-"""Published networks as extractors of features: `inception(path)`, `dinov2(path)`, `clip(path)`. Nothing is downloaded: path is your file.
+"""Published networks as feature extractors: `inception(path)`, `dinov2(path)`, `clip(path)`. Nothing is downloaded:
+path is a local file.
 
-All of them take pictures of 8 bits, which samples become before they are measured: a distance between pictures that were not rounded is
-another distance. Everything is float32, in full precision on every device. Pictures that are not square are stretched.
+All take 8-bit images, to which samples are rounded first, because distances of unrounded images would differ.
+Everything is float32, in full precision on every device. Images that are not square are stretched.
 """
 import hashlib
 import json
@@ -17,14 +18,17 @@ from diffusion.nets.pretrained.inception import InceptionV3
 from diffusion.nets.pretrained.vit import ACTIVATIONS, Clip, Dinov2
 from diffusion.system.tensors import CONVERT, depth as count_layers, read, refuse, select, shape
 
-INCEPTION = ('the weights of pt_inception-2015-12-05-6726825d.pth (its SHA-256 begins with 6726825d; from the releases of '
-             f'github.com/mseitzer/pytorch-fid or of github.com/toshas/torch-fidelity) as {CONVERT} writes them')
-DINOV2 = "model.safetensors of a Dinov2Model, such as huggingface.co/facebook/dinov2-base (not Meta's own .pth, whose names differ)"
-CLIP = ('model.safetensors of a CLIPModel or a CLIPVisionModelWithProjection, such as huggingface.co/openai/clip-vit-large-patch14 '
-        "(not OpenAI's own .pt, whose names differ)")
-HEADS = {384: 6, 768: 12, 1024: 16, 1536: 24}  # of 64 numbers each, in all models of DINOv2 and of OpenAI's CLIP
+INCEPTION = ('the weights of pt_inception-2015-12-05-6726825d.pth (its SHA-256 begins with 6726825d; from the '
+             'releases of github.com/mseitzer/pytorch-fid or of github.com/toshas/torch-fidelity) '
+             f'as {CONVERT} writes them')
+DINOV2 = ('model.safetensors of a Dinov2Model, such as huggingface.co/facebook/dinov2-base '
+          "(not Meta's own .pth, whose names differ)")
+CLIP = ('model.safetensors of a CLIPModel or a CLIPVisionModelWithProjection, such as '
+        "huggingface.co/openai/clip-vit-large-patch14 (not OpenAI's own .pt, whose names differ)")
+# By width: 64 channels per head, in all models of DINOv2 and of OpenAI's CLIP.
+HEADS = {384: 6, 768: 12, 1024: 16, 1536: 24}
 
-# What becomes of 8-bit pictures, x -> (x - shift) / scale after resizing: as each code has it.
+# Preprocessing of 8-bit images in each code: resizing, then x -> (x - shift) / scale.
 FITS = dict(
   tensorflow=('tensorflow', 128., 128.),  # the original, and torch-fidelity
   torch=('torch', 127.5, 127.5),          # pytorch-fid
@@ -34,21 +38,21 @@ CLIP_PIXELS = (255 * np.array([.48145466, .4578275, .40821073]), 255 * np.array(
 
 
 def digest_of(weights, *how):
-  """Hash of the file and of what is done besides."""
+  """Hash of the file and of the preprocessing and options."""
   return hashlib.sha256(json.dumps([weights.digest, *how]).encode()).hexdigest()[:16]
 
 
 def inception(path, resize='tensorflow'):
-  """InceptionV3 as FID, KID and the inception score use it: 2048 points and 1008 logits (without bias, as the score has them).
+  """InceptionV3 as in FID, KID and the inception score: 2048 points and 1008 logits (without bias, as in the score).
 
   Args:
     path: of the weights, .safetensors, made by `python -m experiments.convert_weights IN.pth OUT.safetensors`.
-    resize: how pictures become 299 x 299, in float32 and not rounded afterwards. 'tensorflow' as FID was defined and as torch-fidelity has
-      it, 'torch' as pytorch-fid, 'clean' as clean-fid. Distances of one kind do not compare with those of another.
+    resize: how images are resized to 299 x 299, in float32 without rounding: 'tensorflow' as FID was defined and as in
+      torch-fidelity, 'torch' as in pytorch-fid, 'clean' as in clean-fid. Distances of different kinds do not compare.
   Returns:
     Extractor.
   Raises:
-    InputError: an unknown kind; a file that is not this network's, with its checksum.
+    InputError: an unknown kind, or a file of another network, with its checksum.
   """
   if resize not in FITS:
     raise InputError(f'resize={resize!r}; valid: {", ".join(FITS)}')
@@ -64,27 +68,28 @@ def inception(path, resize='tensorflow'):
 
 
 def fit(x, code):
-  """Pictures uint8 [B, H, W, C] as InceptionV3 sees them in a code of FITS: float32 [B, 299, 299, 3]. Traced."""
+  """Preprocesses images uint8 [B, H, W, C] for InceptionV3 like a code in FITS: float32 [B, 299, 299, 3]. Traced."""
   kind, shift, scale = FITS[code]
   x = resize_to(to_rgb(x), 299, kind)
-  x = jnp.clip(x, 0, 255) if kind == 'bicubic' else x  # it overshoots, and clean-fid cuts it off
+  x = jnp.clip(x, 0, 255) if kind == 'bicubic' else x  # it overshoots, and clean-fid clips it
   return (x - shift) / scale
 
 
 def dinov2(path, size=224, heads=0):
-  """DINOv2: the class token after the last normalisation, as in the Frechet distance of Stein et al. 2023 (arXiv:2306.04675).
+  """DINOv2: the class token after the last normalisation, as in the Frechet distance of Stein et al. 2023
+  (arXiv:2306.04675).
 
-  The sizes of the network are those of the tensors. Embeddings of positions are resized as Hugging Face's code does it; Meta's own adds 0.1
-  to the number of patches first, which moves features a little. Models with registers are not supported.
+  The sizes of the network are read from the tensors. Position embeddings are resized as in Hugging Face's code; Meta's
+  adds 0.1 to the number of patches first, which changes features slightly. Models with registers are not supported.
 
   Args:
     path: model.safetensors of a Dinov2Model.
-    size: pixels to which pictures are resized, as Pillow does it, with its bicubic filter, to 8 bits; a multiple of the patch, 14.
-    heads: of attention; 0: as the published models of this width.
+    size: pixels to which images are resized, by Pillow's bicubic filter for 8 bits; a multiple of the patch, 14.
+    heads: attention heads; 0: as in the published models of this width.
   Returns:
     Extractor without logits.
   Raises:
-    InputError: a size or a number of heads that does not fit; a file that is not this network's, with its checksum.
+    InputError: a size or number of heads that does not fit, or a file of another network, with its checksum.
   """
   weights = read(path, DINOV2)
   at = 'embeddings.position_embeddings'
@@ -107,19 +112,19 @@ def dinov2(path, size=224, heads=0):
 
 
 def clip(path, unit=True, heads=0, activation='quick_gelu'):
-  """CLIP: the embedding of a picture in the space that pictures and texts share.
+  """CLIP: embeddings of images in the space they share with texts.
 
   Args:
-    path: model.safetensors of a CLIPModel or a CLIPVisionModelWithProjection. Pictures are resized to the size it was trained at, as Pillow
-      does it, with its bicubic filter, to 8 bits.
-    unit: whether embeddings are scaled to length 1, as CLIP does before it compares them (and CMMD, arXiv:2401.09603); torch-fidelity and
-      Hugging Face's image_embeds leave them as they are.
-    heads: of attention; 0: as OpenAI's models of this width.
-    activation: quick_gelu (OpenAI's) or gelu (most of OpenCLIP's); the file does not tell.
+    path: model.safetensors of a CLIPModel or a CLIPVisionModelWithProjection. Images are resized to its training size,
+      by Pillow's bicubic filter for 8 bits.
+    unit: whether embeddings are scaled to length 1, as CLIP does before comparing them (and CMMD, arXiv:2401.09603);
+      torch-fidelity and Hugging Face's image_embeds do not.
+    heads: attention heads; 0: as in OpenAI's models of this width.
+    activation: quick_gelu (OpenAI's) or gelu (most of OpenCLIP's); the file does not say which.
   Returns:
     Extractor without logits.
   Raises:
-    InputError: an option that does not fit; a file that is not this network's, with its checksum.
+    InputError: an option that does not fit, or a file of another network, with its checksum.
   """
   weights, prefix = read(path, CLIP), 'vision_model.encoder.layers.'
   if activation not in ACTIVATIONS:
@@ -131,17 +136,20 @@ def clip(path, unit=True, heads=0, activation='quick_gelu'):
   features, _ = shape(weights, 'visual_projection.weight', 2)
   heads, size = _heads(heads, width), side * patch
   net = Clip(width, count_layers(weights, prefix), heads, patch, hidden, positions, features, activation)
-  params = select(weights, net, size, unused=('text_model.', 'text_projection.', 'logit_scale', 'embeddings.position_ids'))
+  unused = ('text_model.', 'text_projection.', 'logit_scale', 'embeddings.position_ids')
+  params = select(weights, net, size, unused=unused)
   apply = transformer(net, size, *CLIP_PIXELS, unit)
   name = f'bicubic {size} (pillow)'
-  return Extractor('clip', digest_of(weights, 'clip', name, heads, activation, unit), name, features, (), params, apply)
+  digest = digest_of(weights, 'clip', name, heads, activation, unit)
+  return Extractor('clip', digest, name, features, (), params, apply)
 
 
 def transformer(net, size, mean, deviation, unit=False):
-  """apply of an Extractor: (params, uint8 pictures) -> Features."""
+  """`apply` of an Extractor: (params, uint8 images) -> Features."""
   def apply(params, x):
     with jax.default_matmul_precision('highest'):
-      x = (resize_pillow(to_rgb(x), size, 'bicubic') - jnp.asarray(mean, jnp.float32)) / jnp.asarray(deviation, jnp.float32)
+      x = resize_pillow(to_rgb(x), size, 'bicubic') - jnp.asarray(mean, jnp.float32)
+      x = x / jnp.asarray(deviation, jnp.float32)
       points = net.apply({'params': params}, x)
     return Features(points / jnp.linalg.norm(points, axis=-1, keepdims=True) if unit else points)
   return apply
@@ -151,23 +159,24 @@ def _heads(heads, width):
   heads = heads or HEADS.get(width, 0)
   if not isinstance(heads, int) or heads < 1 or width % heads:
     known = ', '.join(f'{h} at {w}' for w, h in HEADS.items())
-    raise InputError(f'heads={heads!r}: expected a divisor of the width {width}; published are {known}')
+    raise InputError(f'heads={heads!r}: expected a divisor of the width {width}; published models have {known}')
   return heads
 
 
 def side_of(weights, positions):
-  """The side of the square of patches that has so many positions, the class token's included."""
+  """Patches per side of an image with this number of positions, including the class token's."""
   side = round((positions - 1) ** .5)
   if side < 1 or side ** 2 != positions - 1:
-    refuse(weights, f'has {positions} positions, not 1 + a square')
+    refuse(weights, f'has {positions} positions, expected 1 plus a square number')
   return side
 
 
 def positions_for(weights, embeddings, side):
-  """Embeddings of positions [1, 1 + n^2, width] for side^2 patches, in float64 on the host."""
+  """Resizes position embeddings [1, 1 + n^2, width] to side^2 patches, in float64 on the host."""
   old, width = side_of(weights, embeddings.shape[1]), embeddings.shape[2]
   if old == side:
     return embeddings
   rows = matrix(old, side, 'bicubic_sharp')
-  grid = np.einsum('ui,vj,ijc->uvc', rows, rows, embeddings[0, 1:].reshape(old, old, width).astype(np.float64), optimize=True)
+  grid = embeddings[0, 1:].reshape(old, old, width).astype(np.float64)
+  grid = np.einsum('ui,vj,ijc->uvc', rows, rows, grid, optimize=True)
   return np.concatenate([embeddings[:, :1], grid.reshape(1, side ** 2, width).astype(np.float32)], 1)

@@ -1,9 +1,10 @@
-"""What was measured, how, and of what: the record of an evaluation, and whether two may be compared.
+"""The record of an evaluation: what was measured, and how; and the comparison of records.
 
 A record is JSON:
-  protocol  how it was measured: {'samples': reference, its hash, split, extractor, its hash, resize, .., and one such entry for each metric
-            that has another}. Records compare only where the entry of the metric is equal (names apart: the hashes tell).
-  subject   what was measured: checkpoint, weights, sampler, grid, evaluations of the network a sample, guidance, seed, the config, versions.
+  protocol  how it was measured: {'samples': reference, its hash, split, extractor, its hash, resize, ..}, and an entry
+            per metric that differs. Metrics are comparable only if their entries are equal, apart from names.
+  subject   what was measured: checkpoint, weights, sampler, grid, network evaluations per sample, guidance, seed, the
+            config, versions.
   metrics   {name: {value, error, low, high, n}}
 """
 import json
@@ -16,28 +17,33 @@ from scipy.special import stdtrit
 from diffusion.errors import InputError
 
 FORMAT = 1
-LOWER = ('fd_infinity', 'fd', 'kid', 'sliced_wasserstein', 'copies', 'heldout_error', 'bits_bound', 'bits_ode')  # better when lower
-HIGHER = ('precision', 'recall', 'density', 'coverage', 'inception_score', 'class_accuracy', 'attribute_accuracy', 'diversity', 'authenticity')  # when higher
-SIZED = ('fd', 'copies', 'inception_score', 'precision', 'recall', 'density', 'coverage', 'diversity', 'sliced_wasserstein')  # their value depends on n
-NAMES = ('reference', 'extractor')  # say what a hash is of
+# Lower is better.
+LOWER = ('fd_infinity', 'fd', 'kid', 'sliced_wasserstein', 'copies', 'heldout_error', 'bits_bound', 'bits_ode')
+# Higher is better.
+HIGHER = ('precision', 'recall', 'density', 'coverage', 'inception_score', 'class_accuracy', 'attribute_accuracy',
+          'diversity', 'authenticity')
+# The expected value depends on n.
+SIZED = ('fd', 'copies', 'inception_score', 'precision', 'recall', 'density', 'coverage', 'diversity',
+         'sliced_wasserstein')
+NAMES = ('reference', 'extractor')  # names of what the hashes identify
 
 
 class Estimate(NamedTuple):
-  """A number that can be trusted."""
+  """A measured number with its uncertainty."""
   value: float
   error: float  # one standard error
   low: float    # of a 95 % confidence interval
   high: float
-  n: int        # samples that it rests on
+  n: int        # number of samples
 
 
 def normal(value, error, n):
-  """An Estimate whose interval is the value +- 1.96 standard errors."""
+  """The Estimate with the interval value +- 1.96 standard errors."""
   return Estimate(float(value), float(error), float(value - 1.96 * error), float(value + 1.96 * error), int(n))
 
 
 def mean(each):
-  """The Estimate of the mean of independent values [n]; the interval is Student's. Of one value the error is unknown, NaN."""
+  """The Estimate of the mean of independent values [n], with Student's interval; NaN for a single value."""
   n = len(each)
   error = float(np.std(each, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
   half = float(stdtrit(n - 1, .975)) * error if n > 1 else math.nan
@@ -46,15 +52,16 @@ def mean(each):
 
 
 def share(count, n):
-  """The Estimate of a share, `count` of n; the interval is Wilson's (1927), which is right also near 0 and 1."""
+  """The Estimate of a share, `count` of n, with Wilson's interval (1927), which holds near 0 and 1, too."""
   p, z = count / n, 1.96
-  middle, half = (p + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-  low, high = (0. if count == 0 else middle - half), (1. if count == n else middle + half)  # where rounding would leave 1e-18
+  middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+  half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+  low, high = (0. if count == 0 else middle - half), (1. if count == n else middle + half)  # exact, without rounding
   return Estimate(float(p), math.sqrt(p * (1 - p) / n), max(0., float(low)), min(1., float(high)), int(n))
 
 
 def plain(record):
-  """The record with numbers that JSON does not have (NaN, infinities) as None."""
+  """The record with None for numbers that JSON lacks (NaN, infinities)."""
   if isinstance(record, dict):
     return {key: plain(value) for key, value in record.items()}
   if isinstance(record, (list, tuple)):
@@ -64,26 +71,27 @@ def plain(record):
 
 def make(protocol, subject, metrics):
   """The record of an evaluation. metrics: {name: Estimate}."""
-  return plain(dict(format=FORMAT, protocol=protocol, subject=subject, metrics={name: m._asdict() for name, m in metrics.items()}))
+  metrics = {name: estimate._asdict() for name, estimate in metrics.items()}
+  return plain(dict(format=FORMAT, protocol=protocol, subject=subject, metrics=metrics))
 
 
 def read(path):
-  """The record in a file.
+  """Reads the record in a file.
 
   Raises:
-    InputError: it is not there, not JSON, or of another format.
+    InputError: the file is missing, not JSON, or has another format.
   """
   try:
     record = json.loads(path.read_text())
   except (OSError, ValueError) as error:
-    raise InputError(f'{path} is no record of an evaluation ({error}); make one with --mode=evaluate') from error
+    raise InputError(f'{path} is not an evaluation record ({error}); create one with --mode=evaluate') from error
   if not isinstance(record, dict) or record.get('format') != FORMAT:
-    raise InputError(f'{path} has no format {FORMAT}; evaluate again with this version')
+    raise InputError(f'{path} is not a record of format {FORMAT}; evaluate again with this version')
   return record
 
 
 def differences(first, second, metric):
-  """By what the protocols of two records differ as far as it matters to a metric: lines such as 'split: train, heldout'."""
+  """Differences between the protocols of two records that affect a metric, such as ['split: train, heldout']."""
   one, two = (record['protocol'].get(metric, record['protocol'].get('samples', {})) for record in (first, second))
   pairs = [(key, one.get(key), two.get(key)) for key in sorted({**one, **two}) if key not in NAMES]
   if metric in SIZED:
@@ -92,10 +100,10 @@ def differences(first, second, metric):
 
 
 def ranked(records, metric):
-  """[(name, Estimate, tied)] of {name: record}, best first; tied: the interval overlaps that of the best, so they cannot be told apart.
+  """[(name, Estimate, tied)] of {name: record}, best first; tied: the interval overlaps that of the best.
 
   Raises:
-    InputError: an unknown metric; records that lack it, or that were measured in different ways, with the difference.
+    InputError: the metric is unknown, missing in a record, or was measured in different ways; with the difference.
   """
   if metric not in LOWER + HIGHER:
     raise InputError(f'unknown metric {metric!r}; valid: {", ".join(LOWER + HIGHER)}')
@@ -106,8 +114,8 @@ def ranked(records, metric):
   for name in others:
     gaps = differences(records[first], records[name], metric)
     if gaps:
-      raise InputError(f'{metric} of {first} and of {name} were measured in different ways ({"; ".join(gaps)}) and cannot be compared: '
-                       'evaluate both in the same way')
+      raise InputError(f'{metric} of {first} and {name} was measured in different ways ({"; ".join(gaps)}) '
+                       'and cannot be compared; evaluate both in the same way')
   sign = 1 if metric in LOWER else -1
   estimates = {name: Estimate(**record['metrics'][metric]) for name, record in records.items()}
   order = sorted(estimates, key=lambda name: sign * estimates[name].value)

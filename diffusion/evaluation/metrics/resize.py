@@ -1,23 +1,25 @@
-"""Pictures of one size from pictures of another, exactly as the networks that look at them have been fed.
+"""Image resizing, exactly as each pretrained network expects.
 
-Resizing is linear in each direction: two small matrices, made on the host in float64. Which ones changes a Frechet distance by more than
-many a paper reports (Parmar et al. 2021, arXiv:2104.11222), so that the kind is a part of every record.
+Resizing is linear in each direction: two small matrices, computed on the host in float64. The kind changes a Frechet
+distance by more than the differences many papers report (Parmar et al. 2021, arXiv:2104.11222), so every record holds
+it.
 
-  tensorflow    bilinear of TensorFlow 1: the corner of a pixel in the place of its centre, nothing is averaged. FID is defined with it.
-  torch         bilinear about centres, nothing is averaged: F.interpolate, as in pytorch-fid.
-  bilinear      about centres, averages over what it drops; Pillow's, before it rounds.
+  tensorflow    bilinear of TensorFlow 1: aligned to pixel corners, without antialiasing. FID is defined with it.
+  torch         bilinear, aligned to pixel centres, without antialiasing: F.interpolate, as in pytorch-fid.
+  bilinear      aligned to centres, with antialiasing: Pillow's, before rounding.
   bicubic       the same with Keys' cubic, a = -1/2: Pillow's (clean-fid), and torch's with antialias=True.
-  bicubic_sharp about centres, a = -3/4, nothing is averaged: F.interpolate(mode='bicubic').
+  bicubic_sharp aligned to centres, a = -3/4, without antialiasing: F.interpolate(mode='bicubic').
 
-jax.image.resize(method='cubic') is `bicubic` here, and so is torch's with antialias=True: all three agree to 2e-5 of the range. torch's
-default, without antialias, is `bicubic_sharp`: enlarging noise, it differs from those by up to a tenth of the range, shrinking it by more.
+jax.image.resize(method='cubic') is `bicubic`, and so is torch's with antialias=True: all three agree to 2e-5 of the
+range. torch's default, without antialias, is `bicubic_sharp`: it differs from those by up to a tenth of the range when
+noise is upsampled, and by more when it is downsampled.
 """
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion.errors import InputError
 
-FIXED = 22  # bits after the point in Pillow's weights
+FIXED = 22  # fractional bits of Pillow's weights
 
 
 def _triangle(x):
@@ -33,42 +35,45 @@ def _cubic(a):
   return kernel
 
 
-KINDS = dict(  # kernel; whether it widens where the picture shrinks; where in a pixel its place is
-  tensorflow=(_triangle, False, 0.), torch=(_triangle, False, .5), bilinear=(_triangle, True, .5), bicubic=(_cubic(-.5), True, .5),
+KINDS = dict(  # kernel; whether it widens in downsampling (antialiasing); position of a pixel's value within the pixel
+  tensorflow=(_triangle, False, 0.),
+  torch=(_triangle, False, .5),
+  bilinear=(_triangle, True, .5),
+  bicubic=(_cubic(-.5), True, .5),
   bicubic_sharp=(_cubic(-.75), False, .5))
 
 
 def matrix(size, new, kind):
-  """The weights of the old pixels in each new one.
+  """The weights of the input pixels in each output pixel.
 
   Args:
     size, new: pixels before and after, at least 1.
-    kind: see the module.
+    kind: see the module docstring.
   Returns:
     float64 [new, size]; rows sum to 1.
   """
   kernel, widens, place = KINDS[kind]
   scale, width = size / new, max(size / new, 1.) if widens else 1.
-  number = np.float64 if widens else np.float32  # as the codes of these kinds have it; it moves a value by up to 4e-5 of the range
+  number = np.float64 if widens else np.float32  # as in the original codes; changes values by up to 4e-5 of the range
   places = ((np.arange(new, dtype=number) + number(place)) * number(scale) - number(place)).astype(np.float64)
-  rows = kernel((np.arange(-2, size + 2) - places[:, None]) / width)  # two pixels more at each end
+  rows = kernel((np.arange(-2, size + 2) - places[:, None]) / width)  # two extra pixels at each end
   inside = rows[:, 2:-2].copy()
-  if widens:  # what lies outside does not count
+  if widens:  # pixels outside are excluded
     return inside / inside.sum(1, keepdims=True)
-  inside[:, 0] += rows[:, :2].sum(1)  # what lies outside is like the edge
+  inside[:, 0] += rows[:, :2].sum(1)  # pixels outside equal the edge
   inside[:, -1] += rows[:, -2:].sum(1)
   return inside
 
 
 def resize(x, size, kind):
-  """Stretches pictures to size x size, in float32, without rounding. Traced.
+  """Resizes images to size x size in float32, without rounding; the aspect ratio is not kept. Traced.
 
   Args:
     x: [B, H, W, C], any number type.
     size: pixels.
-    kind: see the module.
+    kind: see the module docstring.
   Returns:
-    float32 [B, size, size, C]; the bicubic ones may overshoot the range of x.
+    float32 [B, size, size, C]; bicubic kinds may exceed the range of x.
   """
   down, across = (jnp.asarray(matrix(n, size, kind), jnp.float32) for n in x.shape[1:3])
   y = jnp.einsum('vw,bhwc->bhvc', across, x.astype(jnp.float32), precision='highest')
@@ -76,10 +81,10 @@ def resize(x, size, kind):
 
 
 def resize_pillow(x, size, kind):
-  """The same as Image.resize of Pillow does it to 8-bit pictures, bit by bit: weights of 22 bits, rounded after each direction. Traced.
+  """Image.resize of Pillow for 8-bit images, bit-exact: 22-bit weights, rounding after each direction. Traced.
 
-  Across first, then down, as all Pillows before 13 have it and as 13 has it for square pictures; it takes tall ones that shrink the other
-  way round. torchvision's own way with 8-bit tensors differs by 1 or 2 levels in a pixel of a hundred.
+  Horizontally first, then vertically, as in Pillow before 13, and in 13 for square images; 13 downsamples tall images
+  in the other order. torchvision's resizing of 8-bit tensors differs by 1 or 2 levels in one pixel of a hundred.
 
   Args:
     x: uint8 [B, H, W, C].
@@ -89,7 +94,8 @@ def resize_pillow(x, size, kind):
     uint8 [B, size, size, C].
   """
   def fixed(n):
-    return jnp.asarray(np.trunc(matrix(n, size, kind) * 2 ** FIXED + np.copysign(.5, matrix(n, size, kind))), jnp.int32)
+    weights = matrix(n, size, kind)
+    return jnp.asarray(np.trunc(weights * 2 ** FIXED + np.copysign(.5, weights)), jnp.int32)
 
   def rounded(y):
     return jnp.clip((y + 2 ** (FIXED - 1)) >> FIXED, 0, 255)
@@ -99,17 +105,18 @@ def resize_pillow(x, size, kind):
 
 
 def to_rgb(x):
-  """Colour pictures, 8 bits, from grey ones and from those with transparency, which is shown over white. Traced.
+  """Converts 8-bit images, grey or with transparency, to RGB; transparency is composited over white. Traced.
 
   Args:
     x: uint8 [B, H, W, C]; C: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA.
   Returns:
     uint8 [B, H, W, 3].
   Raises:
-    InputError: another type or shape. A network that sees pictures before they are rounded to 8 bits sees other pictures than those in files.
+    InputError: the type or shape is wrong. Images that were not rounded to 8 bits would give other features than
+      those in files.
   """
   if x.ndim != 4 or x.shape[-1] not in (1, 2, 3, 4) or x.dtype != jnp.uint8:
-    raise InputError(f'{x.dtype} {list(x.shape)}: expected pictures uint8 [B, H, W, C] with 1 to 4 channels')
+    raise InputError(f'{x.dtype} {list(x.shape)}: expected images uint8 [B, H, W, C] with 1 to 4 channels')
   if x.shape[-1] in (2, 4):
     colour, alpha = x[..., :-1].astype(jnp.int32), x[..., -1:].astype(jnp.int32)
     x = ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(jnp.uint8)

@@ -1,4 +1,4 @@
-"""Scores that need no neighbours: inception score, sliced Wasserstein distance, class accuracy, diversity."""
+"""Scores without neighbours: inception score, class accuracy, sliced Wasserstein distance, diversity."""
 import math
 
 import jax
@@ -12,19 +12,18 @@ from diffusion.evaluation.metrics.record import Estimate, mean, share
 
 
 def inception_score(batches, splits=10):
-  """exp E KL(p(y|x) || p(y)) of a classifier's guesses (arXiv:1606.03498, section 4): 1 to the number of classes. An
-  Estimate.
+  """exp E KL(p(y|x) || p(y)) of a classifier's predictions (arXiv:1606.03498, section 4), from 1 to the number of
+  classes. An Estimate.
 
-  The mean over `splits` parts of the samples, as it is usually given, which grows with the size of the parts; sample
-  i is in part i % splits. The error is the standard error of that mean; papers give the deviation between parts
+  The mean over `splits` parts of the samples, as usually reported, which grows with the size of the parts; sample i is
+  in part i % splits. The error is the standard error of this mean; papers report the standard deviation over parts
   instead, which is sqrt(splits) times as large.
 
   Args:
-    batches: logits or log-probabilities, [n, K] or an iterable of [B, K], in random order; only sums over them are
-      kept.
-    splits: parts; with one the error is unknown, NaN.
+    batches: logits or log-probabilities, [n, K] or an iterable of [B, K], in random order; only their sums are kept.
+    splits: number of parts; with one the error is NaN.
   Raises:
-    InputError: fewer samples than parts, logits that are not finite.
+    InputError: fewer samples than parts, or logits that are not finite.
   """
   n, information, sums = 0, np.zeros(splits), 0.
   for logits in [batches] if getattr(batches, 'ndim', 0) == 2 else batches:
@@ -33,7 +32,7 @@ def inception_score(batches, splits=10):
     own = np.eye(splits)[:, part]
     information, sums, n = information + own @ (p * log_p).sum(1), sums + own @ p, n + len(p)
   if n < splits:
-    raise InputError(f'{n} samples in {splits} parts: expected at least one in each; draw more or use fewer splits')
+    raise InputError(f'{n} samples in {splits} parts: expected at least one per part; draw more or use fewer splits')
   count = sums.sum(1)
   mean = sums / count[:, None]
   scores = np.exp(information / count - np.sum(mean * np.log(np.maximum(mean, 1e-300)), 1))
@@ -43,28 +42,28 @@ def inception_score(batches, splits=10):
 
 
 def attribute_accuracy(logits, wanted):
-  """The share of attributes that a classifier sees as they were asked for, an Estimate; its error is over samples.
+  """The share of attributes that a classifier predicts as requested, an Estimate; its error is over samples.
 
   Args:
-    logits: [n, K], above 0 where the classifier sees an attribute.
-    wanted: [n, K], above 1/2 where it was asked for.
+    logits: [n, K], above 0 where the classifier detects an attribute.
+    wanted: [n, K], above 1/2 where it was requested.
   """
   return mean(np.mean((check(logits) > 0) == (np.asarray(wanted) > .5), 1))
 
 
 def class_accuracy(logits, wanted):
-  """The share of samples that a classifier takes for what was asked for, an Estimate.
+  """The share of samples that a classifier assigns to the requested class, an Estimate.
 
   Args:
     logits: [n, K].
-    wanted: int [n].
+    wanted: the requested classes, int [n].
   Raises:
-    InputError: none, or not as many of both.
+    InputError: no samples, or a different number of classes.
   """
   logits, wanted = check(logits), np.asarray(wanted)
   if not len(wanted) or wanted.shape != logits.shape[:1]:
     raise InputError(f'logits of shape {logits.shape} and classes of shape {wanted.shape}: '
-                     'expected one class for each sample')
+                     'expected one class per sample')
   return share(int(np.sum(logits.argmax(1) == wanted)), len(wanted))
 
 
@@ -74,10 +73,10 @@ def _project(points, centre, axes):
 
 
 def _transport(x, y):
-  """Squared Wasserstein-2 distance of sorted samples, [..., n] and [..., m]: the integral over the gap of their
-  quantiles."""
+  """Squared Wasserstein-2 distance of sorted samples [..., n] and [..., m]: the integral of the squared difference of
+  their quantile functions."""
   n, m = x.shape[-1], y.shape[-1]
-  # ends of the pieces where both are constant, in units of 1/(n m)
+  # ends of the intervals on which both are constant, in units of 1/(n m)
   ends = np.unique(np.concatenate([np.arange(1, n + 1) * m, np.arange(1, m + 1) * n]))
   gap = x[..., (ends - 1) // m] - y[..., (ends - 1) // n]
   return np.square(gap) @ (np.diff(ends, prepend=0) / (n * m))
@@ -87,23 +86,23 @@ def sliced_wasserstein(x, y, seed, directions=256, groups=16, mesh=None):
   """Sliced Wasserstein-2 distance: the root of the mean squared distance along random directions (Bonneel et al.,
   2015, J. Math. Imaging Vis.).
 
-  The sets may differ in size. The value is too high by an amount that falls as samples grow. Its error joins that of
-  the directions and the jackknife's over groups of samples left out on both sides.
+  The sets may differ in size. The value has a positive bias that decreases with the number of samples. Its error
+  combines that of the directions with the jackknife's over groups of samples left out on both sides.
 
   Args:
-    x, y: features, or pixels in rows, [n, D], [m, D].
-    seed: of the directions and of the division into groups.
-    directions: how many.
-    groups: of the jackknife.
+    x, y: features or flattened pixels, [n, D], [m, D].
+    seed: of the directions and of the assignment to groups.
+    directions: number of directions.
+    groups: number of groups of the jackknife.
     mesh: of the devices that project; None: the default device.
   Raises:
-    InputError: fewer than 4 samples on a side, unlike or non-finite features.
+    InputError: fewer than 4 samples in a set; features of different sizes or not finite.
   """
   x = check(x)
   y = check(y, x.shape[1])
   n = min(len(x), len(y))
   if n < 4:
-    raise InputError(f'{len(x)} and {len(y)} samples: expected at least 4 of each')
+    raise InputError(f'{len(x)} and {len(y)} samples: expected at least 4 in each set')
   rng = np.random.default_rng(seed)
   axes = rng.standard_normal((x.shape[1], directions))
   axes = (axes / np.linalg.norm(axes, axis=0)).astype(np.float32)
@@ -122,7 +121,7 @@ def sliced_wasserstein(x, y, seed, directions=256, groups=16, mesh=None):
 
 
 def _projected(points, centre, axes, mesh):
-  """Points along each axis, float64 [L, n]; ROWS of them at a time."""
+  """Projections of points on each axis, float64 [L, n]; ROWS points at a time."""
   rows = max(1, ROWS // mesh.size) * mesh.size if mesh else ROWS
   found = []
   for first in range(0, len(points), rows):
@@ -133,27 +132,27 @@ def _projected(points, centre, axes, mesh):
 
 
 def diversity(points, seed, groups=None, mesh=None):
-  """The Vendi score (arXiv:2210.02410, definition 3.1) with the cosine of features as similarity: the effective
-  number of unlike samples.
+  """The Vendi score (arXiv:2210.02410, definition 3.1) with the cosine similarity of features: the effective number of
+  different samples.
 
-  It is 1 where all samples are alike and n where they are orthogonal; with D features it ends at D. It is the
-  exponential of the entropy of the eigenvalues of the samples' similarities over n, which are those of a D x D
-  matrix. Unlike the mean distance between samples, it falls when kinds of pictures go missing while the others keep
-  their distance. The error is the jackknife's over groups of samples.
+  It is 1 if all samples are equal and n if they are orthogonal; with D features it is at most D. It is the exponential
+  of the entropy of the eigenvalues of the samples' similarity matrix divided by n, which are those of a D x D matrix.
+  Unlike the mean distance between samples, it decreases when kinds of images go missing while the others keep their
+  distance. The error is the jackknife's over groups of samples.
 
   Args:
-    points: features [n, D]; those that are all 0 have no direction and are left out.
-    seed: of the division into groups.
-    groups: of the jackknife; None: as for moments.
+    points: features [n, D]; all-zero rows have no direction and are left out.
+    seed: of the assignment to groups.
+    groups: number of groups of the jackknife; None: as for moments.
     mesh: of the devices that multiply; None: the default device.
   Raises:
-    InputError: fewer than 4 samples, features that are not finite.
+    InputError: fewer than 4 samples, or features that are not finite.
   """
   points = check(points)
   length = np.linalg.norm(points.astype(np.float64), axis=1, keepdims=True)
   unit = (points / np.maximum(length, 1e-300))[length[:, 0] > 0]
   if len(unit) < 4:
-    raise InputError(f'{len(unit)} samples with features other than 0, of {len(points)}: expected at least 4')
+    raise InputError(f'{len(unit)} of {len(points)} samples have features other than 0: expected at least 4')
   parts = moments([np.random.default_rng(seed).permutation(unit)], groups, mesh)
   parts = regroup(parts, min(len(parts.count), len(unit)))
   def effective(keep):

@@ -1,8 +1,8 @@
-"""Features without weights from elsewhere: a small classifier, trained on the data set itself and kept in the cache.
+"""Features of a small classifier that is trained on the data set itself and cached: no pretrained weights are needed.
 
-It learns to tell the class of a picture and by which reflection it was turned, so data without classes will do. What it has learned is
-good enough to tell noise, blur and missing kinds of pictures; its distances compare only with those of the same classifier (its hash is in
-every record), and not with the FID of papers, for which `inception` is there.
+It predicts the class of an image and the reflection applied to it, so data without classes work, too. Its features are
+good enough to detect noise, blur and missing kinds of images; its distances compare only with those of the same
+classifier (its hash is in every record), and not with the FID of papers, for which there is `inception`.
 """
 import hashlib
 import sys
@@ -22,23 +22,24 @@ from diffusion.system import sharding
 from diffusion.system.cache import cached
 from diffusion.tasks.image import to_unit
 
-SIDE = 32       # larger pictures are made smaller
+SIDE = 32       # larger images are downsampled
 REFLECTIONS = 4
 BATCH = 128
-VERSION = 3     # of the recipe: another number, another classifier
+VERSION = 3     # of the recipe; part of the cache key
 
 
 def digest(*arrays):
-  """A hash of arrays, their shapes and types: 16 hexadecimal digits."""
+  """Hash of arrays with their shapes and types: 16 hexadecimal digits."""
   state = hashlib.blake2b(digest_size=8)
-  for array in (np.ascontiguousarray(getattr(a, 'identity', a)) for a in arrays):  # a stream knows itself without being read
+  for a in arrays:
+    array = np.ascontiguousarray(getattr(a, 'identity', a))  # a stream has an identity that needs no reading
     state.update(f'{array.dtype} {array.shape}'.encode())
     state.update(array.tobytes())
   return state.hexdigest()
 
 
 def small(shape):
-  """(H, W) of the pictures that the classifier sees: the longer side at most SIDE."""
+  """(H, W) of the classifier's input images: the longer side at most SIDE."""
   factor = max(1, max(shape) / SIDE)
   return tuple(max(4, round(side / factor)) for side in shape)
 
@@ -46,11 +47,13 @@ def small(shape):
 def _see(images):
   x = to_unit(images)
   size = small(x.shape[1:3])
-  return x if size == x.shape[1:3] else jax.image.resize(x, (len(x), *size, x.shape[-1]), 'linear')  # averages where it shrinks
+  if size == x.shape[1:3]:
+    return x
+  return jax.image.resize(x, (len(x), *size, x.shape[-1]), 'linear')  # with antialiasing
 
 
 def _reflect(x, how):
-  """Turns each picture [B, H, W, C] by how [B]: 0 not at all, 1 left and right, 2 top and bottom, 3 both."""
+  """Reflects each image [B, H, W, C] by how [B]: 0 not at all, 1 horizontally, 2 vertically, 3 both."""
   how = how[:, None, None, None]
   x = jnp.where(how % 2 == 1, x[:, :, ::-1], x)
   return jnp.where(how >= 2, x[:, ::-1], x)
@@ -63,15 +66,17 @@ def _net(classes, shape):
 
 
 def own(steps=800):
-  """(data, mesh) -> the Extractor of a Dataset, from the cache where it has been trained before.
+  """(data, mesh) -> the Extractor trained on a Dataset, cached.
 
-  The logits are those of the Dataset's classes; where its labels are vectors, of as many attributes, each for itself.
+  The logits are those of the Dataset's classes, or of independent attributes if its labels are vectors.
 
   Args:
-    steps: of training, 128 pictures each.
+    steps: of training, with 128 images each.
+  Raises:
+    InputError: steps is not a whole number of at least 1.
   """
   if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-    raise InputError(f'own(steps={steps!r}): expected at least 1 step of training')
+    raise InputError(f'own(steps={steps!r}): expected at least 1 training step')
   return lambda data, mesh: _own(data, mesh, steps)
 
 
@@ -95,7 +100,7 @@ def _own(data, mesh, steps):
 
 
 def _train(data, classes, mesh, init, net, steps):
-  """The parameters after `steps` of Adam, whose rate rises and falls once."""
+  """The parameters after `steps` of Adam with a one-cycle learning rate."""
   optimizer = optax.adam(optax.cosine_onecycle_schedule(steps, 4e-3, .1))
 
   def loss(params, images, label, how):
@@ -115,13 +120,14 @@ def _train(data, classes, mesh, init, net, steps):
   params = jax.device_put(jax.jit(init)(jax.random.key(0)), sharding.replicated(mesh))
   state = jax.device_put(optimizer.init(params), sharding.replicated(mesh))
   rng, size = np.random.default_rng(0), -(-BATCH // mesh.size) * mesh.size
-  for i in tqdm(range(steps), 'training the features (once for this data)', unit='step', delay=2, file=sys.stderr, disable=None):
+  title = 'training the feature extractor (once per data set)'
+  for i in tqdm(range(steps), title, unit='step', delay=2, file=sys.stderr, disable=None):
     index = batch_indices(len(data.images), size, 0, i)
     label = condition_vectors(data.labels[index], classes) if classes else np.zeros((size, 0), np.float32)
     batch = sharding.put_batch((data.images[index], label, rng.integers(0, REFLECTIONS, size).astype(np.int32)), mesh)
     params, state, value = step(params, state, *batch)
-    if i % 8 == 7:  # a few steps in flight
+    if i % 8 == 7:  # limits the steps in flight
       jax.block_until_ready(value)
   if not np.isfinite(float(value)):
-    warnings.warn('the classifier whose features are used did not converge: its loss is not finite')
+    warnings.warn('the classifier for the features diverged: its loss is not finite')
   return params

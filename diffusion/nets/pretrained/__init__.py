@@ -1,1 +1,1 @@
-"""Published networks whose weights are read from files."""
+"""Published networks whose weights are read from files, for inference."""

@@ -1,9 +1,11 @@
-"""InceptionV3 as the Frechet inception distance uses it (Szegedy et al. 2015, arXiv:1512.00567; Heusel et al. 2017, arXiv:1706.08500).
+"""InceptionV3 as the Frechet inception distance uses it (Szegedy et al. 2015, arXiv:1512.00567; Heusel et al. 2017,
+arXiv:1706.08500).
 
-The network of TensorFlow's inception-2015-12-05 differs from the paper's and from torchvision's: its average pools do not count the
-padding, the last block pools by maximum, and it has 1008 logits. A distance computed with another one is another number.
+The network of TensorFlow's inception-2015-12-05 differs from the paper's and from torchvision's: its average pools
+exclude the padding, the last block uses max pooling, and it has 1008 logits. Distances of different networks do not
+compare.
 
-Parameters are flat and carry the names and layouts of the usual PyTorch port of the weights, so that they are its state dict as it is.
+Parameters are flat, with the names and layouts of the usual PyTorch port of the weights: they are its state dict.
 """
 import flax.linen as nn
 import jax
@@ -17,12 +19,12 @@ def max_pool(x):
 
 
 def average(x):
-  """The mean of the 3x3 pixels around each, of those that exist."""
+  """3x3 average pooling with stride 1 that excludes the padding."""
   return nn.avg_pool(x, (3, 3), padding='SAME', count_include_pad=False)
 
 
 def chain(unit, x, *steps):
-  """Units (name, features, size, ...) after one another."""
+  """Applies units (name, features, size, ...) one after another."""
   for step in steps:
     x = unit(x, *step)
   return x
@@ -40,14 +42,16 @@ def block_a(unit, x, pooled):
 
 def block_b(unit, x):
   return join(unit(x, 'branch3x3', 384, (3, 3), 2),
-              chain(unit, x, ('branch3x3dbl_1', 64), ('branch3x3dbl_2', 96, (3, 3)), ('branch3x3dbl_3', 96, (3, 3), 2)), max_pool(x))
+              chain(unit, x, ('branch3x3dbl_1', 64), ('branch3x3dbl_2', 96, (3, 3)),
+                    ('branch3x3dbl_3', 96, (3, 3), 2)), max_pool(x))
 
 
 def block_c(unit, x, width):
   return join(unit(x, 'branch1x1', 192),
               chain(unit, x, ('branch7x7_1', width), ('branch7x7_2', width, (1, 7)), ('branch7x7_3', 192, (7, 1))),
-              chain(unit, x, ('branch7x7dbl_1', width), ('branch7x7dbl_2', width, (7, 1)), ('branch7x7dbl_3', width, (1, 7)),
-                    ('branch7x7dbl_4', width, (7, 1)), ('branch7x7dbl_5', 192, (1, 7))),
+              chain(unit, x, ('branch7x7dbl_1', width), ('branch7x7dbl_2', width, (7, 1)),
+                    ('branch7x7dbl_3', width, (1, 7)), ('branch7x7dbl_4', width, (7, 1)),
+                    ('branch7x7dbl_5', 192, (1, 7))),
               unit(average(x), 'branch_pool', 192))
 
 
@@ -70,28 +74,33 @@ def max_around(x):
 
 
 class InceptionV3(nn.Module):
-  """x float32 [B, H, W, 3] in [-1, 1], 299 x 299 for the distance, at least 75 x 75 -> (points [B, 2048], logits [B, 1008]).
+  """Network `x -> (points [B, 2048], logits [B, 1008])`.
 
-  points: the mean over pixels before the last layer. logits: without that layer's bias, as the inception score has them (Salimans et al.
-  2016, arXiv:1606.03498, whose code takes the matrix of the last layer only).
+  x: float32 [B, H, W, 3] in [-1, 1]; 299 x 299 for the distance, at least 75 x 75.
+  points: the mean over pixels before the last layer.
+  logits: without that layer's bias, as in the inception score (Salimans et al. 2016, arXiv:1606.03498, whose code uses
+    only the matrix of the last layer).
   """
 
   @nn.compact
   def __call__(self, x):
     def at(block):
-      """unit(x, name, features, size, stride, padding): convolution, batch normalisation as it was at the end of training, ReLU."""
+      """unit(x, name, features, size, stride, padding): convolution, batch normalisation (inference), ReLU."""
       def unit(x, name, features, size=(1, 1), stride=1, padding=None):
         def param(kind, *shape):
           return self.param('.'.join(filter(None, (block, name, kind))), ZEROS, shape)
         kernel = param('conv.weight', features, x.shape[-1], *size)
-        scale, shift, mean, variance = (param(f'bn.{kind}', features) for kind in ('weight', 'bias', 'running_mean', 'running_var'))
+        kinds = ('weight', 'bias', 'running_mean', 'running_var')
+        scale, shift, mean, variance = (param(f'bn.{kind}', features) for kind in kinds)
         scale = scale * jax.lax.rsqrt(variance + 1e-3)
         padding = padding or ('SAME' if stride == 1 else 'VALID')
-        x = jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=('NHWC', 'OIHW', 'NHWC'))
+        axes = ('NHWC', 'OIHW', 'NHWC')
+        x = jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=axes)
         return nn.relu(x * scale + (shift - mean * scale))
       return unit
 
-    x = chain(at(''), x, ('Conv2d_1a_3x3', 32, (3, 3), 2), ('Conv2d_2a_3x3', 32, (3, 3), 1, 'VALID'), ('Conv2d_2b_3x3', 64, (3, 3)))
+    x = chain(at(''), x, ('Conv2d_1a_3x3', 32, (3, 3), 2), ('Conv2d_2a_3x3', 32, (3, 3), 1, 'VALID'),
+              ('Conv2d_2b_3x3', 64, (3, 3)))
     x = chain(at(''), max_pool(x), ('Conv2d_3b_1x1', 80), ('Conv2d_4a_3x3', 192, (3, 3), 1, 'VALID'))
     x = max_pool(x)
     for name, pooled in (('Mixed_5b', 32), ('Mixed_5c', 64), ('Mixed_5d', 64)):

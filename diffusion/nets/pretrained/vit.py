@@ -1,7 +1,8 @@
-"""Vision transformers whose features metrics use: DINOv2 (Oquab et al. 2023, arXiv:2304.07193), CLIP (Radford et al. 2021, arXiv:2103.00020).
+"""Vision transformers whose features metrics use: DINOv2 (Oquab et al. 2023, arXiv:2304.07193) and CLIP
+(Radford et al. 2021, arXiv:2103.00020).
 
-Parameters are flat and carry the names and layouts of the published files (Hugging Face's Dinov2Model and CLIPModel), so that they are the
-tensors of such a file as they are. Inference only.
+Parameters are flat, with the names and layouts of the published files (Hugging Face's Dinov2Model and CLIPModel): they
+are the tensors of such a file. Inference only.
 """
 import flax.linen as nn
 import jax
@@ -11,10 +12,10 @@ from diffusion.nets.attention import attend
 
 ZEROS = nn.initializers.zeros_init()  # only the shapes matter: the weights come from a file
 ACTIVATIONS = dict(gelu=lambda x: nn.gelu(x, approximate=False), quick_gelu=lambda x: x * nn.sigmoid(1.702 * x))
-DINOV2 = dict(norm1='norm1', query='attention.attention.query', key='attention.attention.key', value='attention.attention.value',
-              out='attention.output.dense', norm2='norm2')
-CLIP = dict(norm1='layer_norm1', query='self_attn.q_proj', key='self_attn.k_proj', value='self_attn.v_proj', out='self_attn.out_proj',
-            norm2='layer_norm2')
+DINOV2 = dict(norm1='norm1', query='attention.attention.query', key='attention.attention.key',
+              value='attention.attention.value', out='attention.output.dense', norm2='norm2')
+CLIP = dict(norm1='layer_norm1', query='self_attn.q_proj', key='self_attn.k_proj', value='self_attn.v_proj',
+            out='self_attn.out_proj', norm2='layer_norm2')
 
 
 def dense(param, name, x, features):
@@ -30,24 +31,24 @@ def norm(param, name, x, eps):
 
 
 def patches(param, name, x, patch, features):
-  """Each patch of patch x patch pixels as a vector, without a bias: [B, H, W, 3] -> [B, patches, features]."""
+  """Linear embedding of patches of patch x patch pixels, without bias: [B, H, W, 3] -> [B, patches, features]."""
   kernel = param(name, ZEROS, (features, x.shape[-1], patch, patch))
   y = jax.lax.conv_general_dilated(x, kernel, (patch, patch), 'VALID', dimension_numbers=('NHWC', 'OIHW', 'NHWC'))
   return y.reshape(len(x), -1, features)
 
 
 def layer(param, prefix, x, names, heads, eps, feed, branch=lambda name, x: x):
-  """Attention, then `feed`, each normalised before and added (Dosovitskiy et al. 2021, arXiv:2010.11929, equations 2 and 3).
+  """A pre-norm transformer layer (Dosovitskiy et al. 2021, arXiv:2010.11929, equations 2 and 3).
 
   Args:
     param: (name, init, shape) -> array.
-    prefix: of the names of its parameters.
+    prefix: of the parameters' names.
     x: [B, N, width].
-    names: those of its parts, DINOV2 or CLIP.
-    heads: divides width.
+    names: of its parts, DINOV2 or CLIP.
+    heads: attention heads; divides width.
     eps: of the normalisations.
-    feed: (prefix, x) -> [B, N, width].
-    branch: (number of the branch, what it adds) -> what is added.
+    feed: the feed-forward part, (prefix, x) -> [B, N, width].
+    branch: (1 for attention or 2 for feed-forward, its output) -> what is added to x.
   """
   width = x.shape[-1]
   def split(part, h):
@@ -59,13 +60,13 @@ def layer(param, prefix, x, names, heads, eps, feed, branch=lambda name, x: x):
 
 
 class Dinov2(nn.Module):
-  """(pixels float32 [B, H, W, 3], normalised as for ImageNet) -> features of the picture, [B, width].
+  """Network: pixels float32 [B, H, W, 3], normalised with ImageNet's statistics -> features [B, width].
 
   Fields:
     width, depth, heads, patch: sizes.
     hidden: width of the feed-forward layers.
-    positions: how many positions the file has embeddings for, the class token included: those of the pictures given.
-    gated: SwiGLU feed-forward layers (Shazeer 2020, arXiv:2002.05202), as in the largest model, in place of GELU.
+    positions: number of position embeddings, one per patch and one for the class token.
+    gated: SwiGLU feed-forward layers (Shazeer 2020, arXiv:2002.05202), as in the largest model, instead of GELU.
   """
   width: int
   depth: int
@@ -81,12 +82,15 @@ class Dinov2(nn.Module):
       if self.gated:
         gate, up = jnp.split(dense(self.param, prefix + 'weights_in', x, 2 * self.hidden), 2, -1)
         return dense(self.param, prefix + 'weights_out', nn.silu(gate) * up, self.width)
-      return dense(self.param, prefix + 'fc2', ACTIVATIONS['gelu'](dense(self.param, prefix + 'fc1', x, self.hidden)), self.width)
+      h = ACTIVATIONS['gelu'](dense(self.param, prefix + 'fc1', x, self.hidden))
+      return dense(self.param, prefix + 'fc2', h, self.width)
 
     at = 'embeddings.patch_embeddings.projection'
-    x = patches(self.param, f'{at}.weight', x, self.patch, self.width) + self.param(f'{at}.bias', ZEROS, (self.width,))
+    x = patches(self.param, f'{at}.weight', x, self.patch, self.width)
+    x = x + self.param(f'{at}.bias', ZEROS, (self.width,))
     token = jnp.broadcast_to(self.param('embeddings.cls_token', ZEROS, (1, 1, self.width)), (len(x), 1, self.width))
-    x = jnp.concatenate([token, x], 1) + self.param('embeddings.position_embeddings', ZEROS, (1, self.positions, self.width))
+    x = jnp.concatenate([token, x], 1)
+    x = x + self.param('embeddings.position_embeddings', ZEROS, (1, self.positions, self.width))
     for i in range(self.depth):
       prefix = f'encoder.layer.{i}.'
       def scaled(branch, h):
@@ -96,11 +100,13 @@ class Dinov2(nn.Module):
 
 
 class Clip(nn.Module):
-  """(pixels float32 [B, H, W, 3], normalised as for CLIP) -> the picture's place in the space that pictures and texts share, [B, size].
+  """Network: pixels float32 [B, H, W, 3], normalised with CLIP's statistics -> embeddings [B, size].
+
+  The embedding space is the one that CLIP's images and texts share.
 
   Fields:
-    width, depth, heads, patch, hidden, positions: as above.
-    size: of that space.
+    width, depth, heads, patch, hidden, positions: as in `Dinov2`.
+    size: of the embeddings.
     activation: 'quick_gelu' in OpenAI's models, 'gelu' in most of OpenCLIP's.
   """
   width: int
@@ -121,7 +127,8 @@ class Clip(nn.Module):
     at = 'vision_model.embeddings'
     x = patches(self.param, f'{at}.patch_embedding.weight', x, self.patch, self.width)
     token = jnp.broadcast_to(self.param(f'{at}.class_embedding', ZEROS, (self.width,)), (len(x), 1, self.width))
-    x = jnp.concatenate([token, x], 1) + self.param(f'{at}.position_embedding.weight', ZEROS, (self.positions, self.width))
+    x = jnp.concatenate([token, x], 1)
+    x = x + self.param(f'{at}.position_embedding.weight', ZEROS, (self.positions, self.width))
     x = norm(self.param, 'vision_model.pre_layrnorm', x, 1e-5)  # the file's spelling
     for i in range(self.depth):
       x = layer(self.param, f'vision_model.encoder.layers.{i}.', x, CLIP, self.heads, 1e-5, feed)
