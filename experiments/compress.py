@@ -59,7 +59,7 @@ def model(workdir):
   from diffusion.core.gaussian import clip
   from diffusion.errors import InputError
   from diffusion.setup import build
-  from diffusion.training.loop import host_batch
+  from diffusion.data.prefetch import host_batch
   from diffusion.training.open_model import load
   run, params, _ = load(workdir, guide='')
   data = build.load_data(run.config)
