@@ -36,6 +36,7 @@ def arguments():
       help='names of grids (default: %(default)s); the contact sheet uses the first')
   add('--budgets', default='1,2,3,5,7,10,15,20,30,50', help='numbers of evaluations (default: %(default)s)')
   add('--number', type=int, default=8, help='images drawn from the model (default: 8)')
+  add('--seed', type=int, default=0)
   return parser.parse_args()
 
 

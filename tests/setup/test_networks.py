@@ -58,7 +58,7 @@ def test_a_network_that_declares_nothing_can_be_trained():
 
 @pytest.mark.parametrize('changes', [
   dict(self_condition=True),
-  dict(variance='learned', weight='one', sampler='ddpm', schedule='linear', grid='trailing(4)'),
+  dict(variance='learned', loss_weight='one', sampler='ddpm', schedule='linear', grid='trailing(4)'),
 ])
 def test_extra_channels_need_a_network_that_declares_them(changes):
   with pytest.raises(InputError, match=r"config\.net='minimal'.*no field out_channels.*unet"):
