@@ -70,7 +70,7 @@ def prepare_training(config, workdir):
   parts = check(config)
   evaluation.check(config)
   if parts.guide.model:
-    raise InputError(f'config.guide={config.guide!r} names a second model: train without it, and use it in --mode=sample')
+    raise InputError(f'config.guide={config.guide!r} names a second model: train without it; it is for --mode=sample')
   sharding.check_batch('config.batch', config.batch, sharding.make_mesh(config.fsdp), config.grad_accumulation)
   sample_report.parse_show(config.sample.show)
   report('data', config.data)

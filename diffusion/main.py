@@ -3,13 +3,13 @@ r"""Train a diffusion model, sample from it, look at it.
   python -m diffusion.main --config=configs/cosine_ddim.py                  train, then sample
   python -m diffusion.main --config=configs/cosine_ddim.py                  again: resumes where it stopped
   python -m diffusion.main --config=configs/cosine_ddim.py:tiny             the same in seconds
-  python -m diffusion.main --config=configs/cosine_ddim.py --workdir=runs/mine --config.data='folder(/my/images, size=32)'
+  python -m diffusion.main --config=configs/cosine_ddim.py --workdir=runs/x --config.data='folder(/my/images, size=32)'
 
   W=--workdir=runs/cosine_ddim
   python -m diffusion.main $W --mode=sample --config.guide='cfg(3)' --config.sample.show=all
   python -m diffusion.main $W --mode=evaluate        held-out loss, distances to the data, copies, likelihood
   python -m diffusion.main $W --mode=export          parameters, and a sampler that runs without this package
-  python -m diffusion.main $W --mode=edit --config.edit.task=repaint --config.edit.image=my.png --config.edit.mask=mask.png
+  python -m diffusion.main $W --mode=edit --config.edit.task=repaint --config.edit.image=my.png --config.edit.mask=m.png
 
 Every setting is --config.NAME=VALUE; diffusion/setup/config.py lists them with their defaults. With --workdir alone,
 config and parameters come from its checkpoint.
@@ -57,7 +57,7 @@ def define_flags(argv):
                     'evaluate: how good they are; edit: repaint your own image in part or whole; '
                     'export: parameters, and a sampler for programs without this package.')
   flags.DEFINE_string('workdir', None, 'Where everything is written; runs/NAME_OF_THE_CONFIG if not given.')
-  flags.DEFINE_string('profile', None, 'START:END, steps to profile for TensorBoard (pip install tensorboard-plugin-profile)')
+  flags.DEFINE_string('profile', None, 'START:END, steps to profile for TensorBoard (tensorboard-plugin-profile shows it).')
   flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where jax does not find the other hosts by itself.')
   flags.DEFINE_integer('processes', None, 'Number of processes, one per host.', 1)
   flags.DEFINE_integer('process', None, 'Number of this process, from 0.', 0)

@@ -104,7 +104,8 @@ def programs(run, config):
   placed = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(run.mesh))
   cond = placed((number, len(run.classes)), np.float32) if run.classes else None
   return dict(
-    train=(loop.make_train_step(run), (state, *loop.abstract_batch(run, blank)), config.batch, config.grad_accumulation),
+    train=(loop.make_train_step(run), (state, *loop.abstract_batch(run, blank)), config.batch,
+           config.grad_accumulation),
     sample=(sampling.make_sample(run, 0), (state.ema, placed((number,), np.int32), cond, None), number,
             len(run.levels.logsnr) - 1))
 

@@ -1,4 +1,4 @@
-"""Imports only go down: main > commands > evaluation > generation > training > setup > tasks > objectives > samplers > core."""
+"""Imports go down: main > commands > evaluation > generation > training > setup > tasks > objectives > samplers > core."""
 import ast
 from pathlib import Path
 
@@ -9,7 +9,8 @@ BELOW = {'errors': ''}  # what each package may import, itself aside
 BELOW |= {name: 'errors' for name in ('core', 'system')}
 BELOW |= dict(nets='errors', data='errors system', samplers='core errors', objectives='samplers core errors')
 BELOW |= dict(tasks='objectives samplers core nets data errors')
-for name, lower in zip('setup training generation evaluation commands main'.split(), 'tasks setup training generation evaluation commands'.split()):
+UPPER = 'tasks setup training generation evaluation commands main'.split()
+for lower, name in zip(UPPER, UPPER[1:]):
   BELOW[name] = f'{lower} {BELOW[lower]} system'
 
 

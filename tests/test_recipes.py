@@ -9,7 +9,8 @@ import pytest
 from diffusion.setup.validate import check
 from tests.test_main import FASHION, refused, ROOT
 
-NET = '--config.net=unet(channels=16, multipliers=(1,), blocks=1, attention=(), patch=2)'  # one level less than the tiny form: recipes set all else
+# One level less than the tiny form: recipes set everything else.
+NET = '--config.net=unet(channels=16, multipliers=(1,), blocks=1, attention=(), patch=2)'
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem)
@@ -20,7 +21,8 @@ def test_every_recipe_fits_together_at_full_size(path):
     check(recipe(variant))
 
 
-@pytest.mark.parametrize('recipe', ['linear_ddpm', 'offset_cosine', 'sprites_course', 'fashion_mnist', 'cifar10', 'learned_variance'])
+@pytest.mark.parametrize('recipe', ['linear_ddpm', 'offset_cosine', 'sprites_course', 'fashion_mnist', 'cifar10',
+                                    'learned_variance'])
 def test_every_recipe_runs_in_its_tiny_form(recipe, command, tmp_path):
   data = []
   if recipe == 'fashion_mnist':
@@ -28,19 +30,21 @@ def test_every_recipe_runs_in_its_tiny_form(recipe, command, tmp_path):
       pytest.skip('the prepared Fashion-MNIST is not here')
     data = [f"--config.data=tfds(fashion_mnist, data_dir='{FASHION}', size=32, fit=pad)"]
   if recipe == 'cifar10':  # stands in for pictures that nobody has prepared here
-    np.savez(tmp_path / 'cifar.npz', images=np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8), labels=np.arange(64) % 10)
+    images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / 'cifar.npz', images=images, labels=np.arange(64) % 10)
     data = [f'--config.data=npz({tmp_path / "cifar.npz"})']
-  done = command(f'--config={ROOT}/configs/{recipe}.py:tiny', '--workdir=run', NET, *data, cwd=tmp_path)  # a relative directory
+  recipe_file = f'--config={ROOT}/configs/{recipe}.py:tiny'
+  done = command(recipe_file, '--workdir=run', NET, *data, cwd=tmp_path)  # a relative directory
   assert done.returncode == 0, done.stderr
   assert len(list((tmp_path / 'run').glob('samples/*/grid.png'))) == 1
 
 
 def test_a_classifier_trains_and_draws_nothing_but_guides_another_model(command, main_job, tmp_path):
   done = command(f'--config={ROOT}/configs/noisy_classifier.py:tiny', '--workdir=judge', cwd=tmp_path)
-  assert done.returncode == 0 and '--config.sample.classifier=judge' in done.stdout, done.stderr
-  refused(command('--mode=sample', '--workdir=judge', cwd=tmp_path), 'draws nothing', '--config.sample.classifier=judge')
+  assert done.returncode == 0 and "--config.guide='classifier(judge, 2)'" in done.stdout, done.stderr
+  refused(command('--mode=sample', '--workdir=judge', cwd=tmp_path), 'draws nothing', 'classifier(judge, 2)')
   shutil.copytree(main_job[0], tmp_path / 'model')
-  done = command('--mode=sample', '--workdir=model', '--config.guide=classifier', '--config.sample.classifier=judge', cwd=tmp_path)
+  done = command('--mode=sample', '--workdir=model', '--config.guide=classifier(judge, 2)', cwd=tmp_path)
   assert done.returncode == 0, done.stderr
   record = json.loads((tmp_path / 'model/samples/002_step_8/record.json').read_text())
-  assert record['config']['sample']['classifier'] == 'judge'
+  assert record['config']['guide'] == 'classifier(judge, 2)'

@@ -1,7 +1,7 @@
 """Guidance as config.guide says it, such as 'cfg(2, lo=-6) | rescale(.3)': parsed once, before anything is traced.
 
-The parts act from left to right. cfg, apg and autoguidance start from two predictions, so only the first part may be one
-of them; the others transform the result of the part before, or the conditional prediction. '' is no guidance.
+The parts act from left to right. cfg, apg and autoguidance start from two predictions, so only the first part may be
+one of them; the others transform the result of the part before, or the conditional prediction. '' is no guidance.
 """
 from typing import Callable, NamedTuple
 

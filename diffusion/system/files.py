@@ -32,8 +32,8 @@ def write_atomic(path, data: bytes) -> None:
 def try_writing(path) -> None:
   """Creates the directory `path` if missing, and a file in it that is removed at once. Raises OSError if that fails.
 
-  Permission bits are not enough: they do not apply to root, and a file system may be read-only or full. A process killed
-  before its file is removed leaves it to the next process of the same number, whose file has the same name.
+  Permission bits are not enough: they do not apply to root, and a file system may be read-only or full. A process
+  killed before its file is removed leaves it to the next process of the same number, whose file has the same name.
   """
   path = epath.Path(path)
   path.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Configs of earlier versions: every key that was renamed or merged finds its place, and an old key is answered with its new name."""
+"""Configs of earlier versions: every renamed or merged key finds its place, and is answered with its new name."""
 import pytest
 
 from diffusion.setup import guide, migrate
@@ -7,16 +7,18 @@ from diffusion.setup.specs import parse
 from experiments.sweep.trials import flat
 
 OLD = dict(  # as a version before the renaming stored it, away from its defaults
-  seed=3, draw='uniform', weight='p2', error='mae', noise='plain', variance='fixed', uncertainty=7, clip_norm=2., ema=.5, averages='power(.1)',
-  accumulate=2, workers=1, save_failure='go on', clip=False, heldout_every=5, heldout_number=6, keep=9, decay='constant', warmup=12, beta2=.9,
-  weight_decay=.25, guidance=3., guide='cfg(lo=-3, hi=4) | rescale(.7)', negative='food',
-  sample=dict(number=11, mix='a', weights='raw', bad='', classifier='', seed=5), edit=dict(picture='p', second='s', number=2, source='c', jump=3),
+  seed=3, draw='uniform', weight='p2', error='mae', noise='plain', variance='fixed', uncertainty=7, clip_norm=2., ema=.5,
+  averages='power(.1)', accumulate=2, workers=1, save_failure='go on', clip=False, heldout_every=5, heldout_number=6,
+  keep=9, decay='constant', warmup=12, beta2=.9, weight_decay=.25, guidance=3., guide='cfg(lo=-3, hi=4) | rescale(.7)', negative='food',
+  sample=dict(number=11, mix='a', weights='raw', bad='', classifier='', seed=5),
+  edit=dict(picture='p', second='s', number=2, source='c', jump=3),
   evaluate=dict(what='loss', number=21, curve_number=22, likelihood_number=23, at_end=True))
 NEW = {
-  'seed': 3, 'timesteps': 'uniform', 'loss_weight': 'p2', 'loss_type': 'mae', 'noise_type': 'gaussian', 'logvar_channels': 7, 'grad_clip': 2.,
-  'ema_decay': .5, 'extra_emas': 'power(.1)', 'grad_accumulation': 2, 'data_workers': 1, 'on_save_error': 'continue', 'clip_x0': False,
-  'val_every': 5, 'val_samples': 6, 'keep_last': 9, 'sample.num_samples': 11, 'sample.class_mix': 'a', 'sample.params': 'raw', 'sample.seed': 5,
-  'edit.image': 'p', 'edit.target': 's', 'edit.num_samples': 2, 'edit.source_class': 'c', 'edit.jump': 3, 'evaluate.parts': 'loss',
+  'seed': 3, 'timesteps': 'uniform', 'loss_weight': 'p2', 'loss_type': 'mae', 'noise_type': 'gaussian',
+  'logvar_channels': 7, 'grad_clip': 2., 'ema_decay': .5, 'extra_emas': 'power(.1)', 'grad_accumulation': 2,
+  'data_workers': 1, 'on_save_error': 'continue', 'clip_x0': False, 'val_every': 5, 'val_samples': 6, 'keep_last': 9,
+  'sample.num_samples': 11, 'sample.class_mix': 'a', 'sample.params': 'raw', 'sample.seed': 5, 'edit.image': 'p',
+  'edit.target': 's', 'edit.num_samples': 2, 'edit.source_class': 'c', 'edit.jump': 3, 'evaluate.parts': 'loss',
   'evaluate.num_samples': 21, 'evaluate.curve_samples': 22, 'evaluate.likelihood_samples': 23, 'evaluate.at_end': True}
 
 

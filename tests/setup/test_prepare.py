@@ -107,6 +107,7 @@ def test_no_gradient_reaches_the_condition_through_the_own_estimate():
     return net(params, 0 * x0, None, 0 * cond, True, {})
   noise = take(build.make('schedule', 'cosine'), 500)
   def total(cond, key):
-    return with_self_conditioning(estimate)(key, net, {}, jnp.ones((2, 1)), cond, draw=lambda *_: noise, predict=predict_x0()).sum()
+    loss = with_self_conditioning(estimate)
+    return loss(key, net, {}, jnp.ones((2, 1)), cond, draw=lambda *_: noise, predict=predict_x0()).sum()
   values, slopes = zip(*(jax.value_and_grad(total)(jnp.ones((2, 1)), jax.random.key(i)) for i in range(8)))
   assert max(values) > 1 and not np.any(slopes)  # some of the estimates are not zeros
