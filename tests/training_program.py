@@ -6,10 +6,11 @@ Process 0 writes the results to OUT, an .npz file.
 """
 import re
 import sys
+from functools import partial
 
 from diffusion import samplers
 from diffusion.core import gaussian, schedules
-from diffusion.data.dataset import Dataset
+from diffusion.data.dataset import Dataset, read_batch
 from diffusion.data.prefetch import feed
 from diffusion.generation import sampling
 from diffusion.objectives import denoising, timesteps, weighting
@@ -45,7 +46,8 @@ step = loop.make_train_step(run)
 text = step.lower(abstract_state(run), *loop.abstract_batch(run, data)).compile().as_text()
 moved = [(m[2], m[1]) for m in re.finditer(r'= (\S+) (all-gather|all-to-all|collective-permute)\(', text)]
 
-batches = feed(data, B, 0, 0, 20, sharding.local_rows(mesh, B), lambda rows: sharding.put_rows(rows, mesh, B))
+read = partial(read_batch, data, B, 0, sharding.local_rows(mesh, B))
+batches = feed(read, 0, 20, lambda rows: sharding.put_rows(rows, mesh, B))
 values, norms = [], []
 for _ in range(20):
   state, metrics = step(state, batches.next(), jax.random.key(1))

@@ -1,18 +1,8 @@
-"""Traced lookups on a schedule, for losses and their weights: from times to noise levels and back."""
+"""Traced lookups on a schedule, for losses and their weights: from a log-SNR to the row or the time that has it."""
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion.core.gaussian import Noise, take
 from diffusion.core.schedules import evaluate
-
-
-def levels_at(schedule):
-  """The function u [B] in [0, 1) -> Noise[B]: rows of a table, or points of a curve."""
-  if callable(schedule):
-    return lambda u: schedule(jnp.clip(u, 1e-5, 1 - 1e-5))  # keeps logsnr finite
-  T = len(schedule.logsnr)
-  rows = Noise(*(np.asarray(a, np.float32) for a in schedule))
-  return lambda u: take(Noise(*map(jnp.asarray, rows)), jnp.minimum((u * T).astype(jnp.int32), T - 1))
 
 
 def nearest_row(schedule):

@@ -49,6 +49,16 @@ def host_batch(data, indices):
   return batch
 
 
+def read_batch(data, batch, seed, rows, step):
+  """The rows of the batch at `step` that this process reads, as host_batch gives them.
+
+  Args:
+    data: a Dataset.   batch: examples in a batch, over all hosts.   seed: of the order.
+    rows: integers, of the batch.
+  """
+  return host_batch(data, batch_indices(len(data.images), batch, seed, step)[np.asarray(rows)])
+
+
 def batch_indices(n, batch, seed, step):
   """Indices of the batch at `step`: int64 [batch], values in [0, n).
 

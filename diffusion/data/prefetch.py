@@ -17,7 +17,7 @@ from typing import Callable, NamedTuple
 
 import numpy as np
 
-from diffusion.data.dataset import batch_indices, host_batch, in_memory
+from diffusion.data.dataset import in_memory, read_batch
 from diffusion.errors import InputError
 
 
@@ -27,15 +27,12 @@ class Feed(NamedTuple):
   close: Callable  # () -> None; ends the thread and the processes, and may be called again
 
 
-def feed(data, batch, seed, start, stop, rows, put, workers=0, depth=2) -> Feed:
+def feed(read, start, stop, put, workers=0, depth=2) -> Feed:
   """Starts to read the batches of steps start .. stop - 1, in order.
 
   Args:
-    data: a Dataset.
-    batch: examples in a batch, over all hosts.
-    seed: of the order, at least 0.
+    read: step -> host batch, a partial of dataset.read_batch.
     start, stop: the first step, and the one after the last.
-    rows: integers, the rows of every batch that this process reads.
     put: host batch of those rows -> device batch; called in a thread.
     workers: number of processes that read and decode a Stream; 0: threads of this process. Data in memory need none. A
       program that uses workers guards its main module by `if __name__ == '__main__'`, since each worker imports it.
@@ -46,16 +43,11 @@ def feed(data, batch, seed, start, stop, rows, put, workers=0, depth=2) -> Feed:
   """
   if workers < 0 or depth < 1:
     raise InputError(f'{workers=} must be at least 0, and {depth=} at least 1')
-  read = partial(_read, data, batch, seed, np.asarray(rows))
-  if in_memory(data):
+  if in_memory(read.args[0]):
     batches = (read(step) for step in range(start, stop))
   else:
     batches = _streamed(read, start, stop, workers)
   return _read_ahead(batches, put, depth)
-
-
-def _read(data, batch, seed, rows, step):
-  return host_batch(data, batch_indices(len(data.images), batch, seed, step)[rows])
 
 
 def _read_ahead(batches, put, depth) -> Feed:
@@ -111,7 +103,7 @@ def _streamed(read, start, stop, workers):
   # One batch at a time: the images of a batch are decoded in parallel, and so are the batches of the workers.
   one = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
   several = grain.MultiprocessingOptions(num_workers=min(workers, stop - start), per_worker_buffer_size=1)
-  steps = grain.MapDataset.range(start, stop).map(partial(_read, data, *rest)).to_iter_dataset(one)
+  steps = grain.MapDataset.range(start, stop).map(partial(read_batch, data, *rest)).to_iter_dataset(one)
   batches, failed = iter(steps.mp_prefetch(several, worker_init_fn=_start_worker)), None
   try:
     yield from map(_copied, batches)

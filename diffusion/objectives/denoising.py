@@ -165,7 +165,7 @@ def loss_aware_loss(call, key, batch, aware, level, memory):
     key: of the times.
     batch: B.
     aware: a timesteps.LossAware.
-    level: u [B] -> Noise[B] (lookup.levels_at).
+    level: u [B] -> Noise[B] (timesteps.levels_at).
     memory: the memory of `aware`.
   Returns:
     (scalar loss, parts with the new 'memory').

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion.core.lookup import levels_at, time_of_logsnr
+from diffusion.core.gaussian import Noise, take
+from diffusion.core.lookup import time_of_logsnr
 from diffusion.errors import check_positive, InputError
 
 LAST = 1 - 2 ** -24  # the largest float32 below 1
@@ -117,6 +118,15 @@ def loss_aware(bins=100, history=100, least=10, floor=.01):
     return (u * bins).astype(jnp.int32)
 
   return LossAware(lambda: np.zeros((2, bins), np.float32), times, remember)
+
+
+def levels_at(schedule):
+  """The function u [B] in [0, 1) -> Noise[B]: rows of a table, or points of a curve."""
+  if callable(schedule):
+    return lambda u: schedule(jnp.clip(u, 1e-5, 1 - 1e-5))  # keeps logsnr finite
+  T = len(schedule.logsnr)
+  rows = Noise(*(np.asarray(a, np.float32) for a in schedule))
+  return lambda u: take(Noise(*map(jnp.asarray, rows)), jnp.minimum((u * T).astype(jnp.int32), T - 1))
 
 
 def draw_levels(times, schedule):

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 
 from diffusion import nets, samplers
-from diffusion.core import gaussian, guidance, lookup
+from diffusion.core import gaussian, guidance
 from diffusion.core.gaussian import Noise, with_estimate
 from diffusion.errors import InputError
 from diffusion.objectives import denoising, noisy_classifier, timesteps, vdm, weighting
@@ -141,7 +141,7 @@ def _loss(config, parts, net):
     if memory is None:
       return measure(draw=draw)
     times_key = jax.random.fold_in(key, 5)  # the loss splits its key in 5
-    levels = lookup.levels_at(parts.schedule)
+    levels = timesteps.levels_at(parts.schedule)
     return denoising.loss_aware_loss(measure, times_key, len(x0), parts.timesteps, levels, memory)
   return loss, (parts.timesteps.start(),) if aware else ()
 

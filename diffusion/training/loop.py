@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion.data.dataset import host_batch
+from diffusion.data.dataset import host_batch, read_batch
 from diffusion.data.prefetch import feed
 from diffusion.errors import InputError
 from diffusion.system import multihost, sharding
@@ -232,7 +232,8 @@ def _beside(run, data, hooks, start):
   plan, rows = run.plan, sharding.local_rows(run.mesh, run.plan.batch)
   put = partial(sharding.put_rows, mesh=run.mesh, size=plan.batch)
   bar = progress(plan.steps, start, plan.batch) if multihost.is_main() else no_progress()
-  batches = feed(data, plan.batch, plan.seed, start, plan.steps, rows, put, plan.data_workers)
+  read = partial(read_batch, data, plan.batch, plan.seed, rows)
+  batches = feed(read, start, plan.steps, put, plan.data_workers)  # reads ahead, in a thread
   saving = [hooks.checkpoints] + ([hooks.snapshots] if hooks.snapshots else [])
   with (stop_requests() as requests, contextlib.closing(bar), finishing(*saving), contextlib.closing(batches),
         trace(*hooks.profile) as profiled):

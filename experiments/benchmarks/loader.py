@@ -12,6 +12,7 @@ import argparse
 import os
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from diffusion.system import platform
@@ -47,9 +48,10 @@ def measure(data, batch, seconds, put, workers):
   """(seconds until the first batch, images per second after it) of a feed whose consumer is never busy."""
   import jax
   import numpy as np
+  from diffusion.data.dataset import read_batch
   from diffusion.data.prefetch import feed
   begun = time.perf_counter()
-  source = feed(data, batch, 0, 0, 10 ** 9, np.arange(batch), put, workers)
+  source = feed(partial(read_batch, data, batch, 0, np.arange(batch)), 0, 10 ** 9, put, workers)
   try:
     jax.block_until_ready(source.next())
     first = time.perf_counter() - begun

@@ -2,6 +2,7 @@
 import dataclasses
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import psutil
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from diffusion.data import sources
-from diffusion.data.dataset import batch_indices, condition_vectors, Dataset
+from diffusion.data.dataset import batch_indices, condition_vectors, Dataset, read_batch
 from diffusion.data.prefetch import feed
 from diffusion.data.stream import open_stream
 from diffusion.errors import InputError
@@ -35,7 +36,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 def read(data, start, stop, rows=range(BATCH), put=lambda batch: batch, **options):
   """All batches of a feed, which is closed."""
-  source = feed(data, BATCH, SEED, start, stop, np.array(rows), put, **options)
+  source = feed(partial(read_batch, data, BATCH, SEED, np.array(rows)), start, stop, put, **options)
   try:
     return [source.next() for _ in range(start, stop)]
   finally:
@@ -114,7 +115,7 @@ def test_batches_are_put_ahead_in_another_thread_and_not_too_far(folder):
     assert threading.get_ident() != here
     done.append(batch)
     return len(done)
-  source = feed(data, BATCH, SEED, 0, 9, np.arange(BATCH), put, depth=3)
+  source = feed(partial(read_batch, data, BATCH, SEED, np.arange(BATCH)), 0, 9, put, depth=3)
   for taken in range(7):
     until = time.monotonic() + 10
     while len(done) < min(taken + 3, 9) and time.monotonic() < until:  # a step: meanwhile the next ones are put
@@ -132,7 +133,7 @@ def test_batches_are_put_ahead_in_another_thread_and_not_too_far(folder):
 
 def test_waiting_is_measured_and_only_waiting():
   data = slow(.01)  # .12 s a batch
-  source = feed(data, BATCH, SEED, 0, 8, np.arange(BATCH), lambda batch: batch)
+  source = feed(partial(read_batch, data, BATCH, SEED, np.arange(BATCH)), 0, 8, lambda batch: batch)
   begun = time.perf_counter()
   for _ in range(3):
     source.next()
@@ -149,13 +150,13 @@ def test_waiting_is_measured_and_only_waiting():
 def test_a_run_that_is_complete_and_impossible_settings(folder):
   for stream in (False, True):
     data = sources.folder(str(folder), heldout=0, stream=stream).train
-    source = feed(data, BATCH, SEED, 4, 4, np.arange(BATCH), None)
+    source = feed(partial(read_batch, data, BATCH, SEED, np.arange(BATCH)), 4, 4, None)
     with pytest.raises(StopIteration):
       source.next()
     source.close()
   for options in (dict(workers=-1), dict(depth=0)):
     with pytest.raises(InputError, match=list(options)[0]):
-      feed(slow(0), BATCH, SEED, 0, 1, np.arange(BATCH), None, **options)
+      feed(partial(read_batch, slow(0), BATCH, SEED, np.arange(BATCH)), 0, 1, None, **options)
 
 
 def test_closing_leaves_nothing_behind(folder):
@@ -163,7 +164,7 @@ def test_closing_leaves_nothing_behind(folder):
   read(data, 0, 1)  # grain's imports are kept for good
   before = left()
   for taken in (0, 1, 4):
-    source = feed(data, BATCH, SEED, 0, 10 ** 9, np.arange(BATCH), lambda batch: batch)
+    source = feed(partial(read_batch, data, BATCH, SEED, np.arange(BATCH)), 0, 10 ** 9, lambda batch: batch)
     for _ in range(taken):
       source.next()
     source.close()
@@ -185,7 +186,7 @@ def test_errors_while_reading_come_out_of_next(folder, tmp_path):
   before = left()
   gone = batch_indices(24, BATCH, SEED, 1)[3]  # in the second batch
   (tmp_path / f'{gone:02}.png').unlink()
-  source = feed(data, BATCH, SEED, 0, 9, np.arange(BATCH), lambda batch: batch)
+  source = feed(partial(read_batch, data, BATCH, SEED, np.arange(BATCH)), 0, 9, lambda batch: batch)
   assert len(source.next()['images']) == BATCH
   for _ in range(2):
     with pytest.raises(InputError, match=f'{gone:02}.png cannot be opened'):
@@ -210,7 +211,7 @@ def test_worker_processes_read_the_same_and_leave_nothing(folder):
   assert not workers()
   before = left()
 
-  source = feed(data, BATCH, SEED, 2, 10 ** 6, np.arange(BATCH), lambda batch: batch, workers=2)
+  source = feed(partial(read_batch, data, BATCH, SEED, np.arange(BATCH)), 2, 10 ** 6, lambda batch: batch, workers=2)
   memory = sources.folder(str(folder), heldout=0).train
   assert all(equal(source.next(), expected(memory, step)) for step in range(2, 6))
   both = workers()

@@ -4,7 +4,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.core import gaussian, lookup, schedules
 from diffusion.core.gaussian import expand_to, Noise
 from diffusion.errors import InputError
 from diffusion.objectives import denoising, timesteps, weighting
@@ -234,7 +233,7 @@ def test_every_wrapper_of_the_loss_is_what_is_written_out_by_hand():
 # ---- loss-aware times
 def test_a_loss_with_memory_has_the_expectation_of_the_loss_without():
   x0 = .5 * jax.random.normal(jax.random.key(1), (256, 2, 2, 1))
-  aware, level = timesteps.loss_aware(bins=10), lookup.levels_at(SCHEDULE)
+  aware, level = timesteps.loss_aware(bins=10), timesteps.levels_at(SCHEDULE)
   net = lambda params, x, time, cond, train, rngs: .2 * x
   memory = jnp.stack([jnp.linspace(1, 30, 10), jnp.full(10, 100.)])
   def one(key):
