@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion.core import gaussian, schedules
 from diffusion.core.gaussian import expand_to, Noise
 from diffusion.errors import InputError
 from diffusion.objectives import denoising, timesteps, weighting
