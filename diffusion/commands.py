@@ -49,7 +49,7 @@ def train(config, workdir, profile=None):
     if state is None:
       state = make_state(run, jax.random.key(config.seed))
     if int(state.step) >= config.steps:
-      report('training', f'complete after {int(state.step)} steps; set a larger --config.steps to train on')
+      report('training', f'complete after {int(state.step)} steps; set a larger --config.steps to continue')
     else:
       state, complete = train_steps(run, data, state, checkpoints, meta, workdir, profile)
       if not complete:
@@ -57,7 +57,7 @@ def train(config, workdir, profile=None):
         return
     if run.denoise is None:
       guide = f"--config.guide='classifier({workdir}, 2)'"
-      report('try next', f'python -m diffusion.main --mode=sample --workdir=MODEL {guide}')
+      report('try next', f'python -m diffusion.main --mode=sample --workdir=RUN_OF_A_MODEL {guide}')
       return
     write_samples(run, workdir, state, data)
     if config.evaluate.at_end:
@@ -88,7 +88,7 @@ def prepare_training(config, workdir):
 def train_steps(run, data, state, checkpoints, meta, workdir, profile):
   """Trains from the state's step to config.steps: (state, whether it got there)."""
   config, step = run.config, int(state.step)
-  report('training', f'steps {step} to {config.steps}, {config.batch} images each')
+  report('training', f'steps {step} to {config.steps}, batch {config.batch}')
   lines, usage, step_fn = forecast(run, config, data.train)
   for label, text in lines.items():
     report(label, text)
@@ -107,7 +107,7 @@ def train_steps(run, data, state, checkpoints, meta, workdir, profile):
     state, complete = fit(run, data.train, state, hooks, step_fn)
   first, last = (max(profile[0], step + 1), min(profile[1], int(state.step))) if profile else (1, 0)
   if first <= last:
-    report('profile', f'steps {first} to {last}: TensorBoard, Profile (pip install tensorboard-plugin-profile)')
+    report('profile', f'of steps {first} to {last}: see TensorBoard, Profile (pip install tensorboard-plugin-profile)')
   return state, complete
 
 
@@ -187,8 +187,8 @@ def write_evaluation(run, workdir, state, data):
   if path and path.exists():
     subject = record.read(path)['subject']
     if (subject['step'], subject['config']) != (step, json.loads(config.to_json())):
-      raise InputError(f'{path} is of other settings or another step; name another config.evaluate.folder')
-    report('complete', f'{path} exists')
+      raise InputError(f'{path} was made with other settings or at another step; name another config.evaluate.folder')
+    report('complete', f'{path} exists already; nothing was measured')
     return
   params = choose_params(run, state, workdir)
   report_files(evaluation.evaluate(run, params, step, data, workdir, versions(), report))
@@ -215,7 +215,7 @@ def export(config, workdir):
   report('exporting', f'step {step}, {config.sampler}, {config.grid}')
   folder = exporting.write(run, params, step, workdir / 'exports' / f'step_{step}', versions())
   report_files(folder)
-  report('try next', f'cd {folder} && python sample.py 16    (needs only jax, numpy, safetensors and pillow)')
+  report('try next', f'cd {folder} && python sample.py 16    (needs only jax, flatbuffers, numpy, safetensors and pillow)')
 
 
 def write_samples(run, workdir, state, data=None):
@@ -223,7 +223,7 @@ def write_samples(run, workdir, state, data=None):
   config, step = run.config, int(state.step)
   run, params = with_guide_model(run, choose_params(run, state, workdir), config.sample.classes)
   steps = len(run.levels.logsnr) - 1
-  report('sampling', f'{config.sample.num_samples} images of step {step}, {steps} steps of {config.sampler} each')
+  report('sampling', f'{config.sample.num_samples} images from checkpoint {step}, {config.sampler}, {steps} steps each')
   report_files(sample_report.write(run, workdir / 'samples', params, step, versions(), data))
 
 

@@ -54,7 +54,7 @@ def stored(workdir):
 def define_flags(argv):
   """Defines the flags; with --workdir and no --config, the config is the one in the checkpoint."""
   flags.DEFINE_enum('mode', 'train', MODES, 'train: train, then sample; sample: draw images; '
-                    'evaluate: how good they are; edit: repaint your own image in part or whole; '
+                    'evaluate: measure them; edit: repaint your own image in part or whole; '
                     'export: parameters, and a sampler for programs without this package.')
   flags.DEFINE_string('workdir', None, 'Where everything is written; runs/NAME_OF_THE_CONFIG if not given.')
   flags.DEFINE_string('profile', None, 'START:END, steps to profile for TensorBoard (tensorboard-plugin-profile shows it).')
@@ -106,7 +106,7 @@ def main(argv):
   from diffusion.system import consensus  # after the flags are read: its imports take seconds
   more = dict(profile=span(flags.FLAGS.profile)) if flags.FLAGS.mode == 'train' else {}
   if flags.FLAGS.profile and not more:
-    raise InputError(f'--profile is of training, not of --mode={flags.FLAGS.mode}')
+    raise InputError(f'--profile works only with --mode=train, not with --mode={flags.FLAGS.mode}')
   getattr(commands, flags.FLAGS.mode)(flags.FLAGS.config, workdir, **more)
   consensus.all_gather_text(seconds=3600)  # jax ends those that still work a minute after the first has left
 
@@ -137,7 +137,7 @@ def parse_flags(argv):
   recipe = recipe and recipe.partition(':')[0]
   if recipe is not None and not (recipe and epath.Path(recipe).is_file()):
     recipes = ', '.join(map(str, sorted(epath.Path('configs').glob('*.py'))))
-    raise InputError(f'--config={recipe}: no such recipe; the folder has {recipes or "none"}')
+    raise InputError(f'--config={recipe}: no such recipe; configs/ has {recipes or "none"}')
   try:
     rest = flags.FLAGS(argv)
     flags.FLAGS.config  # a recipe that failed says so now

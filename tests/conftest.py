@@ -18,28 +18,31 @@ from tests import forks
 
 xla_flags.add('xla_backend_optimization_level', 0)
 xla_flags.add('xla_llvm_disable_expensive_passes', 'true')
-# Without the fusion emitters a training step compiles in half the time, with the same bits; jaxlib 0.11.2 and later have no others.
+# Without the fusion emitters a training step compiles in half the time, with the same bits (jaxlib before 0.11.2).
 xla_flags.add('xla_cpu_use_fusion_emitters', 'false')
 xla_flags.add(*xla_flags.RIGHT_SUMS)
 
 ROOT = Path(__file__).parent.parent
-# Compiler options of jax.jit for tests of whose time the running takes most, and not the compiling; they give the same bits.
+# Compiler options of jax.jit for tests that run longer than they compile; they give the same bits.
 RUN_FAST = dict(xla_backend_optimization_level=2, xla_llvm_disable_expensive_passes=False)
 
 # Files that take longest, the longest first: they start first, so that no worker is left alone with one at the end.
 LONGEST = (
-  'training/test_devices.py', 'test_main.py', 'test_recipes.py', 'system/test_multihost.py', 'evaluation/test_evaluate_command.py',
-  'evaluation/test_trained_features.py', 'training/test_chaos.py', 'nets/test_unet.py', 'generation/test_edits.py', 'objectives/test_vdm.py',
-  'generation/test_export.py', 'experiments/test_sweep_local.py', 'samplers/test_solvers.py', 'training/test_loop.py', 'training/test_resources.py',
-  'training/test_options.py', 'generation/test_guide_models.py', 'objectives/test_denoising.py', 'system/test_checkpoint_processes.py',
-  'core/test_guidance_calls.py', 'setup/test_build.py', 'nets/test_inception.py', 'system/test_lock.py', 'data/test_prefetch.py',
-  'samplers/test_ancestral.py')
+  'training/test_devices.py', 'test_main.py', 'test_recipes.py', 'test_old_checkpoints.py',
+  'system/test_multihost.py', 'evaluation/test_evaluate_command.py', 'evaluation/test_trained_features.py',
+  'training/test_chaos.py', 'nets/test_unet.py', 'generation/test_edits.py', 'objectives/test_vdm.py',
+  'generation/test_export.py', 'experiments/test_sweep_local.py', 'samplers/test_solvers.py',
+  'training/test_loop.py', 'training/test_resources.py', 'training/test_options.py',
+  'generation/test_guide_models.py', 'objectives/test_denoising.py', 'system/test_checkpoint_processes.py',
+  'core/test_guidance_calls.py', 'setup/test_build.py', 'nets/test_inception.py', 'system/test_lock.py',
+  'data/test_prefetch.py', 'samplers/test_ancestral.py')
 
 # `pytest -m quick`: the mathematics alone.
 QUICK_FOLDERS = ('core', 'samplers', 'objectives')
 QUICK_FILES = (
-  'test_imports.py', 'evaluation/test_elbo.py', 'evaluation/test_frechet.py', 'evaluation/test_kid.py', 'evaluation/test_neighbours.py',
-  'evaluation/test_ode_likelihood.py', 'evaluation/test_resize.py', 'evaluation/test_scores.py', 'nets/test_layers.py')
+  'test_imports.py', 'evaluation/test_elbo.py', 'evaluation/test_frechet.py', 'evaluation/test_kid.py',
+  'evaluation/test_neighbours.py', 'evaluation/test_ode_likelihood.py', 'evaluation/test_resize.py',
+  'evaluation/test_scores.py', 'nets/test_layers.py')
 NOT_QUICK = {  # files, or single tests, of QUICK_FOLDERS: why not
   'core/test_guidance_calls.py': 'it starts processes, and compiles networks',
   'objectives/test_noisy_classifier.py': 'it compiles networks',
@@ -82,7 +85,7 @@ def cache_dir(shared_dir):
 
 @pytest.fixture(scope='session', autouse=True)
 def compile_cache(cache_dir):
-  """The test processes keep compiled programs where the commands do (diffusion/system/platform.py), so that each is compiled once."""
+  """Test processes share the compile cache of the commands (diffusion/system/platform.py)."""
   jax.config.update('jax_compilation_cache_dir', str(cache_dir / 'programs'))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', .1)  # writing what compiles faster would take longer
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
@@ -93,7 +96,8 @@ def compile_cache(cache_dir):
 def command(cache_dir, tmp_path_factory):
   """run(*arguments) -> CompletedProcess of `python -m diffusion.main`, on two CPU devices.
 
-  It runs in a fork that has its imports (see forks.py), on Linux; real=True starts Python, and so does start=True, which gives the Popen.
+  On Linux it runs in a fork that has its imports (see forks.py); real=True starts Python, and so does start=True, which
+  returns the Popen.
   """
   env = dict(os.environ, DIFFUSION_CACHE=str(cache_dir),
              XLA_FLAGS=os.environ['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=2')
@@ -111,7 +115,7 @@ def command(cache_dir, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def main_job(command, shared_dir):
-  """(work directory, what was printed) of the tiny main job, which one of the workers runs for all: read it, change nothing."""
+  """(work directory, printed text) of the tiny main job, which one worker runs for all: read it, change nothing."""
   folder = shared_dir / 'main-job'
   folder.mkdir(exist_ok=True)
   printed = folder / 'printed.txt'
@@ -132,6 +136,6 @@ def trained(main_job, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def swept():
-  """What reads and writes that failed have left is collected after the file, and not in the middle of some later test."""
+  """Collects what failed reads and writes left behind after the file, and not in the middle of some later test."""
   yield
   gc.collect()

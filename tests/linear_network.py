@@ -1,10 +1,10 @@
-"""The smallest network that learns, for tests of what happens around the network: it traces and compiles ten times faster than a U-Net."""
+"""The smallest network that learns, for tests of what happens around one: it compiles ten times faster than a U-Net."""
 import flax.linen as nn
 import jax.numpy as jnp
 
 
 class Linear(nn.Module):
-  """A network (x [B, H, W, C], time [B], cond [B, K] or None, train) -> [B, H, W, out_channels or C], linear in x, with one hidden layer for
+  """(x [B, H, W, C], time [B], cond [B, K] or None, train) -> [B, H, W, out_channels or C]: linear in x, one hidden layer for
   time and condition. Entries of CHOICES['net'] need no more than this."""
   out_channels: int | None = None
 

@@ -16,12 +16,17 @@ from diffusion.errors import InputError
 WIDEST = 12 ** -.5     # sigma_rel of gamma = 0, the plain mean of all steps
 
 
-# ---- averages kept during training
+# ---- averages kept during training: step -> decay of the update after that step
+def warmed_up(value):
+  """step -> min(value, (1 + step) / (10 + step)), so that early parameters are forgotten; config.ema_decay uses it."""
+  return lambda step: jnp.minimum(value, (1. + step) / (10. + step))
+
+
 def decay(value):
-  """step -> min(value, (1 + step) / (10 + step)), the average of config.ema_decay. value: in (0, 1)."""
+  """The same with a check. value: in (0, 1)."""
   if not 0 < value < 1:
     raise InputError(f'decay({value!r}): expected a number between 0 and 1, such as 0.9999')
-  return lambda step: jnp.minimum(value, (1. + step) / (10. + step))
+  return warmed_up(value)
 
 
 def power(sigma_rel):

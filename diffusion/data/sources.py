@@ -2,7 +2,7 @@
 
 A source returns `Source(train, heldout, notes)` with all images as uint8: in memory, or with stream=True on disk, from
 which they are read during training. To add one, write a function that creates a `Dataset` and ends with `split(...)`,
-and name it in setup/choices.py.
+and list it in data/__init__.py.
 
 `heldout` is always a number of images (int) or a fraction of them (float). Which ones are held out depends on the
 images and on `seed` alone, and duplicates and mirror images are never split between the two sides. Streamed images are

@@ -208,7 +208,7 @@ def _likelihood(run, params, data, parts, folder, report):
     metrics['bits_ode'], details['bits_ode'] = ode, facts
     protocol['bits_ode'] = common | dict(dequantisation=facts['dequantisation'])
   if len(methods) == 2:
-    notes = ('bits_ode is of images with uniform noise added and stops at sigma/alpha = '
+    notes = ('bits_ode is measured on images with uniform noise added and stops at sigma/alpha = '
              f'{facts["sigma_min"]:.3g}; bits_bound has a decoder below that: either may be the smaller one',)
   return Measured(metrics, protocol, details, notes=notes)
 

@@ -117,7 +117,7 @@ def _image(options, field, size, channels):
   if native.shape[:2] == size:
     return _decode(options, field, channels=channels)
   if not options.resize:
-    raise InputError(f'{setting} is {_by(native.shape)} (height x width), and {options.task} with this model '
+    raise InputError(f'{setting} is {_by(native.shape)} (height x width), and {options.task} '
                      f'with this model takes {_by(size)}; crop it, or set --config.edit.resize=True to scale and crop')
   return _decode(options, field, channels=channels, size=size)
 

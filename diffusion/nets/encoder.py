@@ -154,7 +154,7 @@ def check(net, shape):
     if not all(isinstance(v, int) for v in np.ravel(np.asarray(value, object))):
       raise InputError(f'{field}={value!r}: expected whole numbers')
     if field in ('multipliers', 'attention') and not isinstance(value, (tuple, list)):
-      raise InputError(f'{field}={value!r}: expected several in brackets, such as ({value},)')
+      raise InputError(f'{field}={value!r}: expected a tuple, such as ({value},)')
   if not 0 <= net.dropout < 1 or net.head_dim < 0:
     raise InputError(f'dropout={net.dropout}, head_dim={net.head_dim}: expected a dropout from 0 to below 1, '
                      'and a head_dim of at least 0')

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 
 from diffusion import nets, samplers
-from diffusion.core import gaussian, guidance
+from diffusion.core import ema, gaussian, guidance
 from diffusion.core.gaussian import Noise, with_estimate
 from diffusion.errors import InputError
 from diffusion.objectives import denoising, noisy_classifier, timesteps, vdm, weighting
@@ -204,7 +204,7 @@ def build(config, shape, classes, mesh, parts=None):
     config=config, mesh=mesh, shape=tuple(shape), classes=classes, task=parts.task,
     plan=Plan(*(config[name] for name in Plan._fields)), init=net.init, loss=loss, memory=memory,
     optimizer=optimizer, rate=rate,
-    ema=lambda step: jax.numpy.minimum(config.ema_decay, (1. + step) / (10. + step)), averages=parts.emas,
+    ema=ema.warmed_up(config.ema_decay), averages=parts.emas,
     schedule=parts.schedule, levels=parts.levels, sampler=parts.sampler, guide=parts.guide,
     self_condition=config.self_condition, plain=plain, guided=guided, denoise=guided and guided(None),
     log_prob=log_prob)

@@ -53,6 +53,6 @@ def parse_emas(text):
     kind, args, kwargs = specs.parse(part)
     name = f'{kind}({float([*args, *kwargs.values()][0])})'
     if name in found:
-      raise InputError(f'config.extra_emas={text!r}: {name} is there twice; give each average once')
+      raise InputError(f'config.extra_emas={text!r}: {name} is listed twice; give each average once')
     found[name] = rule
   return tuple(found.items())

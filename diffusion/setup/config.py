@@ -10,7 +10,7 @@ from diffusion.setup.migrate import migrated
 
 
 def default():
-  """The settings of the main job: class-conditional game sprites, cosine schedule, DDIM."""
+  """The settings of the main job: class-conditional game sprites and the cosine schedule."""
   c = ml_collections.ConfigDict()
   c.seed = 0
   _model(c)
@@ -53,7 +53,7 @@ def _training(c):
   # Devices and input; none of these changes the numbers beyond rounding.
   c.fsdp = 1                   # devices that share one copy of the parameters, the optimizer state and the averages
   c.grad_accumulation = 1      # parts into which a batch is split, one after the other: less memory, the same update
-  c.data_workers = 0           # processes that read and decode images of stream=True data; 0: a thread
+  c.data_workers = 0           # processes that read and decode images of stream=True data; 0: threads
   c.on_save_error = 'stop'     # when a checkpoint cannot be written: 'stop', or 'continue' with a warning
 
   # What is written and when, in steps.

@@ -71,7 +71,7 @@ def muon(beta=.95, b2=.99, weight_decay=0., rms=.2):
 
 
 def _as_matrices(params):
-  """For each kernel [.., C, F] its dimensions as a matrix [everything else, F]; None for what is no kernel."""
+  """For each kernel [.., C, F] its dimensions as a matrix [everything else, F]; None for anything else."""
   def dimensions(path, leaf):
     is_kernel = 'kernel' in str(getattr(path[-1], 'key', '')) and leaf.ndim >= 2
     return contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1) if is_kernel else None

@@ -25,7 +25,7 @@ from diffusion.training.state import abstract_state
 # Settings that the weights depend on: they cannot change within a work directory.
 FIXED = ('net', 'schedule', 'predict', 'variance', 'self_condition', 'logvar_channels')
 FREE = {'dtype', 'remat', 'fast', 'dropout', 'strength', 'levels'}  # arguments of these that may change
-# Settings that a resumed run may change; it reports the change.
+# Any other setting may change; a resumed run reports changes of these.
 NOTED = ('seed', 'data', 'task', 'timesteps', 'loss_weight', 'loss_type', 'noise_type', 'condition_dropout', 'batch',
          'steps', 'optimizer', 'learning_rate', 'lr_schedule', 'grad_clip', 'ema_decay')
 
@@ -97,7 +97,7 @@ def open_run(config, workdir, data=None, fsdp=None, parts=None, report=lambda la
   shape, classes = (data.train.images.shape[1:], data.train.classes) if data else (old['shape'], old['classes'])
   facts = dict(shape=list(shape), classes=list(classes))
   if old:
-    require_same_model(workdir, config, filled(old['config']), facts, old, report, training=data is not None)
+    require_same_model(workdir, config, filled(old['config']), facts, old, report)
   mesh = sharding.make_mesh(fsdp or math.gcd(config.fsdp, jax.device_count()))
   run = build.build(config, tuple(shape), tuple(classes), mesh, parts)
   kept = config.copy_and_resolve_references()
@@ -105,8 +105,8 @@ def open_run(config, workdir, data=None, fsdp=None, parts=None, report=lambda la
   return run, checkpoints, dict(config=json.loads(kept.to_json()), **facts, versions=versions())
 
 
-def require_same_model(workdir, config, old, facts, old_facts, report, training):
-  """Raises InputError if the checkpoint of the work directory is of another model; reports what else has changed."""
+def require_same_model(workdir, config, old, facts, old_facts, report):
+  """Raises InputError if this config cannot continue the checkpoint; reports the other settings that have changed."""
   gaps = [key for key in FIXED if weights_signature(config[key]) != weights_signature(old[key])]
   # The memory of loss-aware timesteps is part of the checkpoint.
   if old.timesteps != config.timesteps and 'loss_aware' in old.timesteps + config.timesteps:
@@ -119,7 +119,7 @@ def require_same_model(workdir, config, old, facts, old_facts, report, training)
   gaps += [f'{key}: {facts[key]} here, {old_facts[key]} in the checkpoint'
            for key in facts if facts[key] != old_facts[key]]
   if gaps:
-    raise InputError(f'{workdir} holds a checkpoint of another model ({"; ".join(gaps)}); use another --workdir')
+    raise InputError(f'{workdir} holds a checkpoint of another model or optimizer ({"; ".join(gaps)}); use another --workdir')
   changed = [f'{key} {old[key]!r} -> {config[key]!r}' for key in NOTED if config[key] != old[key]]
   if changed:
     report('changed', '; '.join(changed))
@@ -202,7 +202,7 @@ def _open_second(run, guide):
   facts = dict(shape=list(run.shape), classes=list(run.classes))
   gaps = [f'{key} {meta[key]} there, {value} here' for key, value in facts.items() if list(meta[key]) != value]
   if gaps:
-    raise InputError(f'{field}: {workdir} is of other data: {"; ".join(gaps)}')
+    raise InputError(f'{field}: {workdir} was trained on other data: {"; ".join(gaps)}')
   config = filled(ConfigDict(meta['config']))
   if specs.parse(config.schedule) != specs.parse(run.config.schedule):  # its times would be other noise levels
     raise InputError(f'{field}: {workdir} was trained on config.schedule={config.schedule!r}, the model on '
