@@ -215,7 +215,7 @@ def export(config, workdir):
   report('exporting', f'step {step}, {config.sampler}, {config.grid}')
   folder = exporting.write(run, params, step, workdir / 'exports' / f'step_{step}', versions())
   report_files(folder)
-  report('try next', f'cd {folder} && python sample.py 16    (needs only jax, flatbuffers, numpy, safetensors and pillow)')
+  report('try next', f'cd {folder} && python sample.py 16    (needs jax, flatbuffers, numpy, safetensors and pillow)')
 
 
 def write_samples(run, workdir, state, data=None):

@@ -86,8 +86,8 @@ def _network(config, shape, example, mesh):
     module = CHOICES['net'][spec_name(config, 'net')]
     sizes = nets.sized(module, channels, constrain=sharding.constrain(mesh), classes=classes, **channels)
   except InputError as error:
-    raise InputError(f"config.net={config.net!r}: {error}; config.variance='learned' and config.self_condition need it, "
-                     'so use unet') from error
+    raise InputError(f"config.net={config.net!r}: {error}; config.variance='learned' and "
+                     'config.self_condition need it, so use unet') from error
   net = nets.make(make('net', config.net, **sizes))
   init = partial(net.init, shape=(1, *shape[:-1], shape[-1] * (1 + config.self_condition)), cond=example)
   _check_network(config, init)

@@ -119,7 +119,8 @@ def require_same_model(workdir, config, old, facts, old_facts, report):
   gaps += [f'{key}: {facts[key]} here, {old_facts[key]} in the checkpoint'
            for key in facts if facts[key] != old_facts[key]]
   if gaps:
-    raise InputError(f'{workdir} holds a checkpoint of another model or optimizer ({"; ".join(gaps)}); use another --workdir')
+    raise InputError(f'{workdir} holds a checkpoint of another model or optimizer ({"; ".join(gaps)}); '
+                     'use another --workdir')
   changed = [f'{key} {old[key]!r} -> {config[key]!r}' for key in NOTED if config[key] != old[key]]
   if changed:
     report('changed', '; '.join(changed))

@@ -53,16 +53,17 @@ def make_step_new(path):
   platform.start()
   import jax
   import numpy as np
-  from diffusion.data.prefetch import host_batch
+  from diffusion.data.dataset import host_batch
   from diffusion.setup import build
   from diffusion.system import sharding
   from diffusion.training import loop
+  from diffusion.training.state import make_state
   config = recipe(path)
   data, mesh = build.load_data(config).train, sharding.make_mesh(config.fsdp)
   run = build.build(config, data.images.shape[1:], data.classes, mesh)
   batch = sharding.put_batch(host_batch(data, np.arange(config.batch) % len(data.images)), mesh)
   key, step = jax.random.key(config.seed), loop.make_train_step(run)
-  return loop.make_state(run, key), lambda state: step(state, batch, key)
+  return make_state(run, key), lambda state: step(state, batch, key)
 
 
 def make_step(path):

@@ -127,5 +127,5 @@ def test_an_unconditional_and_a_self_conditioned_model_are_led_too(tmp_path):
 def test_a_model_of_other_classes_is_refused(folders, tmp_path):
   _, run, weights, *_ = folders
   stored(tmp_path, config(), classes=('a', 'c'))
-  with pytest.raises(InputError, match="of other data: classes .'a', 'c'. there, .'a', 'b'. here"):
+  with pytest.raises(InputError, match="on other data: classes .'a', 'c'. there, .'a', 'b'. here"):
     guided_by(run, f'autoguidance({tmp_path}, 3)', weights[2])

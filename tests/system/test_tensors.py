@@ -165,7 +165,7 @@ def test_the_command_says_in_one_line_what_is_wrong(monkeypatch, tmp_path, capsy
       convert_weights.main()
     assert str(stop.value).startswith('error: ') and '\n' not in str(stop.value)
     return str(stop.value)
-  assert 'expected a name that ends with .safetensors' in run(source, tmp_path / 'out.pth')
+  assert 'expected a name ending in .safetensors' in run(source, tmp_path / 'out.pth')
   assert 'cannot be read (No such file' in run(tmp_path / 'none.pth', tmp_path / 'out.safetensors')
   monkeypatch.setitem(sys.modules, 'torch', None)
   assert 'needs PyTorch, which is not installed; pip install torch' in run(source, tmp_path / 'out.safetensors')
