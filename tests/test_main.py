@@ -13,7 +13,8 @@ from diffusion.system.log import read_metrics
 from tests.conftest import COSINE
 
 ROOT = Path(__file__).parent.parent
-SMALL = '--config.net=unet(channels=16, multipliers=(1,), blocks=1)'  # for tests of what happens around the network
+# For tests of what happens around the network.
+SMALL = '--config.net=unet(channels=16, multipliers=(1,), blocks=1, attention=(), patch=2)'
 CONSTANT = '--config.lr_schedule=constant(warmup=2)'  # one compiled step for any number of steps
 FASHION = ROOT.parent / 'shared' / 'data' / 'tfds'
 
@@ -58,7 +59,7 @@ def test_the_same_command_again_keeps_everything_and_only_samples(trained, comma
   workdir = trained
   before = {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file() and 'tensorboard' not in str(path)}
   done = command(COSINE, f'--workdir={workdir}')
-  assert done.returncode == 0 and 'complete: 8 steps are done' in done.stdout
+  assert done.returncode == 0 and 'complete after 8 steps' in done.stdout
   assert all(path.read_bytes() == content for path, content in before.items())
   first, second = sorted((workdir / 'samples').iterdir())[:2]
   assert (first / 'samples.npz').read_bytes() == (second / 'samples.npz').read_bytes()
@@ -128,7 +129,7 @@ def test_a_termination_request_saves_and_says_how_to_go_on(command, tmp_path):
     time.sleep(.1)
   process.send_signal(signal.SIGTERM)
   printed, _ = process.communicate(timeout=60)
-  assert process.returncode == 0 and 'the same command goes on' in printed
+  assert process.returncode == 0 and 'the same command resumes' in printed
   assert len(open_checkpoints(tmp_path / 'run' / 'checkpoints').steps()) == 1
 
 

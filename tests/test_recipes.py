@@ -9,7 +9,8 @@ import pytest
 from diffusion.setup.validate import check
 from tests.test_main import FASHION, refused, ROOT
 
-NET = '--config.net=unet(channels=16, multipliers=(1,), blocks=1, attention=(), patch=2)'  # one level less than the tiny form: recipes set all else
+# One level less than the tiny form, which takes nothing from the recipe's network but its name either.
+NET = '--config.net=unet(channels=16, multipliers=(1,), blocks=1, attention=(), patch=2)'
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem)
@@ -26,7 +27,8 @@ def test_every_recipe_runs_in_its_tiny_form(recipe, command, tmp_path):
   if recipe == 'fashion_mnist':
     if not FASHION.exists():
       pytest.skip('the prepared Fashion-MNIST is not here')
-    data = [f"--config.data=tfds(fashion_mnist, data_dir='{FASHION}', size=32, fit=pad)"]
+    data = [f"--config.data=tfds(fashion_mnist, data_dir='{FASHION}', size=32, fit=pad, train='train[:2000]', "
+            "test='test[:500]')"]
   if recipe == 'cifar10':  # stands in for pictures that nobody has prepared here
     np.savez(tmp_path / 'cifar.npz', images=np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8), labels=np.arange(64) % 10)
     data = [f'--config.data=npz({tmp_path / "cifar.npz"})']
@@ -37,10 +39,10 @@ def test_every_recipe_runs_in_its_tiny_form(recipe, command, tmp_path):
 
 def test_a_classifier_trains_and_draws_nothing_but_guides_another_model(command, main_job, tmp_path):
   done = command(f'--config={ROOT}/configs/noisy_classifier.py:tiny', '--workdir=judge', cwd=tmp_path)
-  assert done.returncode == 0 and '--config.sample.classifier=judge' in done.stdout, done.stderr
-  refused(command('--mode=sample', '--workdir=judge', cwd=tmp_path), 'draws nothing', '--config.sample.classifier=judge')
+  assert done.returncode == 0 and 'classifier(judge, 2)' in done.stdout, done.stderr
+  refused(command('--mode=sample', '--workdir=judge', cwd=tmp_path), 'draws nothing', "--config.guide='classifier(judge")
   shutil.copytree(main_job[0], tmp_path / 'model')
-  done = command('--mode=sample', '--workdir=model', '--config.guide=classifier', '--config.sample.classifier=judge', cwd=tmp_path)
+  done = command('--mode=sample', '--workdir=model', '--config.guide=classifier(judge, 2)', cwd=tmp_path)
   assert done.returncode == 0, done.stderr
   record = json.loads((tmp_path / 'model/samples/002_step_8/record.json').read_text())
-  assert record['config']['sample']['classifier'] == 'judge'
+  assert record['config']['guide'] == 'classifier(judge, 2)'

@@ -39,7 +39,7 @@ def test_an_evaluation_measures_its_parts_and_records_how(trained, command, tmp_
 
   before = (tmp_path / 'e' / 'evaluation.json').read_bytes()
   again = command(*options)
-  assert again.returncode == 0 and 'is there already' in again.stdout
+  assert again.returncode == 0 and f'{tmp_path / "e" / "evaluation.json"} exists' in again.stdout
   refused(command(*options, '--config.evaluate.num_samples=17'), 'other settings', 'evaluate.folder')
   assert (tmp_path / 'e' / 'evaluation.json').read_bytes() == before
 
