@@ -23,23 +23,26 @@ xla_flags.add('xla_cpu_use_fusion_emitters', 'false')
 xla_flags.add(*xla_flags.RIGHT_SUMS)
 
 ROOT = Path(__file__).parent.parent
-# Compiler options of jax.jit for tests of whose time the running takes most, and not the compiling; they give the same bits.
+# Compiler options of jax.jit for the tests that run for longer than they compile.
 RUN_FAST = dict(xla_backend_optimization_level=2, xla_llvm_disable_expensive_passes=False)
 
 # Files that take longest, the longest first: they start first, so that no worker is left alone with one at the end.
 LONGEST = (
-  'training/test_devices.py', 'test_main.py', 'test_recipes.py', 'system/test_multihost.py', 'evaluation/test_evaluate_command.py',
-  'evaluation/test_trained_features.py', 'training/test_chaos.py', 'nets/test_unet.py', 'generation/test_edits.py', 'objectives/test_vdm.py',
-  'generation/test_export.py', 'experiments/test_sweep_local.py', 'samplers/test_solvers.py', 'training/test_loop.py', 'training/test_resources.py',
-  'training/test_options.py', 'generation/test_guide_models.py', 'objectives/test_denoising.py', 'system/test_checkpoint_processes.py',
-  'core/test_guidance_calls.py', 'setup/test_build.py', 'nets/test_inception.py', 'system/test_lock.py', 'data/test_prefetch.py',
-  'samplers/test_ancestral.py')
+  'training/test_devices.py', 'test_main.py', 'test_old_checkpoints.py', 'test_recipes.py',
+  'system/test_multihost.py', 'evaluation/test_evaluate_command.py', 'evaluation/test_trained_features.py',
+  'training/test_chaos.py', 'nets/test_unet.py', 'generation/test_edits.py', 'objectives/test_vdm.py',
+  'generation/test_export.py', 'experiments/test_sweep_local.py', 'samplers/test_solvers.py',
+  'training/test_loop.py', 'training/test_resources.py', 'training/test_options.py',
+  'generation/test_guide_models.py', 'objectives/test_denoising.py', 'system/test_checkpoint_processes.py',
+  'core/test_guidance_calls.py', 'setup/test_build.py', 'nets/test_inception.py', 'system/test_lock.py',
+  'data/test_prefetch.py', 'samplers/test_ancestral.py')
 
 # `pytest -m quick`: the mathematics alone.
 QUICK_FOLDERS = ('core', 'samplers', 'objectives')
 QUICK_FILES = (
-  'test_imports.py', 'evaluation/test_elbo.py', 'evaluation/test_frechet.py', 'evaluation/test_kid.py', 'evaluation/test_neighbours.py',
-  'evaluation/test_ode_likelihood.py', 'evaluation/test_resize.py', 'evaluation/test_scores.py', 'nets/test_layers.py')
+  'test_imports.py', 'evaluation/test_elbo.py', 'evaluation/test_frechet.py', 'evaluation/test_kid.py',
+  'evaluation/test_neighbours.py', 'evaluation/test_ode_likelihood.py', 'evaluation/test_resize.py',
+  'evaluation/test_scores.py', 'nets/test_layers.py')
 NOT_QUICK = {  # files, or single tests, of QUICK_FOLDERS: why not
   'core/test_guidance_calls.py': 'it starts processes, and compiles networks',
   'objectives/test_noisy_classifier.py': 'it compiles networks',

@@ -1,11 +1,12 @@
-"""The smallest network that learns, for tests of what happens around the network: it traces and compiles ten times faster than a U-Net."""
+"""The smallest network that learns, for tests of what happens around the network: it traces and compiles faster than a
+U-Net."""
 import flax.linen as nn
 import jax.numpy as jnp
 
 
 class Linear(nn.Module):
-  """A network (x [B, H, W, C], time [B], cond [B, K] or None, train) -> [B, H, W, out_channels or C], linear in x, with one hidden layer for
-  time and condition. Entries of CHOICES['net'] need no more than this."""
+  """(x [B, H, W, C], time [B], cond [B, K] or None, train) -> [B, H, W, out_channels or C]: linear in x, with one hidden
+  layer for time and condition."""
   out_channels: int | None = None
 
   @nn.compact
@@ -13,5 +14,6 @@ class Linear(nn.Module):
     known = [jnp.cos(time[:, None] / 300.), jnp.ones((len(x), 1))] + ([] if cond is None else [cond])
     hidden = jnp.tanh(nn.Dense(16, name='known')(jnp.concatenate(known, -1)))
     size = x[0].size
-    out = nn.Dense(size // x.shape[-1] * (self.out_channels or x.shape[-1]), name='out')(jnp.concatenate([x.reshape(len(x), size), hidden], -1))
+    features = jnp.concatenate([x.reshape(len(x), size), hidden], -1)
+    out = nn.Dense(size // x.shape[-1] * (self.out_channels or x.shape[-1]), name='out')(features)
     return out.reshape(*x.shape[:-1], -1)
