@@ -13,7 +13,8 @@ from diffusion.system.log import read_metrics
 from tests.conftest import COSINE
 
 ROOT = Path(__file__).parent.parent
-SMALL = '--config.net=unet(channels=16, multipliers=(1,), blocks=1)'  # for tests of what happens around the network
+# For tests of what happens around the network.
+SMALL = '--config.net=unet(channels=16, multipliers=(1,), blocks=1, attention=(), patch=2)'
 CONSTANT = '--config.lr_schedule=constant(warmup=2)'  # one compiled step for any number of steps
 FASHION = ROOT.parent / 'shared' / 'data' / 'tfds'
 

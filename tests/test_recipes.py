@@ -28,7 +28,8 @@ def test_every_recipe_runs_in_its_tiny_form(recipe, command, tmp_path):
   if recipe == 'fashion_mnist':
     if not FASHION.exists():
       pytest.skip('the prepared Fashion-MNIST is not here')
-    data = [f"--config.data=tfds(fashion_mnist, data_dir='{FASHION}', size=32, fit=pad)"]
+    data = [f"--config.data=tfds(fashion_mnist, data_dir='{FASHION}', size=32, fit=pad, train='train[:2000]', "
+            "test='test[:500]')"]
   if recipe == 'cifar10':  # stands in for pictures that nobody has prepared here
     images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
     np.savez(tmp_path / 'cifar.npz', images=images, labels=np.arange(64) % 10)

@@ -76,7 +76,6 @@ if devices == 2 and fsdp == accumulate == 1 and len(sys.argv) == 5:  # pure func
               draw=timesteps.draw_levels(timesteps.uniform(), schedules.cosine()))
   value = lambda key, x0: denoising.loss(key, net, .5, x0, None, **kind)[0]
   np.testing.assert_allclose(jax.pmap(value)(keys, x0), [jax.jit(value)(k, x) for k, x in zip(keys, x0)], rtol=1e-5)
-  np.testing.assert_allclose(jax.pmap(value)(keys, x0), [jax.jit(value)(k, x) for k, x in zip(keys, x0)], rtol=1e-5)
 if multihost.is_main():
   moved = np.array(moved).reshape(-1, 2)
   np.savez(sys.argv[4], losses=values, norms=norms, **drawn, bytes=on_one, moved=moved, **leaves)

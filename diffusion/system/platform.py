@@ -26,7 +26,7 @@ def start(devices=None):
   xla_flags.add('xla_force_host_platform_device_count', devices)
   if devices >= cores:
     xla_flags.add('xla_cpu_multi_thread_eigen', 'false')  # each device has its own core; more threads would only wait
-  xla_flags.add(*xla_flags.RIGHT_SUMS)
+  xla_flags.add_right_sums()
   _keep_memory()
   _cache_programs()
 

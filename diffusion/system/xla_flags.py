@@ -1,5 +1,6 @@
 """XLA flags, which come and go with its versions: an unknown one in XLA_FLAGS ends the process when jax starts."""
 import functools
+import importlib.metadata
 import importlib.util
 import mmap
 import os
@@ -8,10 +9,12 @@ from pathlib import Path
 # The packages that read XLA_FLAGS, if installed, and in each the library that contains an XLA.
 READERS = (('jaxlib', '*jax_common*'), ('libtpu', 'libtpu.so'), ('jax_plugins', '*/xla_*_plugin.so'))
 
-# On CPUs, XLA compiles sums with YNNPACK, and some are silently wrong. jaxlib 0.10.2: jax issue 39103. 0.11.2 and
-# 0.12.0: above 4096 rows, if a product with one value per row is used twice, its factor is lost.
-# tests/system/test_xla_flags.py reproduces both in a few lines.
+# On CPUs, XLA compiles sums with YNNPACK, and some are silently wrong. jaxlib 0.11.2 and 0.12.0: above 4096 rows, if a
+# product with one value per row is used twice, its factor is lost; our variational bound was. jaxlib 0.10.2: the sum of
+# squares of a product of matrices is rounded to bfloat16 (jax issue 39103), which our code does not compute; there the
+# flag would make a training step 1.28 times as long. tests/system/test_xla_flags.py reproduces both in a few lines.
 RIGHT_SUMS = ('xla_cpu_experimental_ynn_fusion_type', '-reduce')
+WRONG_SINCE = (0, 11, 2)
 
 
 def add(name, value):
@@ -19,6 +22,13 @@ def add(name, value):
   flags = os.environ.get('XLA_FLAGS', '')
   if name not in flags and known(name):
     os.environ['XLA_FLAGS'] = f'{flags} --{name}={value}'.strip()
+
+
+def add_right_sums():
+  """Switches off the sums of YNNPACK in the versions of jaxlib where ours come out wrong."""
+  version = importlib.metadata.version('jaxlib').split('.')[:3]
+  if tuple(int(number) for number in version) >= WRONG_SINCE:
+    add(*RIGHT_SUMS)
 
 
 @functools.cache

@@ -20,10 +20,10 @@ CURVES = dict(linear=schedules.linear(None), cosine=schedules.cosine(None), sigm
 BOTH = [samplers.ddim(), samplers.ddim(.5), samplers.ddim(1.), samplers.ddpm(), samplers.ddpm('large')]
 
 
-def run(sampler, levels, denoise, n=64, shape=(), x=None, keys=None):
+def run(sampler, levels, denoise, n=64, shape=(), x=None, keys=None, options=None):
   keys = samplers.sample_keys(0, np.arange(n)) if keys is None else keys
   x = samplers.prior(keys, levels, shape) if x is None else x
-  return jax.jit(lambda keys, x: samplers.sample(keys, denoise, sampler, levels, x), compiler_options=RUN_FAST)(keys, x)
+  return jax.jit(lambda keys, x: samplers.sample(keys, denoise, sampler, levels, x), compiler_options=options)(keys, x)
 
 
 @pytest.mark.parametrize('curve', CURVES)
@@ -42,7 +42,7 @@ def test_ddim_converges_to_the_exact_ode_with_order_one(curve):
 @pytest.mark.parametrize('schedule', [schedules.linear(), schedules.cosine()])
 def test_stochastic_samplers_at_all_levels_give_the_mean_and_spread_of_the_data(sampler, schedule):
   n = 20_000
-  x = run(sampler, grids.trailing(1000)(schedule), gaussian_denoiser(MEAN, STD), n)
+  x = run(sampler, grids.trailing(1000)(schedule), gaussian_denoiser(MEAN, STD), n, options=RUN_FAST)
   assert float(x.mean()) == pytest.approx(MEAN, abs=4 * STD / np.sqrt(n))
   assert float(x.std()) == pytest.approx(STD, rel=4 / np.sqrt(2 * n) + .01)  # sampling error + discretisation
 

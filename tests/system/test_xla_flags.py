@@ -51,9 +51,13 @@ def run(program, **variables):
   return subprocess.run([sys.executable, '-c', program], env=clean | variables, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize('program', [PRODUCTS, TWICE], ids=['products', 'twice'])
-def test_after_the_start_of_a_program_sums_are_right(program, tmp_path):
-  done = run('from diffusion.system import platform\nplatform.start()\n' + program, DIFFUSION_CACHE=str(tmp_path))
+START = 'from diffusion.system import platform\nplatform.start()\n'
+ALWAYS = 'from diffusion.system import xla_flags\nxla_flags.add(*xla_flags.RIGHT_SUMS)\n'
+
+
+@pytest.mark.parametrize('start, program', [(ALWAYS, PRODUCTS), (START, TWICE)], ids=['products', 'twice'])
+def test_with_the_flag_sums_are_right(start, program, tmp_path):
+  done = run(start + program, DIFFUSION_CACHE=str(tmp_path))
   assert done.returncode == 0, done.stderr
   assert float(done.stdout) < 1e-5
 
