@@ -57,7 +57,7 @@ def define_flags(argv):
                     'evaluate: measure them; edit: repaint your own image in part or whole; '
                     'export: parameters, and a sampler for programs without this package.')
   flags.DEFINE_string('workdir', None, 'Where everything is written; runs/NAME_OF_THE_CONFIG if not given.')
-  flags.DEFINE_string('profile', None, 'START:END, steps to profile for TensorBoard (needs tensorboard-plugin-profile).')
+  flags.DEFINE_string('profile', None, 'START:END, steps to profile for TensorBoard (tensorboard-plugin-profile).')
   flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where jax does not find the other hosts by itself.')
   flags.DEFINE_integer('processes', None, 'Number of processes, one per host.', 1)
   flags.DEFINE_integer('process', None, 'Number of this process, from 0.', 0)

@@ -1,6 +1,6 @@
 """`python -m diffusion.main` in forks of one process that has imported what the command imports, and started nothing.
 
-A command then has no imports to pay for. It is still a process of its own, with its arguments, folder, output, signals and
+A command then has no imports to pay for. It is still a process of its own, with its own arguments, folder, output and
 exit code, and it leaves by the usual shutdown of Python. Only the imports are shared, and the seed of Python's hashes.
 """
 import contextlib

@@ -1,4 +1,4 @@
-"""Imports go down: main > commands > evaluation > generation > training > setup > tasks > objectives > samplers > core."""
+"""Imports go down: main, commands, evaluation, generation, training, setup, tasks, objectives, samplers, core."""
 import ast
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Work directories of revision 7d7d53a resume with the recorded losses and draw the recorded images (fixtures/README.md)."""
+"""Work directories of revision 7d7d53a resume and sample as they did then (fixtures/README.md)."""
 import json
 import shutil
 import zipfile

@@ -1,7 +1,7 @@
 """The mathematics of diffusion: jax and numpy alone.
 
-Below is what a config can name: to add a schedule, a grid or a target, write it and list it here. What a config can name
-of guidance is in setup/guide.py.
+Below is what a config can name: to add a schedule, a grid or a target, write it and list it here. Guidance
+is listed in setup/guide.py.
 """
 from diffusion.core import gaussian, grids, schedule_transforms, schedules
 

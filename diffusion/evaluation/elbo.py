@@ -180,7 +180,7 @@ def bound(keys, denoise, schedule, x0, *, steps=None, variance='small', std=None
   eps_keys, level_keys = (jax.vmap(lambda key: jax.random.fold_in(key, i))(keys) for i in (0, 1))
 
   def bits(nats):
-    # On CPUs XLA of jaxlib 0.11.2 and 0.12.0 loses a factor where it fuses a sum with its terms: see system/xla_flags.py.
+    # On CPUs, XLA of jaxlib 0.11.2 to 0.12.0 loses a factor where it fuses a sum with its terms: system/xla_flags.py.
     nats = jax.lax.optimization_barrier(nats)
     return jnp.mean(nats, tuple(range(1, x0.ndim))) / np.log(2).item()
 

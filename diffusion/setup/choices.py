@@ -28,7 +28,7 @@ CHOICES = dict(
 
 
 def make(field, spec, **extra):
-  """The object that the spec of a config field describes; `extra` go to the functions that have parameters of these names.
+  """The object that the spec of a config field describes; `extra` go to functions with parameters of these names.
 
   Raises:
     InputError: an unknown name or argument, with the valid ones.

@@ -1,4 +1,4 @@
-"""Config keys of earlier versions: stored configs are translated, any other use of one is answered with its new name."""
+"""Config keys of earlier versions: stored configs are translated, other uses are answered with the new name."""
 from diffusion.setup.specs import parse
 
 RENAMED = {

@@ -96,7 +96,7 @@ def _check_numbers(config):
 
 
 def _check_process(config, schedule, levels):
-  """Checks that the target determines x0 at every visited level, and that the network's input does not grow without bound."""
+  """Checks that the target determines x0 at every visited level, and that the network's input stays bounded."""
   names = f'config.predict={config.predict!r}, config.schedule={config.schedule!r}'
   predict = make('predict', config.predict)
   visited = [take(levels, slice(0, -1))] + ([] if callable(schedule) else [schedule])
@@ -109,12 +109,12 @@ def _check_process(config, schedule, levels):
   target, noisiest, scaling = targets[0], evaluate(schedule, 1.), scaling_of(schedule)
   if target.scalings and scaling not in target.scalings:
     fitting = ' or '.join(fit.__name__ for fit in target.scalings)
-    raise InputError(f'{names}: the target needs the scaling {fitting} and the schedule has {scaling.__name__} instead; '
+    raise InputError(f'{names}: the target needs the scaling {fitting} and the schedule has {scaling.__name__}; '
                      "set config.predict='v', 'x0' or 'eps', or a schedule that fits (config.schedule='edm' is ve)")
   exploding = np.all(levels.alpha == 1) and noisiest.sigma > UNSCALED
   if exploding and np.all(np.equal(target.scale, 1)) and gaussian.ve not in target.scalings:
-    raise InputError(f'{names}: x_t grows to sigma={noisiest.sigma:g}, and the target does not scale it for the network; '
-                     f"set config.predict='edm', or a schedule with sigma up to {UNSCALED:g}")
+    raise InputError(f'{names}: x_t grows to sigma={noisiest.sigma:g}, and the target does not scale it for the '
+                     f"network; set config.predict='edm', or a schedule with sigma up to {UNSCALED:g}")
 
 
 def _expect(config, reason, **values):
@@ -133,7 +133,7 @@ def _check_training(config, parts):
                      "set config.extra_emas='power(.05) | power(.1)'")
   if config.grad_accumulation > 1 and (learns_schedule(config) or loss_aware):
     raise InputError(f"config.grad_accumulation={config.grad_accumulation} does not work with "
-                     "config.schedule='learned' or config.timesteps='loss_aware', which need the whole batch; set it to 1")
+                     "config.schedule='learned' or config.timesteps='loss_aware', which need whole batches; set it to 1")
   if is_classifier(config):
     _expect(config, f'config.net={config.net!r}: a classifier does not use some of the settings', logvar_channels=0,
             self_condition=False, variance='fixed', noise_type='gaussian', loss_type='mse')

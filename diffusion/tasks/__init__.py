@@ -2,4 +2,5 @@
 from diffusion.tasks import image
 from diffusion.tasks.base import Task
 
+__all__ = ['Task', 'TASKS', 'image']
 TASKS = dict(image=image.image)

@@ -95,7 +95,9 @@ def test_a_learned_variance_is_the_second_half_of_the_channels_and_another_shape
   learned = pred('both', EPS, 2 * X0 - 1)
   np.testing.assert_array_equal(learned.x0, expected.x0)
   np.testing.assert_allclose(learned.variance, X0, atol=1e-6)
-  for name, parts in (('plain', [EPS, X0]), ('plain', [EPS[..., :1]]), ('both', [EPS]), ('both', [EPS, X0, X0]), ('plain', [EPS[:1]])):
+  wrong = [('plain', [EPS, X0]), ('plain', [EPS[..., :1]]), ('both', [EPS]), ('both', [EPS, X0, X0]),
+           ('plain', [EPS[:1]])]
+  for name, parts in wrong:
     with pytest.raises(InputError, match=r'shape \(\d.*expected \(5, 4, 4, [36]\)'):
       pred(name, *parts)
 

@@ -204,7 +204,7 @@ def test_a_self_conditioned_network_sees_its_own_first_estimate_in_half_of_the_b
 
 # ---- wrappers
 def test_every_wrapper_of_the_loss_is_what_is_written_out_by_hand():
-  """All at once, for each micro-batch of two: the streams of the five keys, condition dropout, an error weighed by e^-u plus u."""
+  """All at once, for each of two micro-batches: five streams, condition dropout, an error weighed by e^-u, plus u."""
   x0, cond = jax.random.normal(jax.random.key(1), (8, 3, 2)), dict(label=jnp.arange(1., 9.)[:, None])
   def net(params, x, time, cond, train, rngs):
     scale = 1. + jax.random.uniform(rngs['dropout']) if rngs else 1.
@@ -221,7 +221,8 @@ def test_every_wrapper_of_the_loss_is_what_is_written_out_by_hand():
   x, estimate = .6 * x0 + .8 * eps, .3 * (.6 * x0 + .8 * eps) + .1 * label
   estimate = estimate * bool(jax.random.bernoulli(self_key))
   for i in (0, 1):
-    loss = denoising.with_condition_dropout(denoising.with_micro_batch(wrapped, i, 2), lambda c: jax.tree.map(jnp.zeros_like, c), .5)
+    part = denoising.with_micro_batch(wrapped, i, 2)
+    loss = denoising.with_condition_dropout(part, lambda c: jax.tree.map(jnp.zeros_like, c), .5)
     value, parts = loss(key, net, params, x0, cond, draw=draw, predict=gaussian.predict_x0(), weight=weighting.snr())
     scale = 1 + jax.random.uniform(jax.random.fold_in(net_key, i))
     error = jnp.mean((scale * .3 * (x + .5 * estimate) + .1 * label - x0) ** 2, (1, 2))[i::2]

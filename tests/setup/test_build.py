@@ -49,7 +49,9 @@ def test_specs_are_parsed(spec, expected):
   (dict(grid='trailing(ten)'), "'ten'"),
   (dict(grid='trailing(5000)'), 'at most 1000'),
   (dict(schedule='from_betas'), "missing a required argument: 'betas'"),
-  (dict(lr_schedule='cosin'), "did you mean 'cosine'"), (dict(lr_schedule='cosine(warmup=-1)'), 'warmup=-1'), (dict(optimizer='adma'), "did you mean 'adam"),
+  (dict(lr_schedule='cosin'), "did you mean 'cosine'"),
+  (dict(lr_schedule='cosine(warmup=-1)'), 'warmup=-1'),
+  (dict(optimizer='adma'), "did you mean 'adam"),
   (dict(schedule='flow', predict='eps'), 'says nothing about x0'),
   (dict(schedule='edm', predict='eps'), r"config\.predict='eps'.*schedule='edm'.*sigma=80.*'edm'"),
   (dict(schedule='edm(sigma_max=11)', predict='score'), r"config\.predict='score'.*sigma=11"),
@@ -57,16 +59,34 @@ def test_specs_are_parsed(spec, expected):
   (dict(schedule='flow', predict='edm(sd=1)'), r"config\.predict='edm\(sd=1\)'.* ve .* flow"),
   (dict(net='unet(channels=16, constrain=1)'), "unknown argument 'constrain'"),
   (dict(net='unet(channels=16, multipliers=(1, 1, 1, 1, 1))'), '16'),
-  (dict(batch=0), 'config.batch=0'), (dict(optimizer='adamw(b2=1.5)'), 'b2=1.5'), (dict(guide='cfg(nan)'), "scale='nan'"),
+  (dict(batch=0), 'config.batch=0'),
+  (dict(optimizer='adamw(b2=1.5)'), 'b2=1.5'),
+  (dict(guide='cfg(nan)'), "scale='nan'"),
   (dict(condition_dropout=0., guide='cfg(2)'), 'learned to do without'), (dict(guide='cgf'), "did you mean 'cfg'"),
-  (dict(guide='cfg | rescale(2)'), 'from 0 to 1'), (dict(guide='rescale(.5) | cfg'), 'come first'), (dict(guide='autoguidance'), "'model'"), (dict(guide='autoguidance(3)'), 'work directory'),
-  (dict(guide='autoguidance(a) | classifier(b)'), 'only one part'), (dict(guide='cfg(1, negative=a)'), 'at scale 1'), (dict(schedule='flow(50)', predict='eps', grid='karras(5)'), 'says nothing'),
-  (dict(self_condition=True, sampler='adaptive'), 'last estimate'), (dict(net='classifier(channels=16)', logvar_channels=8), 'config.logvar_channels=0'),
-  (dict(timesteps='loss_aware', logvar_channels=8), 'use one of them'), (dict(schedule='learned', loss_weight='vlb', noise_type='offset'), "config.noise_type='gaussian'"), (dict(guide='cfg(lo=3, hi=1)'), 'lower one first'), (dict(guide='apg(eta=7)'), 'eta=7'),
-  (dict(guide='dynamic_threshold(99.5)'), 'share above 0'), (dict(guide='cfg(2, negative=c)'), "negative='c'.*valid: a, b"), (dict(sampler='unipc(order=7)'), 'from 1 to 3'),
-  (dict(sampler="ddpm(variance='learned')"), 'learned its variance'), (dict(schedule='zero_terminal(linear)', predict='eps'), 'says nothing about x0'),
-  (dict(grid='karras(5, rho=-1)'), 'rho=-1'), (dict(grid='times([0.1, 0.5])'), 'noise to clean'), (dict(grid='sigmas([1, 2])'), 'noise to clean'),
-  (dict(schedule='shift(cosinus, 3)'), "did you mean 'cosine'"), (dict(net='classifier(channels=17)'), 'channels=17'), (dict(loss_weight='min_snr(abc)'), "gamma='abc'"),
+  (dict(guide='cfg | rescale(2)'), 'from 0 to 1'),
+  (dict(guide='rescale(.5) | cfg'), 'come first'),
+  (dict(guide='autoguidance'), "'model'"),
+  (dict(guide='autoguidance(3)'), 'work directory'),
+  (dict(guide='autoguidance(a) | classifier(b)'), 'only one part'),
+  (dict(guide='cfg(1, negative=a)'), 'at scale 1'),
+  (dict(schedule='flow(50)', predict='eps', grid='karras(5)'), 'says nothing'),
+  (dict(self_condition=True, sampler='adaptive'), 'last estimate'),
+  (dict(net='classifier(channels=16)', logvar_channels=8), 'config.logvar_channels=0'),
+  (dict(timesteps='loss_aware', logvar_channels=8), 'use one of them'),
+  (dict(schedule='learned', loss_weight='vlb', noise_type='offset'), "config.noise_type='gaussian'"),
+  (dict(guide='cfg(lo=3, hi=1)'), 'lower one first'),
+  (dict(guide='apg(eta=7)'), 'eta=7'),
+  (dict(guide='dynamic_threshold(99.5)'), 'share above 0'),
+  (dict(guide='cfg(2, negative=c)'), "negative='c'.*valid: a, b"),
+  (dict(sampler='unipc(order=7)'), 'from 1 to 3'),
+  (dict(sampler="ddpm(variance='learned')"), 'learned its variance'),
+  (dict(schedule='zero_terminal(linear)', predict='eps'), 'says nothing about x0'),
+  (dict(grid='karras(5, rho=-1)'), 'rho=-1'),
+  (dict(grid='times([0.1, 0.5])'), 'noise to clean'),
+  (dict(grid='sigmas([1, 2])'), 'noise to clean'),
+  (dict(schedule='shift(cosinus, 3)'), "did you mean 'cosine'"),
+  (dict(net='classifier(channels=17)'), 'channels=17'),
+  (dict(loss_weight='min_snr(abc)'), "gamma='abc'"),
   (dict(net='unet(attention=(4))'), r'such as \(4,\)'), (dict(net='unet(channels=abc)'), 'whole numbers'),
   (dict(schedule='from_betas(abc)'), 'from_betas'), (dict(timesteps='table([1, [2]])'), 'table'),
   (dict(log_every=0), 'config.log_every=0'), (dict(ema_decay=1.5), 'config.ema_decay=1.5'),
@@ -80,7 +100,8 @@ def test_what_does_not_fit_is_named_before_anything_is_built(changes, message, m
 def test_a_target_goes_with_any_schedule_that_it_solves_and_on_which_its_inputs_stay_small(monkeypatch):
   for predict in ('eps', 'x0', 'v', 'flow', 'score'):
     validate.check(config(schedule='edm(sigma_max=5)', predict=predict))
-  new = dict(scaled=lambda: lambda noise: Target(0., 1., 1 / np.sqrt(1 + noise.sigma ** 2)), fits=lambda: lambda noise: Target(1., 0., scalings=(ve,)))
+  new = dict(scaled=lambda: lambda noise: Target(0., 1., 1 / np.sqrt(1 + noise.sigma ** 2)),
+             fits=lambda: lambda noise: Target(1., 0., scalings=(ve,)))
   for name, make in new.items():
     monkeypatch.setitem(build.CHOICES['predict'], name, make)
     validate.check(config(schedule='edm', predict=name))
@@ -95,14 +116,16 @@ def test_a_batch_must_divide_over_the_devices():
   class Eight:  # stands in for a mesh of eight devices
     size = 8
   sharding.check_batch('config.batch', 64, Eight)
-  with pytest.raises(InputError, match='config.batch=60 does not divide over 8 devices; use a multiple of 8 such as 64'):
+  with pytest.raises(InputError, match='config.batch=60 .* 8 devices; .* 64'):
     sharding.check_batch('config.batch', 60, Eight)
 
 
 def test_every_choice_of_every_field_can_be_built_from_its_bare_name_or_says_what_it_needs(mesh):
-  needs = dict(from_betas='betas', table='weights', shift='ratio', times='values', sigmas='values', sub_vp='schedule', zero_terminal='schedule')
+  needs = dict(from_betas='betas', table='weights', shift='ratio', times='values', sigmas='values', sub_vp='schedule',
+               zero_terminal='schedule')
   extra = dict(schedule=schedules.cosine(), levels=grids.trailing(10)(schedules.cosine()), classes=2)
-  for field in ('task', 'net', 'schedule', 'predict', 'timesteps', 'loss_weight', 'loss_type', 'noise_type', 'optimizer', 'lr_schedule', 'sampler', 'grid'):
+  for field in ('task', 'net', 'schedule', 'predict', 'timesteps', 'loss_weight', 'loss_type', 'noise_type',
+                'optimizer', 'lr_schedule', 'sampler', 'grid'):
     for name in build.CHOICES[field]:
       if name in needs:
         with pytest.raises(InputError, match=needs[name]):
@@ -112,7 +135,8 @@ def test_every_choice_of_every_field_can_be_built_from_its_bare_name_or_says_wha
 
 
 def test_the_learning_rate_warms_up_to_its_peak_and_falls_to_zero(mesh):
-  rate = lambda **changes: build.build(config(**dict(steps=100, lr_schedule='cosine(warmup=10)', learning_rate=2e-3) | changes), SHAPE, CLASSES, mesh).rate
+  settings = dict(steps=100, lr_schedule='cosine(warmup=10)', learning_rate=2e-3)
+  rate = lambda **changes: build.build(config(**settings | changes), SHAPE, CLASSES, mesh).rate
   cosine, constant = rate(), rate(lr_schedule='constant(warmup=10)')
   assert [float(r(10)) for r in (cosine, constant)] == pytest.approx([2e-3, 2e-3])
   assert float(cosine(0)) == pytest.approx(2e-4)                       # never a step that does nothing
@@ -140,10 +164,12 @@ def test_guidance_and_clipping_are_as_configured(mesh):
   assert float(abs(c - u).max()) > .01
   np.testing.assert_allclose(g, u + 3 * (c - u), atol=1e-4)
   np.testing.assert_allclose(preds[3., True], np.clip(g, -1, 1), atol=1e-5)
-  for guide, expected in (('cfg(3, lo=99) | rescale(0.)', c), ('cfg(3) | dynamic_threshold(1.)', np.asarray(g) / np.maximum(1, np.abs(g).max((1, 2, 3), keepdims=True)))):
+  thresholded = np.asarray(g) / np.maximum(1, np.abs(g).max((1, 2, 3), keepdims=True))
+  for guide, expected in (('cfg(3, lo=99) | rescale(0.)', c), ('cfg(3) | dynamic_threshold(1.)', thresholded)):
     run = build.build(config(clip_x0=False, net=net, guide=guide), SHAPE, CLASSES, mesh)
     np.testing.assert_allclose(run.denoise(run.init(jax.random.key(0)), cond)(x, level).x0, expected, atol=1e-4)
-  run = build.build(config(guide='cfg(0, negative=b)', clip_x0=False, net=net), SHAPE, CLASSES, mesh)  # nothing but what it leads away from
+  # At scale 0 there is nothing but the negative class.
+  run = build.build(config(guide='cfg(0, negative=b)', clip_x0=False, net=net), SHAPE, CLASSES, mesh)
   away = run.denoise(run.init(jax.random.key(0)), cond)(x, level).x0
   np.testing.assert_allclose(away[1], c[1], atol=1e-4)
   assert float(abs(away[0] - c[0]).max()) > .01
@@ -171,7 +197,8 @@ def test_nested_specs_are_schedules_themselves():
 def test_a_self_conditioned_model_is_told_its_last_estimate(mesh):
   from diffusion import samplers
   net = 'unet(channels=16, multipliers=(1,), blocks=1, zero_init=False)'
-  run = build.build(config(self_condition=True, net=net, grid='trailing(3)', sampler='ddim', guide='cfg(2)'), SHAPE, CLASSES, mesh)
+  settings = config(self_condition=True, net=net, grid='trailing(3)', sampler='ddim', guide='cfg(2)')
+  run = build.build(settings, SHAPE, CLASSES, mesh)
   cond, keys = np.eye(2, dtype=np.float32), samplers.sample_keys(0, np.arange(2))
   params, x = run.init(jax.random.key(0)), samplers.prior(keys, run.levels, SHAPE)
   told = samplers.sample(keys, run.denoise(params, cond), samplers.self_conditioned(run.sampler), run.levels, x)

@@ -7,9 +7,11 @@ from diffusion.setup.specs import parse
 from experiments.sweep.trials import flat
 
 OLD = dict(  # as a version before the renaming stored it, away from its defaults
-  seed=3, draw='uniform', weight='p2', error='mae', noise='plain', variance='fixed', uncertainty=7, clip_norm=2., ema=.5,
+  seed=3, draw='uniform', weight='p2', error='mae', noise='plain', variance='fixed', uncertainty=7, clip_norm=2.,
+  ema=.5,
   averages='power(.1)', accumulate=2, workers=1, save_failure='go on', clip=False, heldout_every=5, heldout_number=6,
-  keep=9, decay='constant', warmup=12, beta2=.9, weight_decay=.25, guidance=3., guide='cfg(lo=-3, hi=4) | rescale(.7)', negative='food',
+  keep=9, decay='constant', warmup=12, beta2=.9, weight_decay=.25, guidance=3., 
+  guide='cfg(lo=-3, hi=4) | rescale(.7)', negative='food',
   sample=dict(number=11, mix='a', weights='raw', bad='', classifier='', seed=5),
   edit=dict(picture='p', second='s', number=2, source='c', jump=3),
   evaluate=dict(what='loss', number=21, curve_number=22, likelihood_number=23, at_end=True))

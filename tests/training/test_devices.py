@@ -1,4 +1,4 @@
-"""The same numbers on 1, 2, 4 and 8 simulated devices, divided parameters or not, in one process or two, whole batches or parts of them."""
+"""The same numbers on 1 to 8 simulated devices, sharded or not, in one process or two, in whole batches or parts."""
 import math
 import os
 import re
@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RUNS = {  # devices of a process, fsdp, accumulate, processes
-  'one': (1, 1, 1, 1), 'one, 4 parts': (1, 1, 4, 1), '2': (2, 1, 1, 1), '8': (8, 1, 1, 1), '2 x 4': (8, 4, 1, 1), '1 x 8, 2 parts': (8, 8, 2, 1),
-  '2 processes': (2, 2, 1, 2),
+  'one': (1, 1, 1, 1), 'one, 4 parts': (1, 1, 4, 1), '2': (2, 1, 1, 1), '8': (8, 1, 1, 1), '2 x 4': (8, 4, 1, 1),
+  '1 x 8, 2 parts': (8, 8, 2, 1), '2 processes': (2, 2, 1, 2),
 }
 
 
@@ -28,8 +28,9 @@ def results(cache_dir, tmp_path_factory):
   for i, (name, (devices, fsdp, accumulate, processes)) in enumerate(RUNS.items()):
     words = [sys.executable, '-m', 'tests.training_program', devices, fsdp, accumulate, folder / f'{i}.npz']
     others = [[f'127.0.0.1:{free_port()}', processes]] if processes > 1 else [[]]
-    started = [subprocess.Popen(list(map(str, [*words, *others[0], *([k] if processes > 1 else [])])), cwd=ROOT, env=env, stdout=subprocess.DEVNULL,
-                                stderr=subprocess.PIPE, text=True) for k in range(processes)]
+    commands = [list(map(str, [*words, *others[0], *([k] if processes > 1 else [])])) for k in range(processes)]
+    options = dict(cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    started = [subprocess.Popen(command, **options) for command in commands]
     for process in started:
       _, errors = process.communicate(timeout=400)
       assert process.returncode == 0, errors
@@ -38,9 +39,12 @@ def results(cache_dir, tmp_path_factory):
 
 
 def parameters(result):
-  """All parameters and averages in one vector, without the biases of attention's keys: they have no gradient but rounding, of which
-  Adam makes steps of full length."""
-  return np.concatenate([result[key].ravel() for key in sorted(result.files) if key.startswith('[') and not key.endswith("['qkv']['bias']")])
+  """All parameters and averages in one vector, without the biases of attention keys.
+
+  Their gradient is rounding alone, of which Adam makes steps of full length.
+  """
+  names = [key for key in sorted(result.files) if key.startswith('[') and not key.endswith("['qkv']['bias']")]
+  return np.concatenate([result[key].ravel() for key in names])
 
 
 @pytest.mark.parametrize('name', list(RUNS)[1:])
@@ -53,7 +57,8 @@ def test_twenty_steps_agree_with_one_device(results, name):
   assert one['losses'][-1] < .5 * one['losses'][0]  # something was learned
 
 
-@pytest.mark.parametrize('name', [name for name in RUNS if name not in ('one', 'one, 4 parts')])  # they draw by one program
+# These two sample with the same program.
+@pytest.mark.parametrize('name', [name for name in RUNS if name not in ('one', 'one, 4 parts')])
 def test_samples_agree_with_one_device(results, name):
   one, other = results['one'], results[name]
   np.testing.assert_array_equal(other['noise'], one['noise'])  # bit for bit
@@ -63,7 +68,8 @@ def test_samples_agree_with_one_device(results, name):
 
 
 def test_a_device_holds_half_when_twice_as_many_share(results):
-  held = {n: int(results[name]['bytes']) for n, name in {1: '8', 2: '2 processes', 4: '2 x 4', 8: '1 x 8, 2 parts'}.items()}
+  names = {1: '8', 2: '2 processes', 4: '2 x 4', 8: '1 x 8, 2 parts'}
+  held = {n: int(results[name]['bytes']) for n, name in names.items()}
   assert int(results['one']['bytes']) == held[1]
   for n in (1, 2, 4):
     assert .5 <= held[2 * n] / held[n] < .56  # vectors stay whole
@@ -73,7 +79,8 @@ def test_parameters_are_gathered_and_not_activations(results):
   shapes = {re.sub(r'\W', '', key): result.shape for key, result in results['one'].items() if key.startswith("['p']")}
   sizes = {math.prod(shape) for shape in shapes.values()}
   for name in ('2 x 4', '2 processes'):
-    moved = [(kind, math.prod(map(int, re.search(r'\[([\d,]+)\]', shape)[1].split(',')))) for kind, shape in results[name]['moved']]
+    size = lambda shape: math.prod(map(int, re.search(r'\[([\d,]+)\]', shape)[1].split(',')))
+    moved = [(kind, size(shape)) for kind, shape in results[name]['moved']]
     assert {kind for kind, _ in moved} == {'all-gather'}
     assert len(moved) == sum(len(shape) > 1 for shape in shapes.values())  # each kernel once
     assert {size for _, size in moved} <= sizes

@@ -41,7 +41,8 @@ def batches(number):
     yield dict(images=images, cond=np.eye(2, dtype=np.float32)[labels])
 
 
-EVERYTHING = dict(variance='learned', self_condition=True, noise_type='paired', schedule='cosine(20)', loss_weight='vlb',
+EVERYTHING = dict(variance='learned', self_condition=True, noise_type='paired', schedule='cosine(20)',
+                  loss_weight='vlb',
                   timesteps='loss_aware(bins=4, least=2)', grid='trailing(4)')
 
 
