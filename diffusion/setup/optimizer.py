@@ -55,7 +55,9 @@ def lion(b1=.9, b2=.99, weight_decay=0.):
 
 
 def muon(beta=.95, b2=.99, weight_decay=0., rms=.2):
-  """Orthogonalised momentum for kernels, convolutions taken as matrices [k * k * C, F]; AdamW for everything else.
+  """Orthogonalised momentum for kernels, convolutions taken as matrices [k * k * C, F]; for everything else AdamW.
+
+  Both with Nesterov momentum, as optax has them (https://kellerjordan.github.io/posts/muon).
 
   Args:
     beta: momentum of the kernels.   b2: of AdamW's second moment.   weight_decay: of both.
