@@ -46,7 +46,8 @@ QUICK_FILES = (
 NOT_QUICK = {  # files, or single tests, of QUICK_FOLDERS: why not
   'core/test_guidance_calls.py': 'it starts processes, and compiles networks',
   'objectives/test_noisy_classifier.py': 'it compiles networks',
-  'objectives/test_vdm.py::test_training_the_inside_of_the_curve_lowers_the_variance_to_its_least_and_leaves_the_mean': 'it trains',
+  'objectives/test_vdm.py::test_training_the_inside_of_the_curve_lowers_the_variance_to_its_least_and_leaves_the_mean':
+    'it trains',
 }
 COSINE = '--config=configs/cosine_ddim.py:tiny'
 

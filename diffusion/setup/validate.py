@@ -133,7 +133,8 @@ def _check_training(config, parts):
                      "set config.extra_emas='power(.05) | power(.1)'")
   if config.grad_accumulation > 1 and (learns_schedule(config) or loss_aware):
     raise InputError(f"config.grad_accumulation={config.grad_accumulation} does not work with "
-                     "config.schedule='learned' or config.timesteps='loss_aware', which need whole batches; set it to 1")
+                     "config.schedule='learned' or config.timesteps='loss_aware', which need whole batches: "
+                     'set it to 1')
   if is_classifier(config):
     _expect(config, f'config.net={config.net!r}: a classifier does not use some of the settings', logvar_channels=0,
             self_condition=False, variance='fixed', noise_type='gaussian', loss_type='mse')

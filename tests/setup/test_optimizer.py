@@ -83,7 +83,8 @@ def test_learning_rates_rise_linearly_to_their_peak(name):
 
 
 @pytest.mark.parametrize('spec, message', [
-  ('adamw(b2=1)', 'b2=1'), ('adam(eps=0)', 'eps=0'), ('lion(weight_decay=-1)', 'weight_decay=-1'), ('muon(rms=0)', 'rms=0'),
+  ('adamw(b2=1)', 'b2=1'), ('adam(eps=0)', 'eps=0'), ('lion(weight_decay=-1)', 'weight_decay=-1'),
+  ('muon(rms=0)', 'rms=0'),
   ('sgd(momentum=x)', "momentum='x'"), ('adamw(beta2=.9)', "unknown argument 'beta2'")])
 def test_arguments_out_of_range_are_named(spec, message):
   with pytest.raises(InputError, match=message):
