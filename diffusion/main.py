@@ -17,6 +17,7 @@ config and parameters come from its checkpoint.
 Several hosts: start the same command on each. TPU pods, SLURM and Open MPI need nothing else; elsewhere add
 --coordinator=HOST:PORT --processes=NUMBER_OF_PROCESSES --process=NUMBER_OF_THIS_ONE.
 """
+import re
 import sys
 
 from absl import app, flags, logging
@@ -81,11 +82,16 @@ def define_flags(argv):
 
 
 def unknown_setting(message):
-  """The InputError for a key that does not exist, or no longer does."""
+  """The InputError for a key that does not exist, or no longer does, from the message of ml_collections."""
   text = ' '.join(str(message).split())
-  old = answer(text)
-  return InputError(f'{old}; docs/names.md lists all old and new names' if old else
-                    f'unknown setting {text} (diffusion/setup/config.py lists all settings)')
+  locked = re.match(r'Key "([\w.]+)" does not exist', text)  # what a recipe sets, or a stored config
+  key = locked[1] if locked else text.split()[0].strip('\'"')
+  old = answer(key)
+  if old:
+    return InputError(f'{old}; docs/names.md lists all old and new names')
+  hint = re.search(r'Did you mean "\w+"', text)
+  text = f'{key!r}' + (f'; d{hint[0][1:]}?' if hint else '') if locked else text
+  return InputError(f'unknown setting {text} (diffusion/setup/config.py lists all settings)')
 
 
 def default_workdir(argv):

@@ -21,12 +21,11 @@ MERGED = {  # old key -> (new key, what to write)
 VALUES = {('noise', 'plain'): 'gaussian', ('save_failure', 'go on'): 'continue'}
 
 
-def answer(text):
-  """'config.draw is now config.timesteps' for an error message `text` that names an old key; '' for any other."""
-  words = [word.strip('\'".,:;()[]') for word in str(text).split()]
-  for word in (word.removeprefix('--').removeprefix('config.').partition('=')[0] for word in words):
-    keys = [key for key in (*RENAMED, *MERGED) if word == key or '.' in key and word == key.partition('.')[2]]
-    for key in keys:
+def answer(name):
+  """'config.draw is now config.timesteps' for an old key, such as 'draw', 'sample.number' or 'number'; '' for any other."""
+  name = name.removeprefix('config.')
+  for key in (*RENAMED, *MERGED):
+    if name == key or '.' in key and name == key.partition('.')[2]:
       if key in RENAMED:
         return f'config.{key} is now config.{RENAMED[key]}'
       new, example = MERGED[key]
