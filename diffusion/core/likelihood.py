@@ -77,8 +77,7 @@ def reverse(table):
   """The reverse steps of a table.
 
   Row 0 goes to the data as in the code of DDPM and improved DDPM: its small variance uses the k of row 1, its large
-    one
-  k = 1; both are in units of x0, (sigma_0 / alpha_0)^2, so that the scaling does not matter.
+  one k = 1; both are in units of x0, (sigma_0 / alpha_0)^2, so that the scaling does not matter.
 
   Raises:
     InputError: a curve, or fewer than 2 rows.

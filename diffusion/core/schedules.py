@@ -182,8 +182,7 @@ def laplace(T=None, mu=0., b=.5):
   """Log-SNR at uniform t has a Laplace distribution (mean mu, scale b; arXiv:2407.03297, table 1), clipped at +-20.
 
   Made for training: with b = 0.5 all but the last of 1000 levels lie within +-3.1, and the last is at -20. A grid
-    in time
-  jumps there; sample on a grid in noise, such as grids.exponential or grids.cosine.
+  in time jumps there; sample on a grid in noise, such as grids.exponential or grids.cosine.
   """
   if not b > 0:
     raise InputError(f'laplace: expected b > 0, got {b}')

@@ -1,4 +1,4 @@
-"""The training loss: draw a noise level and a noise for each example, ask the network, weigh the error.
+"""The training loss: draw a noise level and a noise for each example, ask the network, weight the error.
 
 `loss` is the whole idea. Its options are wrappers, functions from a loss to a loss; then come other kinds of noise and
 error, and the bound that trains a learned variance. How noise levels are drawn is in timesteps.py, how errors are
@@ -50,7 +50,7 @@ def example_mean(a):
 
 def loss(key, net, params, x0, cond, *, draw, predict, weight, error=mse(), corrupt=gaussian_noise(), variance=None,
          train=True):
-  """The denoising loss of a batch: noise it, ask the network, weigh the error (DDPM, arXiv:2006.11239, equation 14).
+  """The denoising loss of a batch: noise it, ask the network, weight the error (DDPM, arXiv:2006.11239, equation 14).
 
   Every other option is one of the wrappers below, functions from a loss to a loss with the same arguments.
 
@@ -142,7 +142,7 @@ def with_self_conditioning(loss):
 
 
 def with_uncertainty(loss, u):
-  """Weighs the error by e^-u and adds u, learned with params['uncertainty'] (EDM2, arXiv:2312.02696, equation 14).
+  """Weights the error by e^-u and adds u, learned with params['uncertainty'] (EDM2, arXiv:2312.02696, equation 14).
 
   Args:
     loss: the loss to wrap.

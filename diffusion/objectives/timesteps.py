@@ -81,9 +81,8 @@ def loss_aware(bins=100, history=100, least=10, floor=.01):
   """Importance sampling of times by the root mean square of their loss (improved DDPM, arXiv:2102.09672, equation 18).
 
   The loss is divided by the density of its time: its expectation stays that of uniform times, and its variance
-    falls. The
-  paper keeps the last 10 losses of each of 4000 steps; here, bins of time keep a running mean. The memory
-  depends only on the losses, so that a resumed run draws what an uninterrupted one would.
+  falls. The paper keeps the last 10 losses of each of 4000 steps; here, bins of time keep a running mean. The
+  memory depends only on the losses, so that a resumed run draws what an uninterrupted one would.
 
   Args:
     bins: number of equal bins of time.

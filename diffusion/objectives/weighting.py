@@ -47,8 +47,7 @@ def vlb(*, schedule):
   """The variational bound: with uniform times, the mean loss is its diffusion term in nats per dimension.
 
   A curve: -dlogsnr/dt / 2 times the eps error, the continuous-time loss of VDM (arXiv:2107.00630). A table of T
-    rows:
-  T (SNR_s - SNR_t) / 2 times the x0 error, s the row before, which is VDM's discrete-time loss (with the
+  rows: T (SNR_s - SNR_t) / 2 times the x0 error, s the row before, which is VDM's discrete-time loss (with the
   posterior's variance); row 0 has T / 2 times the eps error, which is minus the log-likelihood of x0 under
   N(x0_hat, (sigma / alpha)^2) up to a constant.
   """

@@ -75,8 +75,7 @@ def adaptive(schedule, rtol=1e-3, atol=1e-3, limit=100):
   """Dormand-Prince 5(4) in the time sigma / (alpha + sigma), from the first level of the grid to its end.
 
   Only the ends of the grid matter: before CLEAN it stops at the cleanest level of the schedule. A library's solver
-    would
-  choose one step size for the whole batch, so that a sample would depend on its neighbours.
+  would choose one step size for the whole batch, so that a sample would depend on its neighbours.
 
   Args:
     schedule: of the network; between its levels, time and alpha are interpolated.

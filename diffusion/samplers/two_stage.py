@@ -10,11 +10,10 @@ In x, both are the DDIM update from t; the step adds a correction with the weigh
   trial   x' = alpha_s * x0_t + sigma_s * eps_t
   step    x_s = alpha_s * x0_t + sigma_s * eps_t + c * (eps' - eps_t)
 
-The other methods here differ in the level of the trial point and in what takes the place of eps (see forms.py). Each
-evaluation is a row of the scan, so that the compiled program contains the network once: a row with `first`
-  evaluates at t
-and makes the trial step, the next row evaluates at the trial point and makes the step. The last interval, to CLEAN, is
-a single DDIM step: one row with `first`.
+The other methods here differ in the level of the trial point and in what takes the place of eps (see forms.py).
+Each evaluation is a row of the scan, so that the compiled program contains the network once: a row with `first`
+evaluates at t and makes the trial step, the next row evaluates at the trial point and makes the step. The last
+interval, to CLEAN, is a single DDIM step: one row with `first`.
 """
 from functools import partial
 from typing import Any, NamedTuple
