@@ -39,7 +39,8 @@ LONGEST = (
 
 # `pytest -m quick`: the mathematics alone.
 QUICK_FOLDERS = ('core', 'samplers', 'objectives')
-QUICK_FILES = ('test_imports.py', 'evaluation/test_frechet.py', 'evaluation/test_resize.py', 'evaluation/test_scores.py')
+QUICK_FILES = ('test_imports.py', 'evaluation/test_frechet.py', 'evaluation/test_resize.py',
+               'evaluation/test_scores.py')
 NOT_QUICK = {  # files, or single tests, of QUICK_FOLDERS: why not
   'core/test_guidance_calls.py': 'it starts processes, and compiles networks',
   'objectives/test_noisy_classifier.py': 'it compiles networks',

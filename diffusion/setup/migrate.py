@@ -22,7 +22,7 @@ VALUES = {('noise', 'plain'): 'gaussian', ('save_failure', 'go on'): 'continue'}
 
 
 def answer(name):
-  """'config.draw is now config.timesteps' for an old key, such as 'draw', 'sample.number' or 'number'; '' for any other."""
+  """'config.draw is now config.timesteps' for an old key such as 'draw', 'sample.number' or 'number'; else ''."""
   name = name.removeprefix('config.')
   for key in (*RENAMED, *MERGED):
     if name == key or '.' in key and name == key.partition('.')[2]:
