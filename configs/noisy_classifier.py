@@ -13,7 +13,7 @@ from diffusion.setup.config import default, variant
 
 def get_config(name=''):
   c = default()
-  c.net = 'classifier(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(4,))'
+  c.objective, c.net = 'classifier', 'classifier(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(4,))'
   c.schedule = 'cosine'
   c.steps, c.learning_rate = 600, 1e-3
   return variant(c, name)

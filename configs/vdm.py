@@ -10,7 +10,7 @@ from diffusion.setup.config import default, variant
 
 def get_config(name=''):
   c = default()
-  c.schedule = 'learned(pieces=64)'
+  c.objective, c.schedule = 'vdm', 'learned(pieces=64)'
   c.predict, c.loss_weight, c.timesteps = 'eps', 'vlb', 'stratified'
   c.guide = ''  # conditional, without guidance
   return variant(c, name)

@@ -5,14 +5,16 @@ import sys
 
 import jax
 from etils import epath
+import numpy as np
 
-from diffusion.data.dataset import describe
+from diffusion.data.dataset import captions, describe, size
 from diffusion.errors import InputError
-from diffusion.evaluation import report as evaluation, sample_metrics
+from diffusion.evaluation import EVALUATORS, report as evaluation, sample_metrics
 from diffusion.evaluation.metrics import record
-from diffusion.generation import edit_inputs, edits, export as exporting, pages, sample_report
-from diffusion.generation.sampling import class_conditions, make_draw
+from diffusion.generation import edit_inputs, edits, export as exporting, requests, sample_report
+from diffusion.generation.sampling import make_draw
 from diffusion.setup import build
+from diffusion.setup.build import require
 from diffusion.setup.validate import check
 from diffusion.system import consensus, multihost, sharding
 from diffusion.system.checkpoint import open_checkpoints
@@ -20,7 +22,10 @@ from diffusion.system.lock import hold
 from diffusion.system.log import no_log, open_log, read_metrics, warn_only
 from diffusion.training.heldout import make_heldout_loss
 from diffusion.training.loop import fit, Hooks
-from diffusion.training.open_model import choose_params, open_run, restore, versions, with_guide_model
+from diffusion.tasks import pages
+from diffusion.training.init_from import start_from
+from diffusion.training.open_model import choose_weights, Loaded, open_run, placed_frozen, restore, with_guide_model
+from diffusion.training.record import versions
 from diffusion.training.resources import forecast
 from diffusion.training.state import make_state
 
@@ -44,10 +49,10 @@ def train(config, workdir, profile=None):
   consensus.require_same('config', f'{workdir} {config.to_json()}')
   with contextlib.ExitStack() as stack:
     consensus.run_together(lambda: stack.enter_context(hold(workdir)) if multihost.is_main() else None)
-    run, data, checkpoints, meta = prepare_training(config, workdir)
+    run, checkpoints, meta, data = prepare_training(config, workdir)
     state = restore(run, checkpoints, report=report)
     if state is None:
-      state = make_state(run, jax.random.key(config.seed))
+      state = start_from(run, make_state(run, jax.random.key(config.seed)), report)
     if int(state.step) >= config.steps:
       report('training', f'complete after {int(state.step)} steps; set a larger --config.steps to continue')
     else:
@@ -55,18 +60,15 @@ def train(config, workdir, profile=None):
       if not complete:
         report('stopped', f'at step {int(state.step)}, which is saved; the same command resumes from there')
         return
-    if run.denoise is None:
-      guide = f"--config.guide='classifier({workdir}, 2)'"
-      report('try next', f'python -m diffusion.main --mode=sample --workdir=RUN_OF_A_MODEL {guide}')
-      return
-    write_samples(run, workdir, state, data)
+    if run.draws:
+      write_samples(run, workdir, state, data)
     if config.evaluate.at_end:
       write_evaluation(run, workdir, state, data)
     report_next_steps(run, workdir, int(state.step))
 
 
 def prepare_training(config, workdir):
-  """(Experiment, data, checkpoints, meta), after every check that needs no training."""
+  """The work directory, Opened, after every check that needs no training."""
   parts = check(config)
   evaluation.check(config)
   if parts.guide.model:
@@ -76,13 +78,17 @@ def prepare_training(config, workdir):
   report('data', config.data)
   data = build.load_data(config)
   report('', describe(data))
-  run, checkpoints, meta = open_run(config, workdir, data, config.fsdp, parts, report)
+  opened = open_run(config, workdir, data, config.fsdp, parts, report)
+  run, data = opened.run, opened.data
   sample_report.check(run)
-  consensus.require_same('data', f'{data.train.images.shape} {data.train.labels[:64].tolist()}')
+  first = run.task.batch(data.train, np.arange(min(64, size(data.train))))
+  consensus.require_same('data', f'{size(data.train)} {[a.sum(dtype=float) for a in jax.tree.leaves(first)]}')
   consensus.run_together(lambda: write_examples(run, workdir, data.train))
-  if config.evaluate.at_end or config.evaluate.every:
+  if config.evaluate.at_end:
     evaluation.prepare(run, data)
-  return run, data, checkpoints, meta
+  if config.evaluate.every:
+    EVALUATORS['samples'].prepare(run, data)
+  return opened
 
 
 def train_steps(run, data, state, checkpoints, meta, workdir, profile):
@@ -101,10 +107,10 @@ def train_steps(run, data, state, checkpoints, meta, workdir, profile):
   log.text('config', f'```\n{config}\n```')
   tolerant = warn_only if config.on_save_error == 'continue' else lambda write: write
   with contextlib.closing(log):
-    show = tolerant(progress_images(run, workdir, log))
+    show = tolerant(progress_page(run, workdir, log))
     hooks = Hooks(checkpoints, tolerant(log.scalars), meta, show, measures(run, workdir, data), snapshots, usage,
                   (profile, workdir / 'tensorboard'))
-    state, complete = fit(run, data.train, state, hooks, step_fn)
+    state, complete = fit(run, data.train, state, hooks, placed_frozen(run), step_fn)
   first, last = (max(profile[0], step + 1), min(profile[1], int(state.step))) if profile else (1, 0)
   if first <= last:
     report('profile', f'of steps {first} to {last}: see TensorBoard, Profile (pip install tensorboard-plugin-profile)')
@@ -112,45 +118,46 @@ def train_steps(run, data, state, checkpoints, meta, workdir, profile):
 
 
 def write_examples(run, workdir, data):
-  """data.png: examples of the training data."""
-  first = slice(0, 64)
-  labels = [run.classes[i] for i in data.labels[first]] if run.classes and data.labels.ndim == 1 else None
-  pages.save_png(pages.grid(data.images[first], 8, labels, run.config.data), workdir / 'data.png')
+  """data.png: examples of the training data, as the model's samples will look."""
+  index = np.arange(min(64, size(data)))
+  x0, cond = run.encode(run.frozen, None, run.task.batch(data, index))
+  outputs = jax.device_get(run.decode(run.frozen, x0, cond))
+  pages.save_png(run.task.show(outputs, captions(data, index), run.config.data), workdir / 'data.png')
   report('examples', workdir / 'data.png')
 
 
-def progress_images(run, workdir, log):
-  """(step, params) -> None: draws and keeps a page during training, always from the same noise and conditions."""
-  if run.denoise is None:
-    return lambda step, params: None
+def progress_page(run, workdir, log):
+  """(step, weights) -> None: draws and keeps a page during training, always from the same noise and conditions."""
+  if not run.draws:
+    return lambda step, weights: None
   options = run.config.sample
   number = sample_report.batch_size(options)
   draw = make_draw(run, options.seed, number, trace=sample_report.traced(options))  # the program that sampling compiles
-  cond, labels = class_conditions(run.classes, '', number)
-  def show(step, params):
-    page = sample_report.page(draw(params, range(number), cond)[0], labels, f'step {step}')
+  asked = requests.ask(run, {}, np.arange(number), options.seed)
+  def show(step, weights):
+    page = sample_report.page(run.task, draw(weights, np.arange(number), asked.cond)[0], asked.labels, f'step {step}')
     pages.save_png(page, workdir / 'training' / f'step_{step:07d}.png')
     log.image(step, 'samples', page)
   return show
 
 
 def measures(run, workdir, data):
-  """What is measured during training: [(every so many steps, (step, params) -> values)]."""
+  """What is measured during training: [(every so many steps, (step, weights) -> values)]."""
   config, entries = run.config, []
-  if len(data.heldout.images):
+  if size(data.heldout):
     entries.append((config.val_every, make_heldout_loss(run, data.heldout, config.val_samples)))
-  if run.denoise is not None and config.evaluate.every:
+  if config.evaluate.every and not EVALUATORS['samples'].needs(run, data):
     entries.append((config.evaluate.every, curve(run, workdir, data)))
   return entries
 
 
 def curve(run, workdir, data):
-  """The Frechet distance curve, (step, params) -> values, with a notice when it has become flat."""
+  """The Frechet distance curve, (step, weights) -> values, with a notice when it has become flat."""
   point = sample_metrics.make_curve(run, data)
   lines = read_metrics(workdir / 'metrics.jsonl') if multihost.is_main() else ()
   past = [(line['step'], line['fd_infinity'], line['fd_infinity_error']) for line in lines if 'fd_infinity' in line]
-  def measure(step, params):
-    values, flat = point(params), sample_metrics.plateau(past)
+  def measure(step, weights):
+    values, flat = point(weights), sample_metrics.plateau(past)
     past.append((step, values['fd_infinity'], values['fd_infinity_error']))
     if sample_metrics.plateau(past) and not flat:
       value, error = values['fd_infinity'], values['fd_infinity_error']
@@ -162,11 +169,10 @@ def curve(run, workdir, data):
 
 def sample(config, workdir):
   """Draws samples from the newest checkpoint."""
-  run, checkpoints, _ = open_run(config, workdir, report=report)
+  run, checkpoints, *_ = open_run(config, workdir, report=report)
   sample_report.check(run)
-  if run.denoise is None:
-    raise InputError(f'{workdir} holds a classifier, which draws nothing; it guides another model: '
-                     f"--config.guide='classifier({workdir}, 2)'")
+  guides = f"; it guides another model: --config.guide='classifier({workdir}, 2)'" if 'log_prob' in run.can else ''
+  require(run, 'draws', guides)
   write_samples(run, workdir, restore(run, checkpoints, report=report))
 
 
@@ -175,7 +181,7 @@ def evaluate(config, workdir):
   parts = check(config)
   evaluation.check(config)
   data = build.load_data(config)
-  run, checkpoints, _ = open_run(config, workdir, data, parts=parts, report=report)
+  run, checkpoints, _, data = open_run(config, workdir, data, parts=parts, report=report)
   sample_report.check(run)
   write_evaluation(run, workdir, restore(run, checkpoints, report=report), data)
 
@@ -190,30 +196,30 @@ def write_evaluation(run, workdir, state, data):
       raise InputError(f'{path} was made with other settings or at another step; name another config.evaluate.folder')
     report('complete', f'{path} exists already; nothing was measured')
     return
-  params = choose_params(run, state, workdir)
-  report_files(evaluation.evaluate(run, params, step, data, workdir, versions(), report))
+  weights = choose_weights(run, state, workdir)
+  report_files(evaluation.evaluate(run, weights, step, data, workdir, versions(), report))
 
 
 def edit(config, workdir):
   """Edits the user's image as config.edit says, with the newest checkpoint."""
   edit_inputs.check(config.edit)
-  run, checkpoints, _ = open_run(config, workdir, report=report)
+  run, checkpoints, *_ = open_run(config, workdir, report=report)
   sample_report.check(run)
   inputs = edit_inputs.read(run)
   state = restore(run, checkpoints, report=report)
   report('editing', f'{config.edit.image}: {config.edit.task}, step {int(state.step)}, {config.grid}')
-  params = choose_params(run, state, workdir)
-  report_files(edits.write(run, inputs, workdir / 'edits', params, int(state.step), versions()))
+  weights = choose_weights(run, state, workdir)
+  report_files(edits.write(run, inputs, workdir / 'edits', weights, int(state.step), versions()))
 
 
 def export(config, workdir):
   """Writes the newest checkpoint's parameters and its sampler for programs without this package."""
-  run, checkpoints, _ = open_run(config, workdir, report=report)
+  run, checkpoints, *_ = open_run(config, workdir, report=report)
   sample_report.check(run)
   state = restore(run, checkpoints, report=report)
-  step, params = int(state.step), choose_params(run, state, workdir)
+  step, weights = int(state.step), choose_weights(run, state, workdir)
   report('exporting', f'step {step}, {config.sampler}, {config.grid}')
-  folder = exporting.write(run, params, step, workdir / 'exports' / f'step_{step}', versions())
+  folder = exporting.write(run, weights, step, workdir / 'exports' / f'step_{step}', versions())
   report_files(folder)
   report('try next', f'cd {folder} && python sample.py 16    (needs jax, flatbuffers, numpy, safetensors and pillow)')
 
@@ -221,18 +227,25 @@ def export(config, workdir):
 def write_samples(run, workdir, state, data=None):
   """Draws what config.sample asks for into a new folder of the work directory."""
   config, step = run.config, int(state.step)
-  run, params = with_guide_model(run, choose_params(run, state, workdir), config.sample.classes)
-  steps = len(run.levels.logsnr) - 1
-  report('sampling', f'{config.sample.num_samples} images from checkpoint {step}, {config.sampler}, {steps} steps each')
-  report_files(sample_report.write(run, workdir / 'samples', params, step, versions(), data))
+  run, weights = with_guide_model(run, choose_weights(run, state, workdir), config.sample.classes)
+  how = f', {config.sampler}, {len(run.levels.logsnr) - 1} steps each' if run.levels else ''
+  report('sampling', f'{config.sample.num_samples} {run.task.gives or "samples"} from checkpoint {step}{how}')
+  report_files(sample_report.write(Loaded(run, weights, step), workdir / 'samples', versions(), data))
 
 
 def report_next_steps(run, workdir, step):
   """The last lines of a training: where things are, and what to do next."""
   command = f'python -m diffusion.main --workdir={workdir}'
-  guide = " --config.guide='cfg(2)'" if run.classes else ''
   report('checkpoint', workdir / 'checkpoints' / str(step))
   report('TensorBoard', f'tensorboard --logdir={workdir / "tensorboard"}    (pip install tensorboard)')
-  report('try next', f'{command} --mode=sample{guide} --config.sample.show=all\n'
-         f"{command} --mode=sample --config.sampler=ddpm --config.grid='trailing(200)'\n"
-         f'{command} --mode=evaluate')
+  tries = [f'{command} --mode=evaluate'] if run.task.evaluators else []
+  if 'denoise' in run.can:
+    guide = " --config.guide='cfg(2)'" if run.classes else ''
+    show = ' --config.sample.show=all' if run.task.tiles else ''
+    tries = [f'{command} --mode=sample{guide}{show}',
+             f"{command} --mode=sample --config.sampler=ddpm --config.grid='trailing(200)'", *tries]
+  elif 'log_prob' in run.can:
+    guide = f"--config.guide='classifier({workdir}, 2)'"
+    tries.insert(0, f'python -m diffusion.main --mode=sample --workdir=RUN_OF_A_MODEL {guide}')
+  if tries:
+    report('try next', '\n'.join(tries))

@@ -1,4 +1,5 @@
 """The exception for errors that the user can fix: the command line prints it as a single line, without a traceback."""
+import difflib
 
 
 class InputError(ValueError):
@@ -10,3 +11,9 @@ def check_positive(name, **arguments):
   for argument, value in arguments.items():
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float('inf'):
       raise InputError(f'{name}({argument}={value!r}): expected a number above 0')
+
+
+def unknown(name, names):
+  """'unknown x; did you mean y? Valid: y, z': the end of an error message."""
+  close = difflib.get_close_matches(name, names, 1, .5)
+  return f'unknown {name!r}' + (f'; did you mean {close[0]!r}? Valid: ' if close else '; valid: ') + ', '.join(names)

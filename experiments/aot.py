@@ -93,20 +93,21 @@ def programs(run, config):
   """{name: (jitted function, abstract arguments with shardings, images per call, iterations of its loop)}."""
   import jax
   import numpy as np
-  from diffusion.data.dataset import Dataset
+  from diffusion.data.arrays import image_dataset
   from diffusion.generation import sampling
+  from diffusion.setup.build import Weights
   from diffusion.system import sharding
   from diffusion.training import loop
   from diffusion.training.state import abstract_state
   state = abstract_state(run)
-  blank = Dataset(np.zeros((1, *run.shape), np.uint8), np.zeros(1, np.int32), run.classes)
+  blank = image_dataset(np.zeros((1, *run.shape), np.uint8), np.zeros(1, np.int32), run.classes)
   number = -(-config.sample.batch // run.mesh.size) * run.mesh.size
   placed = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(run.mesh))
   cond = placed((number, len(run.classes)), np.float32) if run.classes else None
   return dict(
-    train=(loop.make_train_step(run), (state, *loop.abstract_batch(run, blank)), config.batch,
+    train=(loop.make_train_step(run), (state, *loop.abstract_inputs(run, blank)), config.batch,
            config.grad_accumulation),
-    sample=(sampling.make_sample(run, 0), (state.ema, placed((number,), np.int32), cond, None), number,
+    sample=(sampling.make_sample(run, 0), (Weights(state.ema), placed((number,), np.int32), cond, None), number,
             len(run.levels.logsnr) - 1))
 
 
@@ -122,14 +123,14 @@ def measure(config, topology, chips=0, shape=(), classes=-1, names=('train', 'sa
     report: (label, text) -> None, called with progress messages.
   """
   import jax
-  from diffusion.setup import build
   from diffusion.system import flops, sharding
   from diffusion.training.state import abstract_state
+  from experiments.image_run import image_run
   config.net = accelerated(config.net)
   shape, classes = example(config.data, shape, classes)
   mesh = sharding.make_mesh(config.fsdp, devices(topology, chips))
   sharding.check_batch('config.batch', config.batch, mesh, config.grad_accumulation)
-  run = build.build(config, shape, tuple(map(str, range(classes))), mesh)
+  run = image_run(config, shape, tuple(map(str, range(classes))), mesh)
   state = abstract_state(run)
   sizes = {math.prod(a.shape) for a in jax.tree.leaves(state.params)}
   held = sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(state))

@@ -58,21 +58,22 @@ def model(workdir):
   import jax
   from diffusion.core.gaussian import clip
   from diffusion.errors import InputError
-  from diffusion.data.dataset import host_batch
+  import numpy as np
+  from diffusion.data.dataset import size
   from diffusion.setup import build
   from diffusion.training.open_model import load
-  run, params, _ = load(workdir, guide='')
+  run, weights, _ = load(workdir, guide='')
   data = build.load_data(run.config)
-  if run.denoise is None or run.self_condition:
-    raise InputError(f'--workdir={workdir}: a classifier or a self-conditioned model cannot compress; '
-                     'use another model')
+  if run.denoise is None or run.self_condition or not run.task.levels:
+    raise InputError(f'--workdir={workdir}: a classifier, a self-conditioned model or one of continuous data cannot '
+                     'compress; use another model')
   digest = hashlib.sha256()
-  for leaf in jax.tree.leaves(jax.device_get(params)):
+  for leaf in jax.tree.leaves(jax.device_get(weights.params)):
     digest.update(leaf.tobytes())
   clipped = clip if run.config.clip_x0 else lambda denoise: denoise
-  estimate = jax.jit(lambda x, noise, cond: clipped(run.plain(params, cond))(x, noise))
+  estimate = jax.jit(lambda x, noise, cond: clipped(run.plain(weights, cond))(x, noise))
   def encode(dataset):
-    return jax.device_get(run.task.encode(None, host_batch(dataset, range(len(dataset.images)))))
+    return jax.device_get(run.encode(weights.frozen, None, run.task.batch(dataset, np.arange(size(dataset)))))
   return Model(estimate, run.schedule, digest.hexdigest()[:16], encode, data, tuple(run.classes))
 
 

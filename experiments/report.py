@@ -69,7 +69,7 @@ def verdict(sweep):
     return f'Nothing can be said yet: no finished trial has measured `{sweep.metric}`.'
   order = sweep.groups[0].ranked
   _, best, estimate, _ = order[0]
-  first = (f'By `{sweep.metric}` ({"lower" if sweep.metric in record.LOWER else "higher"} is better) the first is '
+  first = (f'By `{sweep.metric}` ({"higher" if sweep.metric in record.HIGHER else "lower"} is better) the first is '
            f'{code(best.label)} with {value(estimate._asdict())}. ')
   same = [place.row.label for place in order[1:] if place.tied]
   if len(order) == 1:

@@ -127,20 +127,20 @@ def model(workdir, number, seed):
   from diffusion import samplers
   from diffusion.core import grids
   from diffusion.errors import InputError
-  from diffusion.generation import sampling
   from diffusion.training.open_model import load
-  run, params, _ = load(workdir)
+  run, weights, _ = load(workdir)
   if run.denoise is None or run.self_condition:
     raise InputError(f'--workdir={workdir}: a classifier cannot be sampled from, and a self-conditioned model '
                      'does not define an ODE; use another model')
-  cond, labels = sampling.class_conditions(run.classes, '', number)
-  denoise = jax.jit(lambda x, noise: run.denoise(params, cond)(x, noise))
+  cond, labels, _ = run.task.ask({}, np.arange(number), seed)
+  denoise = jax.jit(lambda x, noise: run.denoise(weights, cond)(x, noise))
   keys = samplers.sample_keys(seed, np.arange(number))
   z = samplers.gaussian(keys, 0, jax.ShapeDtypeStruct((number, *run.shape), np.float32))
   levels = grids.exponential(400)(run.schedule)
   print('solving the model with 400 steps of UniPC-3 ..', flush=True)
   truth = np.asarray(stepwise(keys, denoise, samplers.unipc(3), levels, float(levels.sigma[0]) * z))
-  return Problem('model', run.schedule, denoise, z, keys, truth), run.task.decode, labels, run.config
+  decode = lambda x: run.decode(weights.frozen, x, cond)['images']
+  return Problem('model', run.schedule, denoise, z, keys, truth), decode, labels, run.config
 
 
 # ---- output
@@ -188,7 +188,7 @@ def contact(problem, samplers, grid, budgets, decode, label):
   """A contact sheet from the first initial noise: solvers down, budgets across."""
   import numpy as np
   from tqdm import tqdm
-  from diffusion.generation import pages
+  from diffusion.tasks import pages
   cells = []
   for solver in tqdm(samplers, 'contact sheet', unit='solver', disable=None):
     row = []
@@ -242,7 +242,7 @@ def deterministic(samplers, problem):
 def compare(options, out):
   """Rows of errors, of the mixture and of the model of --workdir; writes the contact sheet of the latter."""
   from diffusion.commands import report
-  from diffusion.generation import pages
+  from diffusion.tasks import pages
   from diffusion.setup import specs
   budgets, samplers, names = _budgets(options.budgets), specs.split(options.samplers), specs.split(options.grids)
   grids = {name: _grid(name) for name in names}

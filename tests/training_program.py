@@ -10,15 +10,17 @@ from functools import partial
 
 from diffusion import samplers
 from diffusion.core import gaussian, schedules
-from diffusion.data.dataset import Dataset, read_batch
+from diffusion.data.arrays import image_dataset
+from diffusion.data.dataset import read_batch
 from diffusion.data.prefetch import feed
 from diffusion.generation import sampling
 from diffusion.objectives import denoising, timesteps, weighting
-from diffusion.setup import build
+from diffusion.setup.build import Weights
 from diffusion.setup.config import default, tiny
 from diffusion.system import multihost, platform, sharding
 from diffusion.training import loop
 from diffusion.training.state import abstract_state, make_state
+from experiments.image_run import image_run
 
 devices, fsdp, accumulate = map(int, sys.argv[1:4])
 platform.start(devices)
@@ -36,17 +38,17 @@ c.update(dict(net='unet(channels=16, multipliers=(1,), blocks=1, attention=(), z
               guide='cfg(2)', lr_schedule='constant(warmup=2)', fsdp=fsdp, grad_accumulation=accumulate,
               extra_emas='power(.1)'))
 mesh = sharding.make_mesh(fsdp)
-run = build.build(c, (8, 8, 1), ('a', 'b'), mesh)
+run = image_run(c, (8, 8, 1), ('a', 'b'), mesh)
 rng = np.random.default_rng(0)
-data = Dataset(rng.integers(0, 256, (100, 8, 8, 1), np.uint8), np.arange(100, dtype=np.int32) % 2, ('a', 'b'))
+data = image_dataset(rng.integers(0, 256, (100, 8, 8, 1), np.uint8), np.arange(100, dtype=np.int32) % 2, ('a', 'b'))
 state = make_state(run, jax.random.key(0))
 shards = [shard for a in jax.tree.leaves(state) for shard in a.addressable_shards]
 on_one = sum(shard.data.nbytes for shard in shards if shard.device == jax.local_devices()[0])
 step = loop.make_train_step(run)
-text = step.lower(abstract_state(run), *loop.abstract_batch(run, data)).compile().as_text()
+text = step.lower(abstract_state(run), *loop.abstract_inputs(run, data)).compile().as_text()
 moved = [(m[2], m[1]) for m in re.finditer(r'= (\S+) (all-gather|all-to-all|collective-permute)\(', text)]
 
-read = partial(read_batch, data, B, 0, sharding.local_rows(mesh, B))
+read = partial(read_batch, run.task.batch, data, B, 0, sharding.local_rows(mesh, B))
 batches = feed(read, 0, 20, lambda rows: sharding.put_rows(rows, mesh, B))
 values, norms = [], []
 for _ in range(20):
@@ -58,10 +60,11 @@ batches.close()
 drawn = {}
 if (devices, accumulate) != (1, 4):  # its samples are those of (1, 1)
   cond = np.eye(2, dtype=np.float32)[np.arange(13) % 2]
-  pictures = sampling.make_draw(run, 5, 16)(state.params, np.arange(13), cond)[0]
+  weights = Weights(state.params)
+  pictures = sampling.make_draw(run, 5, 16)(weights, np.arange(13), cond)[0]['images']
   alone = pictures[:3]
   if devices == 8 and fsdp == 1:
-    alone = sampling.make_draw(run, 5, 1)(state.params, np.arange(3), cond[:3])[0]
+    alone = sampling.make_draw(run, 5, 1)(weights, np.arange(3), cond[:3])[0]['images']
   prior = lambda ids: samplers.prior(samplers.sample_keys(5, ids), run.levels, run.shape)
   noise = jax.jit(prior, out_shardings=sharding.replicated(mesh))(sharding.put_batch(np.arange(16), mesh))
   drawn = dict(pictures=pictures, alone=alone, noise=np.asarray(noise))

@@ -178,17 +178,27 @@ def batched_pair(net, params, cond, null, predict):
   Raises:
     InputError: no conditions, or conditions of different trees or shapes.
   """
+  return doubled(lambda conds: denoiser(net, params, conds, predict), cond, null)
+
+
+def doubled(denoise, cond, null):
+  """The pair (x, noise, *previous) -> (conditional Pred, null Pred) of a denoiser, called once with a doubled batch.
+
+  Args:
+    denoise: conditions [2B, ...] -> (x [2B, ...], noise, *previous) -> Pred.
+    cond, null: as for batched_pair.
+  """
   def shapes(tree):
     return jax.tree.map(jnp.shape, tree)
   if not jax.tree.leaves(cond) or jax.tree.structure(cond) != jax.tree.structure(null) or shapes(cond) != shapes(null):
     raise InputError('batched_pair: expected two conditions of the same shapes, got '
                      f'{shapes(cond)} and {shapes(null)}; use separate_pair')
   # The two copies of a sample are neighbours, not in two halves: a batch sharded over devices stays where it is.
-  conds = jax.tree.map(lambda c, n: jnp.stack([c, n], 1).reshape(-1, *c.shape[1:]), cond, null)
+  both = denoise(jax.tree.map(lambda c, n: jnp.stack([c, n], 1).reshape(-1, *c.shape[1:]), cond, null))
   def twice(a):
     return jnp.repeat(a, 2, 0) if jnp.ndim(a) else a
-  def pair(x, noise):
-    preds = denoiser(net, params, conds, predict)(twice(x), Noise(*map(twice, noise)))
+  def pair(x, noise, *previous):
+    preds = both(twice(x), Noise(*map(twice, noise)), *map(twice, previous))
     preds = jax.tree.map(lambda a: a.reshape(-1, 2, *a.shape[1:]), preds)
     return tuple(jax.tree.map(lambda a: a[:, i], preds) for i in (0, 1))
   return pair

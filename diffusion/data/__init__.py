@@ -1,8 +1,9 @@
-"""Data: a source returns uint8 images, in memory or streamed, split into a training and a held-out set.
+"""Data: a source returns named columns, in memory or streamed, split into a training and a held-out set.
 
-To add a source, write a function that returns a Source (see sources.py) and list it here.
+To add a source, write a function that returns a Source (see sources.py for images) and list it here.
 """
-from diffusion.data import sources
+from diffusion.data import points, series, sources
 
 SOURCES = dict(sprites=sources.sprites, digits=sources.digits, npy=sources.npy, npz=sources.npz, folder=sources.folder,
-               tfds=sources.tfds)
+               tfds=sources.tfds, points=points.points,
+               waves=series.waves, series=series.series)

@@ -1,9 +1,10 @@
-"""Images and labels from arrays: converts accepted layouts to that of Dataset and refuses all others."""
+"""Images and labels: converts accepted layouts to those of Dataset and refuses all others."""
 import pathlib
 import zipfile
 
 import numpy as np
 
+from diffusion.data.dataset import check, condition_vectors, Dataset
 from diffusion.errors import InputError
 
 
@@ -21,6 +22,53 @@ def load(path, **options):
 def from_unit(x):
   """float [-1, 1] -> uint8 [0, 255], rounded and clipped; NumPy and JAX arrays."""
   return ((x + 1.0) * 127.5).round().clip(0, 255).astype('uint8')
+
+
+def to_unit(images):
+  """uint8 [0, 255] -> float32 [-1, 1]; NumPy and JAX arrays. The inverse of `from_unit` for all 256 values."""
+  return images.astype('float32') / 127.5 - 1.0
+
+
+def image_dataset(images, labels=None, classes=(), captions=(), attributes=()):
+  """A Dataset of images.
+
+  Args:
+    images: uint8 [N, H, W, C], C from 1 to 4; or a Stream.
+    labels: int32 [N] class indices, or float32 [N, K] context vectors; they count only with classes.
+    classes: K names; () is unconditional.
+    captions: N texts, or ().   attributes: N dicts, or ().
+  """
+  arrays = dict(images=images)
+  if labels is not None and (len(classes) or np.any(labels)):
+    arrays['labels'] = labels
+  if len(captions):
+    arrays['captions'] = np.array(captions, np.dtypes.StringDType())
+  if len(attributes):
+    arrays['attributes'] = np.array(attributes, object)
+  return Dataset(arrays, dict(classes=tuple(classes)) if len(classes) else {})
+
+
+def images_batch(data, indices):
+  """The images at `indices` (int [B]) as host arrays.
+
+  Returns:
+    {'images': uint8 [B, H, W, C]}, and 'cond': float32 [B, K] if there are classes.
+  """
+  batch = dict(images=data.arrays['images'][indices])
+  if data.facts.get('classes'):
+    batch['cond'] = condition_vectors(data.arrays['labels'][indices], data.facts['classes'])
+  return batch
+
+
+def check_images(data, name):
+  """Returns data. Raises InputError, starting with `name`, if it is no consistent data set of images."""
+  images = data.arrays['images']
+  if images.ndim != 4 or not 1 <= images.shape[-1] <= 4 or images.dtype != np.uint8:
+    raise InputError(f'{name}: images must be uint8 [N, height, width, channels] with 1 to 4 channels, '
+                     f'channels last; got {images.dtype} {list(images.shape)}')
+  if 0 in images.shape[1:]:
+    raise InputError(f'{name}: images of size {images.shape[1]}x{images.shape[2]} have no pixels')
+  return check(data, name)
 
 
 def as_images(array, name):

@@ -1,30 +1,37 @@
 """What a data source returns, and the pure functions between it and the training step.
 
-Images stay uint8 [N, H, W, C] on the host, in memory or on disk (stream.py). The batch of a step is
-`host_batch(data, batch_indices(...))`; scaling to [-1, 1] happens on the device, inside the compiled step. Batch
-indices are a pure function of (seed, step), so the position in the data is one integer and resuming needs no iterator
-state.
+A Dataset is named columns of one length. They stay on the host, in memory or on disk (stream.py); the batch of a step
+is `task.batch(data, batch_indices(...))`, and what is computed of it, on the device. Batch indices are a pure function
+of (seed, step), so the position in the data is one integer and resuming needs no iterator state.
 """
 import functools
 from typing import NamedTuple
 
 import numpy as np
 
+from diffusion.data.stream import Stream
 from diffusion.errors import InputError
 
 
 class Dataset(NamedTuple):
-  images: np.ndarray  # uint8 [N, H, W, C], C from 1 to 4; or a Stream
-  labels: np.ndarray  # int32 [N] class indices (0 if unlabelled), or float32 [N, K] context vectors
-  classes: tuple[str, ...] = ()  # K names; () = unconditional
-  captions: tuple[str, ...] = ()  # N texts, or ()
-  attributes: tuple[dict, ...] = ()  # N dicts, or ()
+  """N examples as named columns.
+
+  A column has a length, N, and column[integers or slice] are examples of it. It is a NumPy array of any dtype and rank,
+  texts among them (NumPy's StringDType), a Stream of images on disk, or a Ragged of examples of different lengths.
+  """
+  arrays: dict      # name -> column; the first one is what the data are about
+  facts: dict = {}  # what the source says about them, as in JSON: classes, the names of labels; ..
 
 
 class Source(NamedTuple):
   train: Dataset
   heldout: Dataset  # may be empty
   notes: tuple[str, ...] = ()  # one line each: what the user should know about how the data was read
+
+
+def size(data):
+  """The number of examples."""
+  return len(next(iter(data.arrays.values())))
 
 
 def condition_vectors(labels, classes):
@@ -37,26 +44,15 @@ def condition_vectors(labels, classes):
   return (labels[:, None] == np.arange(len(classes))).astype('float32')
 
 
-def host_batch(data, indices):
-  """The examples at `indices` (int [B]) as the host arrays that Task.encode takes.
-
-  Returns:
-    {'images': uint8 [B, H, W, C]}, and 'cond': float32 [B, K] if there are classes.
-  """
-  batch = dict(images=data.images[indices])
-  if data.classes:
-    batch['cond'] = condition_vectors(data.labels[indices], data.classes)
-  return batch
-
-
-def read_batch(data, batch, seed, rows, step):
-  """The rows of the batch at `step` that this process reads, as host_batch gives them.
+def read_batch(batch_of, data, batch, seed, rows, step):
+  """The rows of the batch at `step` that this process reads, as the task makes them.
 
   Args:
+    batch_of: (Dataset, indices) -> dict of arrays, Task.batch.
     data: a Dataset.   batch: examples in a batch, over all hosts.   seed: of the order.
     rows: integers, of the batch.
   """
-  return host_batch(data, batch_indices(len(data.images), batch, seed, step)[np.asarray(rows)])
+  return batch_of(data, batch_indices(size(data), batch, seed, step)[np.asarray(rows)])
 
 
 def batch_indices(n, batch, seed, step):
@@ -95,31 +91,38 @@ def _permutation(n, seed, epoch):
 
 
 def in_memory(data):
-  """Whether the images are an array; otherwise they are a Stream, read on access."""
-  return isinstance(data.images, np.ndarray)
+  """Whether no column is a Stream, which is read on access."""
+  return not any(isinstance(column, Stream) for column in data.arrays.values())
 
 
 def take(data, index):
-  """The examples selected by `index` (integers or a boolean mask), as a Dataset."""
-  positions = np.arange(len(data.images))[index]
-  images = data.images[positions] if in_memory(data) else data.images.take(positions)
-  pick = lambda values: tuple(values[i] for i in positions) if values else ()
-  return data._replace(images=images, labels=data.labels[positions], captions=pick(data.captions),
-                       attributes=pick(data.attributes))
+  """The examples selected by `index` (integers or a boolean mask), as a Dataset; nothing is read from disk."""
+  positions = np.arange(size(data))[index]
+  pick = lambda column: column.take(positions) if isinstance(column, Stream) else column[positions]
+  return data._replace(arrays={name: pick(column) for name, column in data.arrays.items()})
+
+
+def captions(data, index):
+  """Texts to write under examples: their classes, or else what a column `captions` says; None without either."""
+  labels, classes = data.arrays.get('labels'), data.facts.get('classes', ())
+  if labels is not None and labels.ndim == 1 and classes:
+    return [classes[i] for i in labels[index]]
+  return [str(text) for text in data.arrays['captions'][index]] if 'captions' in data.arrays else None
 
 
 def check(data, name):
-  """Returns data. Raises InputError, starting with `name`, if shapes, dtypes, counts or labels are inconsistent."""
-  images, labels, classes, captions, attributes = data
-  if images.ndim != 4 or not 1 <= images.shape[-1] <= 4 or images.dtype != np.uint8:
-    raise InputError(f'{name}: images must be uint8 [N, height, width, channels] with 1 to 4 channels, '
-                     f'channels last; got {images.dtype} {list(images.shape)}')
-  if 0 in images.shape[1:]:
-    raise InputError(f'{name}: images of size {images.shape[1]}x{images.shape[2]} have no pixels')
-  count = len(images)
-  for what, values in (('labels', labels), ('captions', captions), ('attributes', attributes)):
-    if len(values) != count and (what == 'labels' or values):
-      raise InputError(f'{name}: {len(values)} {what} for {count} images; give one for each')
+  """Returns data. Raises InputError, starting with `name`, if columns differ in length or labels are inconsistent."""
+  first, column = next(iter(data.arrays.items()))
+  count = len(column)
+  for what, values in data.arrays.items():
+    if len(values) != count:
+      raise InputError(f'{name}: {len(values)} {what} for {count} {first}; give one for each')
+  if 'labels' in data.arrays:
+    _check_labels(data.arrays['labels'], data.facts.get('classes', ()), name)
+  return data
+
+
+def _check_labels(labels, classes, name):
   if labels.ndim == 2:
     if labels.shape[1] != len(classes):
       raise InputError(f'{name}: label vectors have {labels.shape[1]} entries, '
@@ -127,34 +130,39 @@ def check(data, name):
     finite = np.isfinite(labels).all(1)
     if not finite.all():
       raise InputError(f'{name}: label vectors must be finite; row {finite.argmin()} is not')
-  elif count and not 0 <= labels.min() <= labels.max() < max(len(classes), 1):
+  elif len(labels) and not 0 <= labels.min() <= labels.max() < max(len(classes), 1):
     bad = int(np.argmax((labels < 0) | (labels >= max(len(classes), 1))))
     raise InputError(f'{name}: label {labels[bad]} of image {bad} is out of range; '
                      f'{len(classes)} classes have labels 0 to {max(len(classes), 1) - 1}')
-  return data
 
 
 def describe(source):
   """A text to show before training: counts, shape, value range, classes with counts, some captions, notes."""
   train, heldout, notes = source
-  height, width, channels = train.images.shape[1:]
-  inspected = train.images if in_memory(train) else train.images[:64]  # the rest stays unread
-  scope = '' if in_memory(train) else f' in the first {len(inspected)}'
-  lines = [f'images    {len(train.images):,} for training, {len(heldout.images):,} held out, '
-           f'{height}x{width}x{channels} uint8, values {inspected.min()} to {inspected.max()}{scope}']
-  if train.classes:
+  name, column = next(iter(train.arrays.items()))
+  inspected = column[:64] if isinstance(column, Stream) else getattr(column, 'values', column)  # the rest stays unread
+  scope = f' in the first {len(inspected)}' if isinstance(column, Stream) else ''
+  by = 'x'.join(map(str, column.shape[1:])) or 'single'
+  numbers = column.dtype.kind in 'uifb' and inspected.size
+  values = f', values {_short(inspected.min())} to {_short(inspected.max())}{scope}' if numbers else ''
+  lines = [f'{name:<10}{size(train):,} for training, {size(heldout):,} held out, {by} {column.dtype}{values}']
+  if train.facts.get('classes') and 'labels' in train.arrays:
     lines += [f'classes   {_counts(train)}']
-  if train.captions:
-    lines += [f'captions  {text!r}' for text in train.captions[:3]]
+  if 'captions' in train.arrays:
+    lines += [f'captions  {text!r}' for text in train.arrays['captions'][:3]]
   return '\n'.join(lines + [f'note      {note}' for note in notes])
 
 
+def _short(value):
+  return f'{value:.3g}' if isinstance(value, np.floating) else value
+
+
 def _counts(data, most=12):
-  if data.labels.ndim == 2:
-    means = data.labels.mean(0)
-    parts = [f'{name} (mean {mean:.2f})' for name, mean in zip(data.classes, means)]
+  labels, classes = data.arrays['labels'], data.facts['classes']
+  if labels.ndim == 2:
+    parts = [f'{name} (mean {mean:.2f})' for name, mean in zip(classes, labels.mean(0))]
   else:
-    counts = np.bincount(data.labels, minlength=len(data.classes))
-    parts = [f'{name} {count:,}' for name, count in zip(data.classes, counts)]
+    counts = np.bincount(labels, minlength=len(classes))
+    parts = [f'{name} {count:,}' for name, count in zip(classes, counts)]
   more = [f'and {len(parts) - most} more'] if len(parts) > most else []
   return f'{len(parts)}: ' + ', '.join(parts[:most] + more)

@@ -18,6 +18,7 @@ from typing import Callable, NamedTuple
 import numpy as np
 
 from diffusion.data.dataset import in_memory, read_batch
+from diffusion.data.stream import Stream
 from diffusion.errors import InputError
 
 
@@ -43,7 +44,7 @@ def feed(read, start, stop, put, workers=0, depth=2) -> Feed:
   """
   if workers < 0 or depth < 1:
     raise InputError(f'{workers=} must be at least 0, and {depth=} at least 1')
-  if in_memory(read.args[0]):
+  if in_memory(read.args[1]):
     batches = (read(step) for step in range(start, stop))
   else:
     batches = _streamed(read, start, stop, workers)
@@ -97,13 +98,15 @@ def _streamed(read, start, stop, workers):
   import grain
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain reads its own flags, which keep their defaults outside absl's app.run
-  data, *rest = read.args
-  if workers:
-    data = data._replace(images=data.images.single_threaded(), captions=(), attributes=())  # copied to each worker
+  batch_of, data, *rest = read.args
+  if workers:  # the data are copied to each
+    single = lambda column: column.single_threaded() if isinstance(column, Stream) else column
+    used = used_columns(batch_of, data)
+    data = data._replace(arrays={name: single(column) for name, column in data.arrays.items() if name in used})
   # One batch at a time: the images of a batch are decoded in parallel, and so are the batches of the workers.
   one = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
   several = grain.MultiprocessingOptions(num_workers=min(workers, stop - start), per_worker_buffer_size=1)
-  steps = grain.MapDataset.range(start, stop).map(partial(read_batch, data, *rest)).to_iter_dataset(one)
+  steps = grain.MapDataset.range(start, stop).map(partial(read_batch, batch_of, data, *rest)).to_iter_dataset(one)
   batches, failed = iter(steps.mp_prefetch(several, worker_init_fn=_start_worker)), None
   try:
     yield from map(_copied, batches)
@@ -119,6 +122,28 @@ def _streamed(read, start, stop, workers):
                      'if memory is short, lower config.data_workers')
   if failed:
     raise failed
+
+
+class _Noting(dict):
+  """Columns that note which of them are asked for."""
+
+  def __init__(self, columns):
+    super().__init__(columns)
+    self.asked = {next(iter(columns))}  # which says how many examples there are
+
+  def __getitem__(self, name):
+    self.asked.add(name)
+    return super().__getitem__(name)
+
+  def get(self, name, default=None):
+    return self[name] if name in self else default
+
+
+def used_columns(batch_of, data):
+  """The names of the columns that a task's batch reads: no others need to be sent to workers."""
+  columns = _Noting(data.arrays)
+  batch_of(data._replace(arrays=columns), np.zeros(1, np.int64))
+  return columns.asked
 
 
 def _without_frames(error):

@@ -14,7 +14,7 @@ import numpy as np
 
 from diffusion.data import (arrays, dataset, decode_images, folder as folders, holdout as splitting,
                             sprites as art, stream as streams, tfds_reader)
-from diffusion.data.dataset import Dataset, Source
+from diffusion.data.dataset import Source
 from diffusion.errors import InputError
 from diffusion.system import cache
 
@@ -39,14 +39,16 @@ def sprites(size=16, n=20000, heldout=1000, seed=0):
 
   def make():
     train, held = art.generate(n, heldout, seed)
-    texts = cache.pack_text([[side.captions, side.attributes] for side in (train, held)])
-    return dict(images=train.images, labels=train.labels, held_images=held.images, held_labels=held.labels,
-                texts=texts)
+    texts = cache.pack_text([[side.arrays['captions'].tolist(), side.arrays['attributes'].tolist()]
+                             if dataset.size(side) else [[], []] for side in (train, held)])
+    columns = {prefix + name: side.arrays[name] for prefix, side in (('', train), ('held_', held))
+               for name in ('images', 'labels')}
+    return columns | dict(texts=texts)
 
   stored = cache.cached('sprites', [art.source_hash(), n, heldout, seed], make)
   texts = cache.unpack_text(stored['texts'])
-  sides = [Dataset(art.enlarge(stored[prefix + 'images'], size), stored[prefix + 'labels'], art.CLASSES,
-                   tuple(captions), tuple(attributes))
+  sides = [arrays.image_dataset(art.enlarge(stored[prefix + 'images'], size), stored[prefix + 'labels'], art.CLASSES,
+                         captions, attributes)
            for prefix, (captions, attributes) in zip(('', 'held_'), texts)]
   return Source(*sides)
 
@@ -69,7 +71,7 @@ def digits(size=8, resample='bilinear', heldout=0.1, seed=0):
     images = np.stack([np.array(Image.fromarray(image[..., 0]).resize((width, height), method))
                        for image in images])[..., None]
   captions = tuple(f'a handwritten {digit}' for digit in bunch.target)
-  data = Dataset(images, bunch.target.astype(np.int32), tuple('0123456789'), captions)
+  data = arrays.image_dataset(images, bunch.target.astype(np.int32), tuple('0123456789'), captions)
   return splitting.split(data, heldout, seed, 'digits')
 
 
@@ -83,9 +85,9 @@ def npy(images, labels=None, classes=(), heldout=0.05, seed=0):
   """
   array = arrays.as_images(arrays.load(images, mmap_mode='r'), images)
   if labels is None:
-    data = Dataset(array, np.zeros(len(array), np.int32))
+    data = arrays.image_dataset(array)
   else:
-    data = Dataset(array, *arrays.as_labels(arrays.load(labels), tuple(classes), labels))
+    data = arrays.image_dataset(array, *arrays.as_labels(arrays.load(labels), tuple(classes), labels))
   return splitting.split(data, heldout, seed, images)
 
 
@@ -106,7 +108,7 @@ def npz(path, heldout=0.05, seed=0):
     labels, classes = arrays.as_labels(stored['labels'], classes, path)
   else:
     labels, classes = np.zeros(len(images), np.int32), ()
-  return splitting.split(Dataset(images, labels, classes, captions), heldout, seed, path)
+  return splitting.split(arrays.image_dataset(images, labels, classes, captions), heldout, seed, path)
 
 
 def _without_pickles(file, path):
@@ -147,7 +149,7 @@ def folder(path, size=None, channels=3, background='white', fit='crop', resample
   good = stored['good']
   keep = lambda values: tuple(values[i] for i in good) if values else ()
   labels, classes = _classes(listed)
-  data = Dataset(stored['images'], labels[good], classes, keep(listed.captions), keep(listed.attributes))
+  data = arrays.image_dataset(stored['images'], labels[good], classes, keep(listed.captions), keep(listed.attributes))
   notes = tuple(listed.notes + cache.unpack_text(stored['notes']))
   if listed.part[0] is None:
     return splitting.split(data, heldout, seed, str(path), notes)
@@ -167,7 +169,7 @@ def _streamed_folder(root, listed, decode, unreadable, heldout, seed):
   fetch = lambda numbers: [(names[i], root / names[i]) for i in numbers]
   groups = labels if unreadable == 'skip' else None
   images = streams.open_stream(fetch, decode, len(names), '\0'.join(names), groups)
-  data = Dataset(images, labels, classes, tuple(listed.captions), tuple(listed.attributes))
+  data = arrays.image_dataset(images, labels, classes, tuple(listed.captions), tuple(listed.attributes))
   if listed.part[0] is None:
     return splitting.split(data, heldout, seed, str(root), listed.notes, names)
   return splitting.by_part(data, listed.part, str(root), listed.notes)
@@ -196,13 +198,13 @@ def tfds(name, data_dir=None, size=None, channels=None, background='black', fit=
       stored = cache.cached(f'tfds-labels-{info["name"]}', [str(where.resolve()), split],
                             lambda: tfds_reader.read_labels(where, split), min_seconds=1)
       images = tfds_reader.open_stream(where, split, decode_options)
-      return Dataset(images, stored['labels'], tuple(stored['classes'].tolist()))
+      return arrays.image_dataset(images, stored['labels'], tuple(stored['classes'].tolist()))
     stored = cache.cached(f'tfds-{info["name"]}', [str(where.resolve()), split, decode_options],
                           lambda: tfds_reader.read(where, split, decode_options), min_seconds=1)
-    return Dataset(stored['images'], stored['labels'], tuple(stored['classes'].tolist()))
+    return arrays.image_dataset(stored['images'], stored['labels'], tuple(stored['classes'].tolist()))
 
   if not test:
     data = load(train)
-    names = [f'{train} {i}' for i in range(len(data.images))] if stream else None
+    names = [f'{train} {i}' for i in range(dataset.size(data))] if stream else None
     return splitting.split(data, heldout, seed, name, names=names)
-  return Source(dataset.check(load(train), name), dataset.check(load(test), name))
+  return Source(arrays.check_images(load(train), name), arrays.check_images(load(test), name))

@@ -1,6 +1,6 @@
 """Images that stay on disk and are read on access: for data that do not fit into memory.
 
-A Stream takes the place of the array in `Dataset.images`. It offers only what batches need: len, shape, dtype, ndim,
+A Stream takes the place of an array of images in a Dataset. It offers only what batches need: len, shape, dtype, ndim,
 take, and [slice | integers | integer], which reads and decodes. The same indices always give the same images, in any
 process and any order, so batches stay a pure function of (seed, step).
 """

@@ -1,1 +1,5 @@
-"""How good a model is: held-out loss, distances to the data, likelihood."""
+"""Evaluation: how good a model is. Evaluators measure it; a task names those that fit its data."""
+from diffusion.evaluation import bits, points, sample_metrics, series, validation
+
+EVALUATORS = dict(loss=validation.EVALUATOR, samples=sample_metrics.EVALUATOR, bound=bits.BOUND, ode=bits.ODE,
+                  density=points.EVALUATOR, spectrum=series.EVALUATOR)

@@ -3,18 +3,22 @@ import sys
 import time
 from typing import Any, Callable, NamedTuple
 
+import jax
 import numpy as np
 
-from diffusion.data.dataset import condition_vectors
+from diffusion.data.dataset import size
 from diffusion.errors import InputError
+from diffusion.evaluation.base import Evaluator, first, Measured
 from diffusion.evaluation.metrics import frechet, gaussian_stats, kid, make_features, measure
 from diffusion.evaluation.metrics.extractor import Extractor
 from diffusion.evaluation.metrics.features import (extract_all, FeatureSet, make_extract, MANIFOLD, Reference,
                                                    reference)
 from diffusion.evaluation.metrics.trained_features import digest
-from diffusion.generation import pages, sample_report, sampling
+from diffusion.generation import requests, sample_report, sampling
 from diffusion.system import sharding
 from diffusion.system.log import duration
+from diffusion.tasks import pages
+from diffusion.tasks.classes import split_names
 
 SHOWN = 64   # samples in samples.png
 PANEL = 12   # samples in memorisation.png, beside their nearest training images
@@ -34,20 +38,20 @@ def make_protocol(run, data):
   options, mesh = run.config.evaluate, sharding.local_mesh(run.mesh)
   extractor = make_features(run.config)(data.train, mesh)
   extract = make_extract(extractor, mesh)
-  split = train = reference(extractor, extract, data.train.images, mesh)
+  split = train = reference(extractor, extract, data.train.arrays['images'], mesh)
   if options.split == 'heldout':
-    split = reference(extractor, extract, data.heldout.images, mesh)
+    split = reference(extractor, extract, data.heldout.arrays['images'], mesh)
   if options.statistics:
     moments = gaussian_stats.read(options.statistics)
     if moments.mean.shape[1] != extractor.size:
       raise InputError(f'config.evaluate.statistics={options.statistics!r} has {moments.mean.shape[1]} features; '
                        f'config.evaluate.features={options.features!r} has {extractor.size}')
     split = split._replace(moments=moments)
-  if len(data.heldout.images) < measure.ENOUGH:
+  if size(data.heldout) < measure.ENOUGH:
     return Protocol(extractor, extract, split, train, None)
-  order = np.random.default_rng(0).permutation(len(data.heldout.images))[:MANIFOLD]
-  heldout, _ = extract_all(extract, [data.heldout.images[order]], mesh)
-  return Protocol(extractor, extract, split, train, (heldout, data.heldout.labels[order]))
+  order = np.random.default_rng(0).permutation(size(data.heldout))[:MANIFOLD]
+  heldout, _ = extract_all(extract, [data.heldout.arrays['images'][order]], mesh)
+  return Protocol(extractor, extract, split, train, (heldout, labels_of(data.heldout, order)))
 
 
 def describe(run, protocol):
@@ -61,36 +65,43 @@ def describe(run, protocol):
 
 
 # ---- the samples
+def labels_of(data, index):
+  """What the conditions of some examples ask for, [n] or [n, K]; zeros without labels."""
+  return data.arrays['labels'][index] if 'labels' in data.arrays else np.zeros(len(index), np.int32)
+
+
 def conditions(run, data, number):
   """Conditions of samples, in random order; those of sample k do not depend on `number`.
 
-  The classes of config.sample.classes equally often, or those of training images.
+  The classes of config.sample.classes equally often, or the conditions of training examples.
 
   Returns:
-    (float32 [number, K] or None, what they ask for: classes [number], attributes [number, K], or None).
+    (cond [number, ...] or None, what they ask for: classes [number], attributes [number, K], or None).
   """
-  options, rng = run.config.sample, np.random.default_rng(run.config.evaluate.seed)
-  if not run.classes or options.classes == 'none':
-    return sampling.class_conditions(run.classes, options.classes, number)[0], None
-  names = sampling.split_names(options.classes)
+  options, rng, ask = run.config.sample, np.random.default_rng(run.config.evaluate.seed), requests.of_config(run)
+  names = split_names(options.classes)
+  if run.example[1] is None or options.classes == 'none':
+    return requests.ask(run, ask, np.arange(number), options.seed).cond, None
   if names:
-    cond, labels = sampling.class_conditions(run.classes, options.classes, len(names))
+    asked = requests.ask(run, ask, np.arange(len(names)), options.seed)
     order = np.concatenate([rng.permutation(len(names)) for _ in range(-(-number // len(names)))])[:number]
-    return cond[order], np.array([run.classes.index(label) for label in labels])[order]
-  labels = data.train.labels[np.resize(rng.permutation(len(data.train.labels)), number)]
-  return condition_vectors(labels, run.classes), labels
+    return asked.cond[order], np.array([run.classes.index(label) for label in asked.labels])[order]
+  index = np.resize(rng.permutation(size(data.train)), number)
+  cond = run.encode(run.frozen, None, run.task.batch(data.train, index))[1]
+  return jax.device_get(cond), labels_of(data.train, index)
 
 
 def make_curve(run, data):
-  """params -> {'fd_infinity', 'fd_infinity_error'} of a few samples: a point of the curve that follows a training."""
+  """weights -> {'fd_infinity', 'fd_infinity_error'} of a few samples: a point of the curve that follows a training."""
   options, protocol = run.config.evaluate, make_protocol(run, data)
   number = options.curve_samples
   cond, _ = conditions(run, data, number)
   sample, batch = sampling.make_sample(run, options.seed), min(run.config.sample.batch, number)
 
-  def point(params):
-    batches = sampling.stream(run, sample, batch, params, np.arange(number), cond)
-    features, _ = extract_all(protocol.extract, (images for images, _ in batches), sharding.local_mesh(run.mesh))
+  def point(weights):
+    batches = sampling.stream(run, sample, batch, weights, np.arange(number), cond)
+    images = (outputs['images'] for outputs, _ in batches)
+    features, _ = extract_all(protocol.extract, images, sharding.local_mesh(run.mesh))
     distance = frechet.fd_infinity(features.moments, protocol.split.moments)
     return dict(fd_infinity=distance.value, fd_infinity_error=distance.error)
   return point
@@ -108,28 +119,29 @@ def with_progress(batches, number, every=60.):
   """The images of sampling.stream; if stderr is no terminal, which shows no bar, prints the time left now and then."""
   start = last = time.monotonic()
   done = 0
-  for images, _ in batches:
-    yield images
-    done, now = done + len(images), time.monotonic()
+  for outputs, _ in batches:
+    yield outputs['images']
+    done, now = done + len(outputs['images']), time.monotonic()
     if not sys.stderr.isatty() and now - last > every:
       left = duration((now - start) * (number / done - 1))
       print(f'{done}/{number} samples, {left} left', file=sys.stderr, flush=True)
       last = now
 
 
-def measure_samples(run, params, data, protocol, folder):
+def measure_samples(run, weights, data, protocol, folder):
   """measure_images of config.evaluate.num_samples samples; writes samples.png, samples.npz and memorisation.png."""
   config = run.config
   seed, number = config.evaluate.seed, config.evaluate.num_samples
   cond, labels = conditions(run, data, number)
   sample, batch = sampling.make_sample(run, seed), min(config.sample.batch, number)
-  batches = sampling.stream(run, sample, batch, params, np.arange(number), cond)
+  batches = sampling.stream(run, sample, batch, weights, np.arange(number), cond)
   features, images = extract_all(protocol.extract, with_progress(batches, number), sharding.local_mesh(run.mesh))
   cond, labels = (None if a is None else a[:len(images)] for a in (cond, labels))
   names = None if labels is None or labels.ndim == 2 else [run.classes[i] for i in labels]
   title = f'{config.sampler}, {config.grid}' + (f', {config.guide}' if config.guide else '')
-  pages.save_png(sample_report.page(images[:SHOWN], names and names[:SHOWN], title), folder / 'samples.png')
-  sample_report.save_arrays(folder, images, cond, run.classes)
+  page = sample_report.page(run.task, dict(images=images[:SHOWN]), names and names[:SHOWN], title)
+  pages.save_png(page, folder / 'samples.png')
+  run.task.save(folder, dict(images=images), cond, names)
   return measure_images(run, data, protocol, features, images, labels, folder)
 
 
@@ -147,7 +159,7 @@ def measure_images(run, data, protocol, features, images, labels, folder):
   split, heldout, known = protocol.split, protocol.heldout, protocol.extractor.classes == run.classes
   metrics = measure.measure(features, split, seed, labels if known else None, mesh)
   copies = measure.copies(features.points, protocol.train, heldout and heldout[0].points, mesh)
-  panel(images, data.train.images, copies, folder)
+  panel(images, data.train.arrays['images'], copies, folder)
   quantiles = np.quantile(copies.usual, (.01, .5, .99)).tolist()
   details = dict(usual_distance=dict(zip(('1 %', '50 %', '99 %'), quantiles)))
   size = min(1000, len(features.points), len(split.points))
@@ -175,3 +187,40 @@ def panel(images, train, copies, folder):
   page = pages.rows([images[order], nearest], ['sample', 'nearest in training'], captions,
                     'samples nearest to a training image: distance of features, and of pixels (of 255)')
   pages.save_png(page, folder / 'memorisation.png')
+
+
+# ---- the evaluator
+def _needs(run, data):
+  return first('' if run.draws else f'the objective {run.objective.name} draws nothing',
+               '' if run.task.gives == 'images' else f'the samples are {run.task.gives}, not images')
+
+
+def _prepare(run, data):
+  """Raises InputError for options that fit neither the model nor the data; reads or trains the features."""
+  options, mix = run.config.evaluate, run.config.sample.class_mix
+  if options.split == 'heldout' and size(data.heldout) < measure.ENOUGH:
+    raise InputError(f"config.evaluate.split='heldout' needs at least {measure.ENOUGH} held-out images, and "
+                     f"config.data has {size(data.heldout)}; use 'train'")
+  if mix:
+    raise InputError(f'config.sample.class_mix={mix!r}: the data has no mixes to compare samples with; leave it empty')
+  if options.every and run.objective.name == 'vdm':
+    raise InputError(f"config.evaluate.every={options.every}: with config.schedule='learned', samples during training "
+                     'are drawn on the initial schedule; set it to 0')
+  if options.statistics:
+    gaussian_stats.read(options.statistics)
+  make_features(run.config)(data.train, sharding.local_mesh(run.mesh))
+
+
+def _measure(run, weights, data, folder, report):
+  """The distances of samples to the data; writes what measure_samples writes."""
+  options = run.config.evaluate
+  report('features', options.features)
+  protocol = make_protocol(run, data)
+  report('samples', f'{options.num_samples}, {run.config.sampler}, {run.config.grid}')
+  metrics, heldout, details = measure_samples(run, weights, data, protocol, folder)
+  warning = frechet.warning(options.num_samples, protocol.extractor.size)
+  return Measured(metrics, dict(samples=describe(run, protocol)), dict(samples=details), heldout,
+                  (warning,) if warning else ())
+
+
+EVALUATOR = Evaluator(_needs, _measure, _prepare)

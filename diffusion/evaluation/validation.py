@@ -1,58 +1,62 @@
 """The loss on held-out images by log-SNR: a table, a plot, JSON.
 
-The loss is the unweighted squared error of the output; for a classifier, its cross-entropy.
+The loss is the error that the objective reports: the squared error of the output, or a classifier's cross-entropy.
 """
 import io
 import json
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from diffusion.data.dataset import host_batch
+from diffusion.data.dataset import size as count
 from diffusion.errors import InputError
+from diffusion.evaluation.base import columns, Evaluator, Measured, needs_heldout
+from diffusion.evaluation.metrics import record
+from diffusion.evaluation.metrics.trained_features import digest
 from diffusion.system import sharding
 from diffusion.system.files import write_atomic
+from diffusion.training.heldout import heldout_measurement
 from diffusion.training.loop import LOGSNR_EDGES
 
 
-def heldout_by_logsnr(run, params, data, draws=8, seed=0):
-  """The squared error of the network's output on held-out images, each noised `draws` times.
+def heldout_by_logsnr(run, weights, data, draws=8, seed=0):
+  """The error of the objective on held-out examples, each noised `draws` times.
 
   Args:
     run: the Experiment.
-    params: parameters to evaluate.
+    weights: the Weights to evaluate.
     data: a Dataset.
   Returns:
     {'what', 'loss', 'loss_error', 'number', 'draws', 'seed', 'bins': [{'low', 'high', 'mean', 'error', 'count'}]};
-    errors are standard errors, over images for the loss and over draws within a bin.
+    errors are standard errors, over examples for the loss and over draws within a bin.
   Raises:
     InputError: there are no held-out images.
   """
-  if not len(data.images):
-    raise InputError('config.data has no held-out images; set its argument heldout, such as heldout=64')
+  if not count(data):
+    raise InputError('config.data has no held-out examples; set its argument heldout, such as heldout=64')
 
   @partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
-  def measure(params, batch, key):
-    x0, cond = run.task.encode(None, batch)
-    return run.loss(key, params, x0, cond, False)[1]
+  def measure(weights, batch, key):
+    x0, cond = run.encode(weights.frozen, None, batch)
+    metrics = heldout_measurement(run, weights, key, x0, cond)[1]
+    return metrics[error], metrics.get('logsnr', jnp.full(len(metrics[error]), jnp.nan))
 
-  size, n = -(-run.plan.batch // run.mesh.size) * run.mesh.size, len(data.images)
+  (error, what), size, n = run.objective.error, -(-run.plan.batch // run.mesh.size) * run.mesh.size, count(data)
   key = lambda draw, i: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), draw), i)
-  squared, logsnr = np.empty((2, draws, n), np.float32)
+  errors, logsnr = np.empty((2, draws, n), np.float32)
   for i, first in enumerate(range(0, n, size)):
-    # Images that stay on disk are read once for all draws.
-    batch = sharding.put_batch(host_batch(data, np.arange(first, first + size) % n), run.mesh)
+    # Examples that stay on disk are read once for all draws.
+    batch = sharding.put_batch(run.task.batch(data, np.arange(first, first + size) % n), run.mesh)
     rows = slice(first, min(first + size, n))
     for draw in range(draws):
-      parts = jax.device_get(measure(params, batch, key(draw, i)))
-      squared[draw, rows] = parts['mse'][:rows.stop - first]
-      logsnr[draw, rows] = parts['logsnr'][:rows.stop - first]
-  images = squared.mean(0)
+      values, levels = jax.device_get(measure(weights, batch, key(draw, i)))
+      errors[draw, rows], logsnr[draw, rows] = values[:rows.stop - first], levels[:rows.stop - first]
+  examples = errors.mean(0)
   edges = [-np.inf, *LOGSNR_EDGES, np.inf]
-  bins = [_bin(low, high, squared[(logsnr > low) & (logsnr <= high)]) for low, high in zip(edges, edges[1:])]
-  what = 'squared error of the output' if run.denoise else 'cross-entropy of the class'
-  return dict(what=what, loss=float(images.mean()), loss_error=_standard_error(images), number=n, draws=draws,
+  bins = [_bin(low, high, errors[(logsnr > low) & (logsnr <= high)]) for low, high in zip(edges, edges[1:])]
+  return dict(what=what, loss=float(examples.mean()), loss_error=_standard_error(examples), number=n, draws=draws,
               seed=seed, bins=[b for b in bins if b['count']])
 
 
@@ -68,7 +72,7 @@ def _bin(low, high, values):
 def table(result):
   """The result as text."""
   lines = [f'held-out {result["what"]} {result["loss"]:.5f} +- {result["loss_error"]:.5f} '
-           f'({result["number"]} images, {result["draws"]} draws each)',
+           f'({result["number"]} examples, {result["draws"]} draws each)',
            '     log-SNR          loss           +-    draws']
   lines += [f'{b["low"]:5g} to {b["high"]:5g}  {b["mean"]:12.5f} {b["error"]:12.5f} {b["count"]:8d}'
             for b in result['bins']]
@@ -99,3 +103,18 @@ def _plot(result):
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=130)
   return buffer.getvalue()
+
+
+def _measure(run, weights, data, folder, report):
+  """The Measured of the evaluator loss; writes heldout.json and heldout.png."""
+  result, config = heldout_by_logsnr(run, weights, data.heldout), run.config
+  save(result, folder)
+  report('', table(result))
+  protocol = dict(what=result['what'], predict=config.predict, schedule=config.schedule,
+                  data_hash=digest(*columns(data.heldout)))
+  error = record.normal(result['loss'], result['loss_error'], result['number'])
+  return Measured(dict(heldout_error=error), dict(heldout_error=protocol))
+
+
+EVALUATOR = Evaluator(lambda run, data: needs_heldout(data) if run.objective.error[0] else
+                      f'the objective {run.objective.name} reports no error', _measure)

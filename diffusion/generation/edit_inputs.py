@@ -10,9 +10,10 @@ import numpy as np
 
 from diffusion.data.decode_images import decoder
 from diffusion.errors import InputError
-from diffusion.generation import sampling
+from diffusion.generation import requests
 from diffusion.samplers import constraints
 from diffusion.setup import specs
+from diffusion.setup.build import require
 
 # The tasks, and the file that each needs besides the image.
 TASKS = dict(inpaint='mask', repaint='mask', outpaint='', img2img='', invert='', interpolate='target', colourise='',
@@ -57,8 +58,9 @@ def read(run):
     InputError: a missing or unreadable file; a size, a mask, a class or a colour that does not fit the model.
   """
   options = run.config.edit
-  if run.denoise is None:
-    raise InputError('--workdir holds a classifier, which draws nothing; give the work directory of a diffusion model')
+  require(run, 'denoise', '; give the work directory of a diffusion model')
+  if run.task.gives != 'images':
+    raise InputError(f'--mode=edit takes a model of images, and config.task={run.config.task!r} is none')
   size = _input_size(run)
   if options.task in MASKED:
     constraints.inpaint(run.sampler, 0., True).plan(run.levels)  # refuses samplers that skip levels
@@ -91,7 +93,11 @@ def _conditions(run, field, number):
   names, used = config.edit[field], field == 'classes' or config.edit.task == 'invert'
   if used and not names and run.classes and not config.condition_dropout:
     raise InputError(f"{key}='': this model was always trained with a class; give one of {', '.join(run.classes)}")
-  return sampling.class_conditions(run.classes, names or 'none', number, key)
+  try:
+    asked = requests.ask(run, dict(classes=names or 'none'), np.arange(number), config.edit.seed, '')
+  except InputError as error:
+    raise InputError(f'config.edit.{str(error).replace("classes", field, 1)}') from error
+  return asked.cond, asked.labels
 
 
 def _by(size):

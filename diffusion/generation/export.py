@@ -2,11 +2,15 @@
 
 The folder of an export holds
   weights.safetensors   {'path/of/a/parameter': array}; the metadata hold the step and the config
-  sampler.stablehlo     (weights, ids, seed, and cond of a model with classes) -> uint8 images [B, H, W, C], for any
-                        B, on CPU, GPU and TPU, by jax.export. Image k depends on (seed, k) and its condition alone,
-                        as in sampling.make_draw. StableHLO guarantees that later versions read it for six months.
-  config.json           config, shape, classes, step, versions, and the conditions that sample.py cycles through
-  sample.py             draws a page of images with jax, numpy, safetensors and pillow alone
+  frozen.safetensors    what else the sampler takes: given weights, such as an autoencoder's or those of a second
+                        model, and what the objective remembers; only if there is any
+  requests.safetensors  conditions as the model takes them, {'path': [R, ...]}, that sample.py cycles through; only
+                        if the model takes conditions
+  sampler.stablehlo     (weights, frozen, ids [B], seed [], cond), dicts as in the files, -> {output: array [B, ...]},
+                        for any B, on CPU, GPU and TPU, by jax.export. Sample k depends on (seed, k) and its condition
+                        alone, as in sampling.make_draw. Later versions of StableHLO read it for at least six months.
+  config.json           config, facts of the task, step, versions
+  sample.py             draws samples, and a page of images, with jax, numpy, safetensors and pillow alone
 """
 import json
 import os
@@ -19,99 +23,120 @@ import numpy as np
 import safetensors.numpy
 
 from diffusion.errors import InputError
-from diffusion.generation import sampling
+from diffusion.generation import requests, sampling
 from diffusion.setup import build
+from diffusion.setup.build import require
 from diffusion.system import sharding
 from diffusion.system.checksums import flat
-from diffusion.training.open_model import with_guide_model
+from diffusion.tasks.classes import split_names
+from diffusion.training.open_model import open_at, with_guide_model
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 SAMPLE = '''\
-"""Draws images with the sampler beside this file: python sample.py [number] [seed]. Writes samples.png."""
-import json, math, sys
-from pathlib import Path
+"""Draws with the sampler beside this file: python sample.py [number] [seed]. Writes samples.npz; images also as PNG."""
+import math, pathlib, sys
 import jax.export
 import numpy as np
 from PIL import Image
 from safetensors.numpy import load_file
-
-folder = Path(__file__).parent
+folder = pathlib.Path(__file__).parent
 number, seed = [int(word) for word in sys.argv[1:] + ['16', '0'][len(sys.argv) - 1:]]
-record = json.loads((folder / 'config.json').read_text())
+read = lambda name: load_file(path) if (path := folder / f'{name}.safetensors').exists() else {}
 sampler = jax.export.deserialize((folder / 'sampler.stablehlo').read_bytes())
-ids = np.arange(number, dtype=np.int32)  # image k is the same for any number
-conds = [np.float32(rows)[ids % len(rows)] for rows in record['conditions']]
-images = np.asarray(sampler.call(load_file(folder / 'weights.safetensors'), ids, np.uint32(seed), *conds))
-columns = math.ceil(number ** .5)
-page = np.zeros((-(-number // columns) * columns, *images.shape[1:]), np.uint8)
-page[:number] = images
-rows = page.reshape(-1, columns, *images.shape[1:])
-Image.fromarray(np.vstack([np.hstack(row) for row in rows]).squeeze()).save('samples.png')
+ids = np.arange(number, dtype=np.int32)  # sample k is the same for any number
+cond = {path: rows[ids % len(rows)] for path, rows in read('requests').items()}
+outputs = sampler.call(read('weights'), read('frozen'), ids, np.uint32(seed), cond)
+np.savez_compressed('samples.npz', **outputs)
+if 'images' in outputs:
+  images, columns = np.asarray(outputs['images']), math.ceil(number ** .5)
+  page = np.concatenate([images, np.zeros_like(images, shape=(-number % columns, *images.shape[1:]))])
+  rows = page.reshape(-1, columns, *images.shape[1:])
+  Image.fromarray(np.vstack([np.hstack(row) for row in rows]).squeeze()).save('samples.png')
 '''
 
 
-def write(run, params, step, folder, versions):
-  """Exports the parameters and the sampler, with its grid and guidance.
+def write(run, weights, step, folder, versions):
+  """Exports the weights and the sampler, with its grid and guidance.
 
   Layers are exported in the form that is fastest on this machine (see nets/layers.py); every platform runs it.
 
   Args:
     run: the Experiment, on any mesh.
-    params: parameters, on devices of this process.
-    step: of the parameters.
+    weights: its Weights, on devices of this process.
+    step: of the weights.
     folder: where; it must not exist, and is written whole or not at all.
     versions: of the software, for the record.
   Returns:
     The folder.
   Raises:
-    InputError: a classifier, several processes, a folder that exists or cannot be written.
+    InputError: a model that draws nothing, several processes, a folder that exists or cannot be written.
   """
   folder, config = epath.Path(folder), run.config
-  if run.denoise is None:
-    raise InputError('a classifier draws nothing and cannot be exported; export the model that it guides')
+  require(run, 'draws', '; export the model that it guides')
   if jax.process_count() > 1:
     raise InputError(f'--mode=export needs a single process, but there are {jax.process_count()}; run it on one host')
   if folder.exists():
     raise InputError(f'{folder} exists already; move it away to export again')
   # On a mesh of one device: a batch of unknown size cannot be divided over several.
-  run = build.build(config, run.shape, run.classes, sharding.make_mesh(devices=jax.local_devices()[:1]))
-  run, params = with_guide_model(run, params, config.sample.classes)
-  weights = {path: np.asarray(leaf, order='C') for path, leaf in flat(jax.device_get(params)).items()}
+  run = build.build(config, run.task, run.example, sharding.make_mesh(devices=jax.local_devices()[:1]),
+                    open_model=open_at)
+  run, weights = with_guide_model(run, weights, config.sample.classes)
+  own, given = flat_arrays(weights.params), flat_arrays(rest_of(weights))
   record = dict(step=step, config=json.loads(config.to_json()))
-  facts = dict(shape=list(run.shape), classes=list(run.classes), versions=versions, conditions=conditions(run))
-  _write_folder(folder, {
-    'weights.safetensors': safetensors.numpy.save(weights, {key: json.dumps(value) for key, value in record.items()}),
-    'sampler.stablehlo': bytes(sampler(run, params).serialize()),
+  facts = dict(facts=run.task.facts, versions=versions)
+  save, metadata = safetensors.numpy.save, {key: json.dumps(value) for key, value in record.items()}
+  asked = conditions(run)
+  files = {'weights.safetensors': save(own, metadata)}
+  files |= {'frozen.safetensors': save(given)} if given else {}
+  files |= {'requests.safetensors': save(asked)} if asked else {}
+  _write_folder(folder, files | {
+    'sampler.stablehlo': bytes(sampler(run, weights).serialize()),
     'config.json': json.dumps(record | facts, indent=2).encode(),
     'sample.py': SAMPLE.encode()})
   return folder
 
 
-def sampler(run, params):
-  """The sampler of an Experiment on one device, as jax.export.Exported.
+def rest_of(weights):
+  """What a sampler takes beside the parameters."""
+  return dict(memory=weights.memory, frozen=weights.frozen)
 
-  Its arguments are weights {path: array}, ids int32 [B], seed uint32 [] and, for a model with classes, cond float32
-  [B, K]; its result is uint8 [B, H, W, C]. Only the shapes of `params` matter.
+
+def flat_arrays(tree):
+  """{path: NumPy array} of a tree; an array alone has the path 'value'."""
+  return {path or 'value': np.asarray(leaf, order='C') for path, leaf in flat(jax.device_get(tree)).items()}
+
+
+def sampler(run, weights):
+  """The sampler of an Experiment on one device, as jax.export.Exported: see the module docstring.
+
+  Only the shapes of `weights` matter.
   """
-  tree, leaves = jax.tree.structure(params), flat(params)
+  shaped = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), weights)
+  asked = run.task.ask({}, np.arange(1), 0)
 
-  def draw(weights, ids, seed, cond=None):
-    params = jax.tree.unflatten(tree, [weights[path] for path in leaves])
-    return sampling.make_sample(run, seed)(params, ids, cond, None)[0]
+  def draw(own, frozen, ids, seed, cond):
+    weights = build.Weights(unflat(shaped.params, own), **unflat(rest_of(shaped), frozen))
+    return sampling.make_sample(run, seed, shape=asked.shape)(weights, ids, unflat(asked.cond, cond), None)[0]
 
   batch, = jax.export.symbolic_shape('batch')
   shape = jax.ShapeDtypeStruct
-  weights = {path: shape(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
-  cond = [shape((batch, len(run.classes)), jnp.float32)] if run.classes else []
+  own, frozen = ({path or 'value': shape(leaf.shape, leaf.dtype) for path, leaf in flat(tree).items()}
+                 for tree in (shaped.params, rest_of(shaped)))
+  cond = {path or 'value': shape((batch, *leaf.shape[1:]), leaf.dtype) for path, leaf in flat(asked.cond).items()}
   export = jax.export.export(jax.jit(draw), platforms=PLATFORMS)
-  return export(weights, shape((batch,), jnp.int32), shape((), jnp.uint32), *cond)
+  return export(own, frozen, shape((batch,), jnp.int32), shape((), jnp.uint32), cond)
+
+
+def unflat(like, arrays):
+  """The tree `like` of the arrays of flat_arrays."""
+  return jax.tree.unflatten(jax.tree.structure(like), [arrays[path or 'value'] for path in flat(like)])
 
 
 def conditions(run):
-  """The conditions that images cycle through, as config.sample says: [rows [R][K]], or [] without classes."""
-  rows, _ = sampling.conditions(run, len(sampling.split_names(run.config.sample.classes) or run.classes))
-  return [] if rows is None else [rows.tolist()]
+  """The conditions that samples cycle through, as config.sample says, {path: [R, ...]}; {} if there are none."""
+  number = len(split_names(run.config.sample.classes) or run.classes) or 1
+  return flat_arrays(requests.ask(run, requests.of_config(run), np.arange(number), run.config.sample.seed).cond)
 
 
 def _write_folder(folder, files):

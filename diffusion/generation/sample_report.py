@@ -1,17 +1,19 @@
-"""What sampling writes: a new numbered folder with images, arrays and a record of the settings."""
-import io
+"""What sampling writes: a new numbered folder with a page, the samples and a record of the settings."""
 import json
 
 import numpy as np
 
 from diffusion.core import ema, grids
 from diffusion.errors import InputError
-from diffusion.generation import pages, sampling, strips
+from diffusion.generation import chain, requests, strips
 from diffusion.setup.build import load_data
 from diffusion.setup.choices import parse_emas
 from diffusion.setup.specs import parse, resolve, unknown
 from diffusion.system import multihost
 from diffusion.system.files import write_atomic
+from diffusion.tasks import pages
+from diffusion.tasks.classes import parse_mix, split_names
+from diffusion.training.open_model import load
 
 SHOWS = ('film', 'gif', 'noising', 'interpolation', 'comparison')
 TRACED = 16  # samples in an animation
@@ -26,8 +28,15 @@ def check(run):
     if options[field] < 1:
       raise InputError(f'config.sample.{field}={options[field]}: expected at least 1')
   check_params(run, options.params)
-  sampling.conditions(run, options.num_samples)
-  if 'comparison' in parse_show(options.show):
+  chain.parse(options.then)
+  shows = parse_show(options.show)
+  if not run.draws:
+    return
+  requests.ask(run, requests.of_config(run), np.arange(options.num_samples), options.seed)
+  if shows and (run.task.tiles is None or 'denoise' not in run.can):
+    raise InputError(f'config.sample.show={options.show!r}: this model has no pictures of single samples and steps; '
+                     "set it to ''")
+  if 'comparison' in shows:
     for S in strips.comparable(run.schedule):
       grids.trailing(S)(run.schedule)
 
@@ -46,7 +55,7 @@ def check_params(run, name):
 
 def parse_show(text):
   """'film, gif' -> {'film', 'gif'}; 'all' is all of them."""
-  names = set(sampling.split_names(text))
+  names = set(split_names(text))
   for name in sorted(names - {'all', *SHOWS}):
     raise InputError(f'config.sample.show={text!r}: {unknown(name, (*SHOWS, "all"))}')
   return set(SHOWS) if 'all' in names else names
@@ -74,79 +83,84 @@ def traced(options):
   return spread(batch_size(options), TRACED if 'gif' in shows else FILMED) if shows & {'film', 'gif'} else None
 
 
-def write(run, parent, params, step, versions, data=None):
-  """Draws what config.sample describes.
+def write(model, parent, versions, data=None):
+  """Draws what config.sample describes, and what the models that config.sample.then names make of it.
 
   Args:
-    run: the Experiment.
+    model: Loaded: the run, its weights with those of a second model where config.guide names one, and the step.
     parent: folder in which a numbered folder is made.
-    params: parameters, with those of a second model where config.guide names one.
-    step, versions: of the parameters and of the software, for the record.
+    versions: of the software, for the record.
     data: the Source, if it is loaded already; only the noising strip needs it.
   Returns:
     The folder.
   """
-  config, options = run.config, run.config.sample
+  run, config, options = model.run, model.run.config, model.run.config.sample
   if data is None and 'noising' in parse_show(options.show):
     data = load_data(config)
-  cond, labels = sampling.conditions(run, options.num_samples)
-  draw = sampling.make_draw(run, options.seed, batch_size(options), trace=traced(options))
-  images, frames = draw(params, np.arange(options.num_samples), cond)
-
-  folder = new_folder(parent, step)
-  title = ', '.join(filter(None, (f'step {step}', config.sampler, config.grid, config.guide, options.class_mix)))
-  pages.save_png(page(images, labels, title), folder / 'grid.png')
-  save_arrays(folder, images, cond, run.classes)
-  record = dict(step=step, config=json.loads(config.to_json()), classes=list(run.classes), versions=versions)
+  models = [model] + [load(where, **settings) for where, settings in chain.parse(options.then)]
+  parts = chain.draw(models, requests.of_config(run), options.num_samples, options.seed, batch_size(options),
+                     traced(options) if len(models) == 1 else None)
+  folder = new_folder(parent, model.step)
+  title = ', '.join(filter(None, (f'step {model.step}', config.sampler, config.grid, config.guide, options.class_mix,
+                                  options.ask)))
+  for i, (each, part) in enumerate(zip(models, parts)):
+    place = folder / f'part_{i + 1}' if len(models) > 1 else folder
+    if multihost.is_main():
+      place.mkdir(exist_ok=True)
+    save(each.run, place, part.outputs, part.asked, title)
+  record = dict(step=model.step, config=json.loads(config.to_json()), facts=run.task.facts, versions=versions,
+                classes=list(run.classes))
   write_atomic(folder / 'record.json', json.dumps(record, indent=2).encode())
-  _write_strips(run, params, data, folder, title, cond, labels, frames)
+  if len(models) == 1:
+    _write_strips(model, data, folder, title, parts[0])
   return folder
 
 
-def _write_strips(run, params, data, folder, title, cond, labels, frames):
+def save(run, folder, outputs, asked, title):
+  """Writes a page of the outputs, grid.png, and the files of the task."""
+  pages.save_png(page(run.task, outputs, asked.labels, title), folder / 'grid.png')
+  run.task.save(folder, outputs, asked.cond, asked.labels)
+
+
+def _write_strips(model, data, folder, title, drawn):
   """Writes what config.sample.show asks for, and mix.png of a mix of two classes."""
+  (run, weights, _), asked, frames = model, drawn.asked, drawn.frames
   options, batch = run.config.sample, batch_size(run.config.sample)
   shows, seed, followed = parse_show(options.show), options.seed, traced(options)
-  names = labels or [f'image {i}' for i in range(options.num_samples)]
+  names = asked.labels or [f'sample {i}' for i in range(options.num_samples)]
   strip = lambda name, rows, row_labels, column_labels: pages.save_png(
     pages.rows(list(rows), row_labels, column_labels, title=f'{name}, {title}'), folder / f'{name}.png')
 
   def chosen(k):
     index = spread(options.num_samples, k)
-    return None if cond is None else cond[index], [names[i] for i in index]
+    return requests.rows(asked, index), [names[i] for i in index]
 
+  tiles = strips.framed_tiles(run, frames) if shows & {'film', 'gif'} else None
   if 'film' in shows:
     index = spread(len(followed), FILMED)
-    strip('film', *strips.film(frames[:, index], [names[followed[i]] for i in index]))
+    strip('film', *strips.film(tiles[:, index], [names[followed[i]] for i in index]))
   if 'gif' in shows:
-    captions = labels and [labels[i] for i in followed]
-    pages.save_gif(frames[spread(len(frames), GIF_FRAMES)], folder / 'denoising.gif', labels=captions, fps=12)
+    captions = asked.labels and [asked.labels[i] for i in followed]
+    pages.save_gif(tiles[spread(len(tiles), GIF_FRAMES)], folder / 'denoising.gif', labels=captions, fps=12)
   if 'noising' in shows:
-    examples = data.train.images[:6]
-    strip('noising', *strips.noising(examples, [f'image {i}' for i in range(len(examples))], run.schedule, seed))
+    examples = run.task.batch(run.task.prepare(run.task.frozen, data.train), np.arange(6))
+    strip('noising', *strips.noising(run, weights, examples, [f'example {i}' for i in range(6)], seed))
   if 'interpolation' in shows:
-    strip('interpolation', *strips.interpolation(run, params, seed, batch, *chosen(6)))
+    strip('interpolation', *strips.interpolation(run, weights, seed, batch, *chosen(6)))
   if 'comparison' in shows:
-    strip('comparison', *strips.comparison(run, params, seed, *chosen(FILMED)))
-  mix = sampling.parse_mix(run.classes, options.class_mix) if options.class_mix else ()
+    strip('comparison', *strips.comparison(run, weights, seed, *chosen(FILMED)))
+  mix = parse_mix(run.classes, options.class_mix) if options.class_mix and run.task.tiles else ()
   if len(mix) == 2:
-    strip('mix', *strips.mixing(run, params, seed, batch, mix))
+    strip('mix', *strips.mixing(run, weights, seed, batch, mix))
 
 
-def page(images, labels, title):
-  """A grid of images, equal labels side by side."""
-  order = sorted(range(len(images)), key=lambda i: labels.index(labels[i])) if labels else range(len(images))
-  return pages.grid(images[list(order)], labels=labels and [labels[i] for i in order], title=title)
+def page(task, outputs, labels, title):
+  """A page of outputs, equal labels side by side."""
+  number = len(next(iter(outputs.values())))
+  order = sorted(range(number), key=lambda i: labels.index(labels[i])) if labels else list(range(number))
+  return task.show({name: a[order] for name, a in outputs.items()}, labels and [labels[i] for i in order], title)
 
 
 def spread(n, k):
   """At most k indices, evenly spread over 0 .. n-1, so that a strip shows several classes."""
   return np.unique(np.linspace(0, n - 1, min(n, k)).astype(int))
-
-
-def save_arrays(folder, images, cond, classes):
-  """Writes samples.npz: images uint8 [N, H, W, C]; with conditions also labels [N, K] and classes. No pickles."""
-  buffer = io.BytesIO()
-  arrays = dict(images=images) | ({} if cond is None else dict(labels=cond, classes=np.array(classes)))
-  np.savez_compressed(buffer, **arrays)
-  write_atomic(folder / 'samples.npz', buffer.getvalue())

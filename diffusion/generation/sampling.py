@@ -1,4 +1,4 @@
-"""From a trained model to images: the compiled sampler, batch by batch, and the conditions that it is given."""
+"""From a trained model to samples: the compiled sampler, batch by batch."""
 from functools import partial
 
 import jax
@@ -7,12 +7,11 @@ import numpy as np
 from tqdm import tqdm
 
 from diffusion import samplers
-from diffusion.errors import InputError
-from diffusion.setup.specs import unknown
+from diffusion.setup.build import require
 from diffusion.system import sharding
 
 
-def make_sample(run, seed, sampler=None, levels=None, trace=None):
+def make_sample(run, seed, sampler=None, levels=None, trace=None, shape=None):
   """The compiled sampler of one batch: all steps in one program, the batch divided over the devices.
 
   Args:
@@ -20,142 +19,85 @@ def make_sample(run, seed, sampler=None, levels=None, trace=None):
     seed: of all samples.
     sampler, levels: in place of the Experiment's.
     trace: None, or the indices (within the batch) of samples whose every step is returned.
+    shape: of one x0, in place of that of training.
   Returns:
-    sample(params, ids [B], cond [B, K] or None, start [B, H, W, C] or None)
-      -> (images uint8 [B, H, W, C], frames uint8 [S+1, len(trace), H, W, C], the starting noise first, or None).
+    sample(weights, ids [B], cond: tree [B, ...] or None, start [B, ...] or None)
+      -> (outputs {name: [B, ...]}, frames {name: [S+1, len(trace), ...]}, the starting noise first, or None).
   """
-  sampler, levels = sampler or run.sampler, run.levels if levels is None else levels
-  sampler = samplers.self_conditioned(sampler) if run.self_condition else sampler
-  frame = None if trace is None else lambda state: run.task.decode(state.x[np.asarray(trace)])
+  sampler, levels, shape = sampler or run.sampler, run.levels if levels is None else levels, shape or run.shape
 
   @partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
-  def sample(params, ids, cond, start):
+  def sample(weights, ids, cond, start):
     keys = samplers.sample_keys(seed, ids)
-    x = samplers.prior(keys, levels, run.shape) if start is None else start
-    out = samplers.sample(keys, run.denoise(params, cond), sampler, levels, x, frame)
-    if not frame:
-      return run.task.decode(out), None
-    return run.task.decode(out[0]), jnp.concatenate([frame(samplers.Sample(x))[None], out[1]])
+    if 'denoise' not in run.can:
+      return run.decode(weights.frozen, run.model(weights).draw(keys, cond, shape), cond), None
+    project = run.task.project and (lambda x: run.task.project(x, cond))
+    x = samplers.prior(keys, levels, shape) if start is None else start
+    x = project(x) if project else x
+    def frame(x):
+      index = np.asarray(trace)
+      return run.decode(weights.frozen, x[index], jax.tree.map(lambda a: a[index], cond))
+    solver = samplers.projected(sampler, project) if project else sampler
+    solver = samplers.self_conditioned(solver) if run.self_condition else solver
+    follow = None if trace is None else lambda state: frame(state.x)
+    out = samplers.sample(keys, run.denoise(weights, cond), solver, levels, x, follow)
+    if trace is None:
+      return run.decode(weights.frozen, out, cond), None
+    frames = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), frame(x), out[1])
+    return run.decode(weights.frozen, out[0], cond), frames
   return sample
 
 
-def stream(run, sample, batch, params, ids, cond=None, start=None):
+def stream(run, sample, batch, weights, ids, cond=None, start=None):
   """Yields what `sample` (see make_sample) returns, batch by batch, for any number of ids.
 
   Args:
-    batch: images per batch; rounded up to a multiple of the devices.
+    batch: samples per batch; rounded up to a multiple of the devices.
     ids, cond, start: [N, ...], as for make_sample.
   Yields:
-    (images uint8 [n, H, W, C], frames or None); the images of all batches are N.
+    (outputs {name: [n, ...]}, frames or None); the samples of all batches are N.
   """
   batch = -(-batch // run.mesh.size) * run.mesh.size
   for first in tqdm(range(0, len(ids), batch), 'sampling', unit='batch', leave=False, delay=2, disable=None):
     index = np.minimum(np.arange(first, first + batch), len(ids) - 1)  # the last id fills up the last batch
-    rows = (None if a is None else sharding.put_batch(np.asarray(a)[index], run.mesh) for a in (ids, cond, start))
-    images, frames = jax.device_get(sample(params, *rows))
-    yield images[:len(ids) - first], frames
+    rows = jax.tree.map(lambda a: sharding.put_batch(np.asarray(a)[index], run.mesh), (np.asarray(ids), cond, start))
+    outputs, frames = jax.device_get(sample(weights, *rows))
+    yield jax.tree.map(lambda a: a[:len(ids) - first], outputs), frames
 
 
-def make_draw(run, seed, batch, sampler=None, levels=None, trace=None):
-  """The sampler for any number of images: make_sample, batch by batch.
+def make_draw(run, seed, batch, sampler=None, levels=None, trace=None, shape=None):
+  """The sampler for any number of samples: make_sample, batch by batch.
 
   Args: as for make_sample and stream.
   Returns:
-    draw(params, ids [N], cond=None, start=None) -> (images uint8 [N, H, W, C], frames of the first batch or None).
-    Image k depends on (seed, k) and its condition alone, not on `batch` or the devices.
+    draw(weights, ids [N], cond=None, start=None) -> (outputs {name: [N, ...]}, frames of the first batch or None).
+    Sample k depends on (seed, k) and its condition alone, not on `batch` or the devices.
   """
-  sample = make_sample(run, seed, sampler, levels, trace)
+  sample = make_sample(run, seed, sampler, levels, trace, shape)
 
-  def draw(params, ids, cond=None, start=None):
-    images, frames = zip(*stream(run, sample, batch, params, ids, cond, start))
-    return np.concatenate(images), frames[0]
+  def draw(weights, ids, cond=None, start=None):
+    outputs, frames = zip(*stream(run, sample, batch, weights, ids, cond, start))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs), frames[0]
   return draw
 
 
-def draw(model, number, classes='', seed=0, batch=48):
-  """Images of a model that diffusion.load opened.
+def draw(model, number, seed=0, batch=48, **request):
+  """Samples of a model that diffusion.load opened, or of several in turn (see generation/chain.py).
 
   Args:
-    model: Loaded(run, params, step).
-    number: of images.
-    classes: '' all in turn; 'hero, food'; 'none' for unconditional.
-    seed: image k depends on (seed, k) and its class alone.
-    batch: images drawn at once.
+    model: Loaded(run, weights, step), or a list of them.
+    number: of samples.
+    seed: sample k depends on (seed, k) and its request alone.
+    batch: samples drawn at once.
+    request: what the task takes, such as classes='hero, food', or classes='none' for unconditional.
   Returns:
-    uint8 [number, H, W, C].
+    What the task gives: of images uint8 [number, H, W, C].
   Raises:
-    InputError: a classifier, or a class that the model does not have.
+    InputError: a model that draws nothing, or a request that it does not understand.
   """
-  if model.run.denoise is None:
-    raise InputError('this model is a classifier, which draws nothing')
-  cond, _ = class_conditions(model.run.classes, classes, number, 'classes')
-  return make_draw(model.run, seed, min(batch, number))(model.params, np.arange(number), cond)[0]
-
-
-# ---- conditions
-def conditions(run, number):
-  """What config.sample.classes or .class_mix asks for: (float32 [number, K] or None, captions or None)."""
-  options = run.config.sample
-  if not options.class_mix:
-    return class_conditions(run.classes, options.classes, number)
-  mix = parse_mix(run.classes, options.class_mix)
-  return np.tile(mix_condition(run.classes, mix), (number, 1)), None
-
-
-def split_names(text):
-  """'hero, food' -> ['hero', 'food']."""
-  return [name.strip() for name in text.split(',') if name.strip()]
-
-
-def class_conditions(classes, text, number, key='config.sample.classes'):
-  """Conditions and captions of `number` images.
-
-  Args:
-    classes: names of the K classes of the model.
-    text: '' for all in turn, names separated by commas, or 'none' for unconditional.
-    key: the setting that the text comes from, for messages.
-  Returns:
-    (float32 [number, K] or None, list of captions or None).
-  Raises:
-    InputError: a class that the model does not have.
-  """
-  if not classes:
-    if text not in ('', 'none'):
-      raise InputError(f'{key}={text!r}: this model was trained without classes; leave it empty')
-    return None, None
-  if text == 'none':
-    return np.zeros((number, len(classes)), np.float32), None
-  index = np.array([_class_index(classes, name, f'{key}={text!r}') for name in split_names(text) or classes])
-  index = index[np.arange(number) % len(index)]  # image k has the same class for any number
-  return np.eye(len(classes), dtype=np.float32)[index], [classes[i] for i in index]
-
-
-def _class_index(classes, name, setting):
-  if name not in classes:
-    raise InputError(f'{setting}: {unknown(name, classes)}')
-  return classes.index(name)
-
-
-def parse_mix(classes, text):
-  """'0.7 * hero + 0.3 * food' -> [(0.7, 'hero'), (0.3, 'food')]; a missing weight is 1 over the number of terms."""
-  setting = f'config.sample.class_mix={text!r}'
-  if not classes:
-    raise InputError(f'{setting}: this model was trained without classes; leave it empty')
-  terms, mix = text.split('+'), []
-  for term in terms:
-    weight, star, name = term.strip().rpartition('*')
-    try:
-      value = float(weight) if star else 1 / len(terms)
-    except ValueError:
-      value = float('nan')
-    if not np.isfinite(value):
-      raise InputError(f'{setting}: the weight {weight.strip()!r} is not a number; '
-                       f'write 0.5 * {classes[0]} + 0.5 * {classes[-1]}')
-    _class_index(classes, name.strip(), setting)
-    mix.append((value, name.strip()))
-  return mix
-
-
-def mix_condition(classes, mix):
-  """The weighted sum of one-hot conditions, float32 [K]."""
-  return sum(weight * np.eye(len(classes), dtype=np.float32)[classes.index(name)] for weight, name in mix)
+  from diffusion.generation import chain  # which draws with this module
+  models = model if isinstance(model, list) else [model]
+  for each in models:
+    require(each.run, 'draws')
+  parts = chain.draw(models, request, number, seed, batch, setting='')
+  return parts[-1].outputs[models[-1].run.task.gives]

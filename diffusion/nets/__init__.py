@@ -26,10 +26,11 @@ import jax
 import jax.numpy as jnp
 
 from diffusion.errors import InputError
-from diffusion.nets import classifier, initializers, unet
+from diffusion.nets import classifier, initializers, mlp, unet, unet1d
 
-NETS = dict(unet=unet.UNet, classifier=classifier.Classifier)
-TINY = dict(unet=unet.TINY, classifier=classifier.TINY)
+NETS = dict(unet=unet.UNet, classifier=classifier.Classifier, mlp=mlp.Mlp,
+            unet1d=unet1d.UNet1d)
+TINY = dict(unet=unet.TINY, classifier=classifier.TINY, mlp=mlp.TINY, unet1d=unet1d.TINY)
 DEFAULTS = dict(dtype='float32', remat=False)  # for networks without these fields
 
 

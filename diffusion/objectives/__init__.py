@@ -1,6 +1,8 @@
 """What is trained: losses, how their times are drawn and how errors are weighted. Below, what a config can name."""
-from diffusion.objectives import denoising, timesteps, vdm, weighting
+from diffusion.objectives import denoising, gaussian_diffusion, noisy_classifier, timesteps, vdm, weighting
 
+OBJECTIVES = dict(
+  denoising=gaussian_diffusion.denoising, vdm=vdm.vdm, classifier=noisy_classifier.classifier)
 TIMESTEPS = dict(
   uniform=timesteps.uniform, stratified=timesteps.stratified, table=timesteps.histogram,
   logit_normal=timesteps.logit_normal, edm_lognormal=timesteps.edm_lognormal, loss_aware=timesteps.loss_aware)

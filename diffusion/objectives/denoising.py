@@ -43,13 +43,22 @@ def streams(key):
   return Streams(*jax.random.split(key, 5))
 
 
-def example_mean(a):
-  """[B, ...] -> [B]: the mean over the dimensions of each example."""
-  return jnp.mean(a, tuple(range(1, a.ndim)))
+def example_mean(a, mask=None):
+  """[B, ...] -> [B]: the mean over the dimensions of each example, or those that `mask` (broadcasts) marks with 1."""
+  dimensions = tuple(range(1, a.ndim))
+  if mask is None:
+    return jnp.mean(a, dimensions)
+  mask = jnp.broadcast_to(mask, a.shape).astype(a.dtype)
+  return jnp.sum(a * mask, dimensions) / jnp.maximum(jnp.sum(mask, dimensions), 1)
+
+
+def mask_of(cond):
+  """Which entries of x0 count: cond['x_mask'], 1 or 0, broadcastable against x0; None: all."""
+  return cond.get('x_mask') if isinstance(cond, dict) else None
 
 
 def loss(key, net, params, x0, cond, *, draw, predict, weight, error=mse(), corrupt=gaussian_noise(), variance=None,
-         train=True):
+         mask=None, train=True):
   """The denoising loss of a batch: noise it, ask the network, weight the error (DDPM, arXiv:2006.11239, equation 14).
 
   Every other option is one of the wrappers below, functions from a loss to a loss with the same arguments.
@@ -66,6 +75,7 @@ def loss(key, net, params, x0, cond, *, draw, predict, weight, error=mse(), corr
     error: (out, truth) -> elementwise error.
     corrupt: (key, x0) -> (eps in the network's input, eps in the target), each [B, ...].
     variance: the bound to add for a network that learns its variance (see learned_variance, gaussian.with_variance).
+    mask: 1 for the entries of x0 over which the mean of an example is taken, 0 for others; None: all.
     train: whether the network's dropout is on.
   Returns:
     (scalar loss, {'mse': [B] unweighted squared error of the output, 'logsnr': [B], 'each': [B], whose mean is the
@@ -79,10 +89,10 @@ def loss(key, net, params, x0, cond, *, draw, predict, weight, error=mse(), corr
   out = net(params, target.scale * x, noise.time, cond, train, {'dropout': keys.network})
   out, share = split_output(target, x0, out)
   truth, to_x0 = target.a * x0 + target.b * eps, level.sigma / determinant(target, level)
-  each = weight(noise, jnp.reshape(jnp.square(to_x0), (-1,))) * example_mean(error(out, truth))
+  each = weight(noise, jnp.reshape(jnp.square(to_x0), (-1,))) * example_mean(error(out, truth), mask)
   if variance:
     each += variance(noise, x0, jax.lax.stop_gradient(to_x0 * (truth - out)), share)
-  return jnp.mean(each), {'mse': example_mean(jnp.square(out - truth)), 'logsnr': noise.logsnr, 'each': each}
+  return jnp.mean(each), {'mse': example_mean(jnp.square(out - truth), mask), 'logsnr': noise.logsnr, 'each': each}
 
 
 # ---- wrappers: loss -> loss
@@ -108,11 +118,11 @@ def with_micro_batch(loss, i, n):
   """
   def part(tree):
     return micro_batch(tree, i, n)
-  def of_part(key, net, params, x0, cond, *, draw, corrupt=gaussian_noise(), **options):
+  def of_part(key, net, params, x0, cond, *, draw, corrupt=gaussian_noise(), mask=None, **options):
     def part_net(params, x, time, cond, train, rngs):
       return net(params, x, time, cond, train, {name: jax.random.fold_in(rng, i) for name, rng in rngs.items()})
     return loss(key, part_net, params, part(x0), part(cond), draw=lambda key, _: part(draw(key, len(x0))),
-                corrupt=lambda key, _: part(corrupt(key, x0)), **options)
+                corrupt=lambda key, _: part(corrupt(key, x0)), mask=part(mask), **options)
   return of_part
 
 
@@ -157,25 +167,6 @@ def with_uncertainty(loss, u):
   return uncertain
 
 
-def loss_aware_loss(call, key, batch, aware, level, memory):
-  """The loss at times that follow it, divided by their density.
-
-  Args:
-    call: draw -> (scalar, parts), such as partial(loss, ...).
-    key: of the times.
-    batch: B.
-    aware: a timesteps.LossAware.
-    level: u [B] -> Noise[B] (timesteps.levels_at).
-    memory: the memory of `aware`.
-  Returns:
-    (scalar loss, parts with the new 'memory').
-  """
-  u, share = aware.times(key, batch, memory)
-  noise = level(u)
-  _, parts = call(draw=lambda key, batch: noise)
-  return jnp.mean(share * parts['each']), parts | {'memory': aware.remember(memory, u, parts['each'])}
-
-
 def micro_batch(batch, i, n):
   """The i-th of n equal parts of a batch, [B, ...] -> [B/n, ...]: every n-th row, so each device keeps its own."""
   return jax.tree.map(lambda a: jnp.reshape(a, (a.shape[0] // n, n, *a.shape[1:]))[:, i], batch)
@@ -217,6 +208,11 @@ def perturbed_noise(gamma=.1):
     eps = jax.random.normal(eps_key, x0.shape)
     return eps + gamma * jax.random.normal(perturbation_key, x0.shape), eps
   return noise
+
+
+def projected_noise(noise, project):
+  """Noise in the subspace that `project` [B, ...] -> [B, ...] leaves as it is, where x0 lives."""
+  return lambda key, x0: tuple(map(project, noise(key, x0)))
 
 
 def minibatch_ot_noise():

@@ -4,6 +4,8 @@ import jax.numpy as jnp
 
 from diffusion.core.gaussian import expand_to, q_sample
 from diffusion.errors import InputError
+from diffusion.objectives import timesteps as times
+from diffusion.objectives.base import Model, Objective
 from diffusion.objectives.denoising import micro_batch
 
 
@@ -33,8 +35,7 @@ def loss(key, net, params, x0, cond, *, draw, predict, smoothing=0., train=True,
     train: whether the network's dropout is on.
     part: None, or (i, n) for the i-th of n micro-batches, as in denoising.with_micro_batch.
   Returns:
-    (scalar loss, {'mse': [B] cross-entropy, logged under the name of any loss, 'logsnr': [B], 'accuracy': [B] 0 or
-    1}).
+    (scalar loss, {'cross_entropy': [B], 'logsnr': [B], 'accuracy': [B], 0 or 1}).
   Raises:
     InputError: no labels; smoothing outside [0, 1).
   """
@@ -52,7 +53,7 @@ def loss(key, net, params, x0, cond, *, draw, predict, smoothing=0., train=True,
   labels = (1 - smoothing) * cond + smoothing / cond.shape[1]
   cross_entropy = -jnp.sum(labels * log_probs, 1)
   accuracy = (jnp.argmax(log_probs, 1) == jnp.argmax(cond, 1)).astype(jnp.float32)
-  return jnp.mean(cross_entropy), {'mse': cross_entropy, 'logsnr': noise.logsnr, 'accuracy': accuracy}
+  return jnp.mean(cross_entropy), {'cross_entropy': cross_entropy, 'logsnr': noise.logsnr, 'accuracy': accuracy}
 
 
 def log_prob(net, params, label, predict):
@@ -63,3 +64,21 @@ def log_prob(net, params, label, predict):
     label: the class to guide to, [B, K] one-hot; a mixture gives the weighted sum of the log-probabilities.
   """
   return lambda x, noise: jnp.sum(label * _log_probs(net, params, x, noise, predict, False, {}), 1)
+
+
+def classifier(*, net, schedule, example, predict, timesteps):
+  """The objective: the class of noisy data. Its model guides another one, and draws nothing."""
+  x0, cond = example
+  if getattr(cond, 'ndim', 0) != 2:
+    raise InputError('config.objective=\'classifier\' needs class labels; use data with labels')
+  network = net(classes=cond.shape[1])
+  draw = times.draw_levels(timesteps, schedule)
+
+  def measure(key, params, x0, cond, *, train=True, part=None, **unused):
+    return loss(key, network.apply, params, x0, cond, draw=draw, predict=predict, train=train, part=part)
+
+  def model(params, memory, frozen):
+    return Model(log_prob=lambda label: log_prob(network.apply, params, label, predict))
+  init = lambda key: (network.init(key, shape=x0.shape, cond=cond), ())
+  return Objective('classifier', init, measure, model, ('cross_entropy', 'cross-entropy of the class'),
+                   lambda params: schedule)

@@ -20,8 +20,8 @@ for DDPM's large and learned variance, which are in the units of t.
 from diffusion.samplers.adaptive import adaptive
 from diffusion.samplers.ancestral import (consistency, ddim, ddim_step, ddpm, ddpm_step, dpmpp_1s, euler,
                                           euler_ancestral, flow_euler, langevin)
-from diffusion.samplers.base import (gaussian, prior, sample, Sample, sample_keys, Sampler, self_conditioned, Step,
-                                     steps)
+from diffusion.samplers.base import (gaussian, prior, projected, sample, Sample, sample_keys, Sampler, self_conditioned,
+                                     Step, steps)
 from diffusion.samplers.corrected import best, flow_pc, unipc
 from diffusion.samplers.multistep import (deis, dpmpp_2m, dpmpp_3m, dpmpp_3m_shipped, dpmpp_sde_2m, flow_lms,
                                           lms, plms)

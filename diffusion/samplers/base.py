@@ -79,6 +79,7 @@ class Sampler(NamedTuple):
   init: Callable          # x -> state
   step: Callable          # (keys [B], denoise, state, Step) -> state
   plan: Callable = steps  # levels [S+1] -> Step [N] in float64: the rows of the scan
+  on: str = 'denoise'     # the field of a Model that it calls
 
 
 def sample(keys, denoise, sampler, levels, x, trace=None):
@@ -101,6 +102,17 @@ def sample(keys, denoise, sampler, levels, x, trace=None):
     return jnp.asarray(a, compute_dtype(x) if a.dtype == np.float64 else a.dtype)
   state, traced = jax.lax.scan(body, sampler.init(x), jax.tree.map(to_device, sampler.plan(levels)))
   return (state.x, traced) if trace else state.x
+
+
+def projected(sampler, project):
+  """Keeps x in the subspace that `project`, linear, x [B, ...] -> x, leaves as it is, such as a centre of mass at 0.
+
+  Start from a projected prior: then the solver sees noise of the subspace alone.
+  """
+  def step(keys, denoise, state, step):
+    state = sampler.step(keys, denoise, state, step)
+    return state._replace(x=project(state.x))
+  return Sampler(sampler.init, step, sampler.plan, sampler.on)
 
 
 class SelfConditioned(NamedTuple):

@@ -4,18 +4,21 @@ from typing import Any, Callable, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 from diffusion import nets, samplers
-from diffusion.core import ema, gaussian, guidance
-from diffusion.core.gaussian import Noise, with_estimate
+from diffusion.core import ema, gaussian
+from diffusion.core.gaussian import Noise
 from diffusion.errors import InputError
-from diffusion.objectives import denoising, noisy_classifier, timesteps, vdm, weighting
-from diffusion.setup import guide, specs
+from diffusion.objectives.base import Objective
+from diffusion.setup import guide, optimizer, specs
 from diffusion.setup.choices import CHOICES, make
-from diffusion.setup.validate import check, is_classifier, learns_schedule, make_grid, spec_name
+from diffusion.setup.config import default
+from diffusion.setup.validate import check, make_grid, spec_name
 from diffusion.system import sharding
 from diffusion.tasks import Task
+
+DRAWING = ('denoise', 'jump', 'logits', 'draw')  # fields of a Model, any of which draws
+GAUSSIAN = ('schedule', 'grid', 'guide', 'predict')  # settings that only objectives with a schedule use
 
 
 class Plan(NamedTuple):
@@ -33,31 +36,76 @@ class Plan(NamedTuple):
   data_workers: int
 
 
+class Weights(NamedTuple):
+  """All arrays that a compiled function takes beside its data."""
+  params: Any
+  memory: Any = ()    # of the objective
+  frozen: Any = {}    # given weights by owner: 'task', 'objective', and 'guide', the Weights of a second model
+
+
 class Experiment(NamedTuple):
-  """Everything that a config describes, as objects. Of a classifier, plain, guided and denoise are None; of any other
-  model, log_prob."""
+  """Everything that a config describes, as objects."""
   config: Any            # the config: others show and record its strings, and read the options of their own section
   mesh: jax.sharding.Mesh
-  shape: tuple           # of one x0: (H, W, C)
-  classes: tuple         # names of the condition's entries; () = unconditional
   task: Task
+  objective: Objective
+  example: tuple         # (x0, cond) of one example as the task encodes it: NumPy zeros [1, ...]
+  can: frozenset         # the fields that its Model has
   plan: Plan
-  init: Callable         # key -> params
-  loss: Callable         # (key, params, x0, cond, train, *memory, part=None) -> (scalar, {'mse', 'logsnr', 'each', ..})
-  memory: tuple          # of loss-aware times before the first step, or ()
-  optimizer: optax.GradientTransformation
+  split: Callable        # params -> (those that are trained, the rest)
+  optimizer: Any         # an optax transformation of those that are trained
   rate: Callable         # step -> learning rate
   ema: Callable          # step -> decay of the averaged parameters
   averages: tuple        # of config.extra_emas: (name, step -> decay)
-  schedule: Any
+  schedule: Any          # None, as the next two, where the objective has none
   levels: Noise          # the sampling grid
   sampler: samplers.Sampler
   guide: guide.Guide
-  self_condition: bool
-  plain: Callable        # (params, cond) -> Denoise without guidance; (x, noise, previous=None) if self-conditioned
-  guided: Callable       # the Experiment of a second model or None -> (params, cond) -> Denoise, guided and clipped
+  guided: Callable       # the Experiment of a second model or None -> (weights, cond) -> Denoise, guided and clipped
   denoise: Callable      # the same without a second model: guided(None)
-  log_prob: Callable     # (params, label) -> (x, noise) -> log p(label | x_t) [B]
+
+  @property
+  def shape(self):
+    """Of one x0 in training: a tuple, or a tree of them."""
+    return jax.tree.map(lambda a: a.shape[1:], self.example[0])
+
+  @property
+  def classes(self):
+    return self.task.classes
+
+  @property
+  def draws(self):
+    """Whether samples can be drawn from the model."""
+    return bool(self.can & set(DRAWING))
+
+  @property
+  def frozen(self):
+    """Given weights by owner, on the host."""
+    owners = dict(task=self.task.frozen, objective=self.objective.frozen)
+    return {owner: tree for owner, tree in owners.items() if jax.tree.leaves(tree)}
+
+  @property
+  def self_condition(self):
+    """Whether the denoiser takes its previous estimate of x0."""
+    return self.config.self_condition and 'denoise' in self.can
+
+  def model(self, weights):
+    return self.objective.model(weights.params, weights.memory, weights.frozen.get('objective', ()))
+
+  def plain(self, weights, cond):
+    """The denoiser without guidance."""
+    return self.model(weights).denoise(cond)
+
+  def log_prob(self, weights, cond):
+    return self.model(weights).log_prob(cond)
+
+  def encode(self, frozen, key, batch):
+    """(x0, cond) of a batch; frozen: given weights by owner."""
+    return self.task.encode(frozen.get('task', ()), key, batch)
+
+  def decode(self, frozen, x0, cond):
+    """The outputs of the task."""
+    return self.task.decode(frozen.get('task', ()), x0, cond)
 
 
 def load_data(config):
@@ -65,149 +113,122 @@ def load_data(config):
   return make('data', config.data)
 
 
-def _optimizer(config, parts):
-  """(optax transformation, step -> rate)."""
-  rate = parts.lr_schedule(config.learning_rate, config.steps)
-  clipping = optax.clip_by_global_norm(config.grad_clip or np.inf)  # always there, so that the state keeps its shape
-  decayed = lambda params: {key: key not in ('uncertainty', 'curve') for key in params}  # the network alone
-  mask = decayed if config.logvar_channels or learns_schedule(config) else None
-  return optax.chain(clipping, parts.optimizer(rate, mask)), rate
+def require(run, ability, hint=''):
+  """Raises InputError where the model of a run lacks an ability: 'draws', or a field of objectives.base.Model."""
+  if ability in run.can or ability == 'draws' and run.draws:
+    return
+  verb = 'draws nothing' if ability == 'draws' else f'has no {ability}'
+  able = ', '.join(sorted(run.can)) or 'nothing'
+  raise InputError(f'config.objective={run.config.objective!r}: the objective {run.objective.name} {verb} '
+                   f'(its model has {able}){hint}')
 
 
-def _network(config, shape, example, mesh):
-  """The Net, with extra channels for self-conditioning and learned variance.
-
-  Its parameters also hold the loss's own, which the network ignores.
-  """
-  twice = spec_name(config, 'variance') == 'learned'
-  channels = dict(out_channels=shape[-1] * (1 + twice)) if twice or config.self_condition else {}
-  classes = example.shape[-1] if example is not None else 0
+def _net(config, mesh, **needs):
+  """The Net of config.net, with fields that it must have, such as out_channels."""
   try:
     module = CHOICES['net'][spec_name(config, 'net')]
-    sizes = nets.sized(module, channels, constrain=sharding.constrain(mesh), classes=classes, **channels)
+    sizes = nets.sized(module, needs, constrain=sharding.constrain(mesh), **needs)
   except InputError as error:
     raise InputError(f"config.net={config.net!r}: {error}; config.variance='learned' and "
                      'config.self_condition need it, so use unet') from error
   net = nets.make(make('net', config.net, **sizes))
-  init = partial(net.init, shape=(1, *shape[:-1], shape[-1] * (1 + config.self_condition)), cond=example)
-  _check_network(config, init)
-  extra = dict(uncertainty=weighting.uncertainty(config.logvar_channels)[0]) if config.logvar_channels else {}
-  if learns_schedule(config):
-    _, args, kwargs = specs.parse(config.schedule)
-    extra['curve'] = vdm.init_curve(*args, **kwargs)
   gather = partial(sharding.gather_params, mesh=mesh)
-  return nets.Net((lambda key: init(key) | extra) if extra else init, gather(net.apply), gather(net.prepare))
+  return nets.Net(net.init, gather(net.apply), gather(net.prepare))
 
 
-def _check_network(config, init):
-  """Raises InputError for sizes and options of the network that do not fit."""
+def _abstract_params(config, objective):
+  """Shapes of all parameters; raises InputError for sizes and options of the network that do not fit."""
   try:
-    jax.eval_shape(init, jax.random.key(0))
-  except InputError:
-    raise
+    return jax.eval_shape(objective.init, jax.random.key(0))[0]
+  except InputError as error:
+    if str(error).startswith('config.'):
+      raise
+    raise InputError(f'config.net={config.net!r}: {error}') from error
   except (TypeError, ValueError) as error:
     name = spec_name(config, 'net')
     usage = specs.usage(name, CHOICES['net'][name], ('classes', 'out_channels'))
     raise InputError(f'config.net={config.net!r}: {error}; expected {usage}'.replace('\n', ' ')) from error
 
 
-def _loss(config, parts, net):
-  """(loss, memory) of an Experiment."""
-  base = denoising.loss
-  if config.logvar_channels:
-    base = denoising.with_uncertainty(base, weighting.uncertainty(config.logvar_channels)[1])
-  if config.self_condition:
-    base = denoising.with_self_conditioning(base)
-  base = denoising.with_prepared_condition(base, net.prepare)
-  options = dict(predict=parts.target, weight=parts.loss_weight, error=parts.loss_type, variance=parts.variance)
-  aware = spec_name(config, 'timesteps') == 'loss_aware'
-  draw = timesteps.draw_levels(timesteps.stratified() if aware else parts.timesteps, parts.schedule)
-
-  def call(key, params, x0, cond, train, part=None, **more):  # validation is with Gaussian noise and every condition
-    loss = denoising.with_micro_batch(base, *part) if part else base
-    if train:
-      loss = denoising.with_condition_dropout(loss, parts.task.null, config.condition_dropout)
-    noise = parts.noise_type if train else denoising.gaussian_noise()
-    return loss(key, net.apply, params, x0, cond, corrupt=noise, train=train, **(options | more))
-
-  if learns_schedule(config):
-    def bound(key, params, x0, cond, train, part=None):
-      measure = lambda params, **more: call(key, params, x0, cond, train, **more)
-      return vdm.bound(jax.random.fold_in(key, 5), params, x0, measure)
-    return bound, ()
-
-  def loss(key, params, x0, cond, train, memory=None, part=None):
-    measure = partial(call, key, params, x0, cond, train, part)
-    if memory is None:
-      return measure(draw=draw)
-    times_key = jax.random.fold_in(key, 5)  # the loss splits its key in 5
-    levels = timesteps.levels_at(parts.schedule)
-    return denoising.loss_aware_loss(measure, times_key, len(x0), parts.timesteps, levels, memory)
-  return loss, (parts.timesteps.start(),) if aware else ()
+def _away(config, parts, task, cond):
+  """The condition that guidance leads away from, as a function of the condition: null, or a negative one."""
+  negative = parts.guide.start.negative if parts.guide.start else ''
+  field = f'config.guide={config.guide!r}'
+  if parts.guide.doubles and not jax.tree.leaves(cond):
+    raise InputError(f"{field} needs conditions, and these data have none: set config.guide=''")
+  if not negative:
+    return task.null
+  if not task.takes:
+    raise InputError(f'{field}: config.task={config.task!r} takes no request that could be the negative one')
+  try:
+    other = task.ask({task.takes[0]: negative}, np.arange(1), 0).cond
+  except InputError as error:
+    raise InputError(f'{field}: negative={negative!r}: {error}') from error
+  return lambda cond: jax.tree.map(lambda a, b: jax.numpy.broadcast_to(jax.numpy.asarray(b, a.dtype), a.shape),
+                                   cond, other)
 
 
-def _classifier_loss(parts, net):
-  draw = timesteps.draw_levels(parts.timesteps, parts.schedule)
-  def loss(key, params, x0, cond, train, part=None):
-    options = dict(draw=draw, predict=parts.target, train=train, part=part)
-    return noisy_classifier.loss(key, net.apply, params, x0, cond, **options)
-  return loss
+def _check_gaussian(config, objective):
+  """Raises InputError where settings of noise levels are changed for an objective that has none."""
+  changed = [field for field in GAUSSIAN if config[field] != default()[field]]
+  if changed:
+    raise InputError(f'config.{changed[0]}={config[changed[0]]!r}: the objective {objective.name!r} has no noise '
+                     'levels and does not use it; leave it at its default')
 
 
-def _denoisers(config, parts, net, classes):
-  """(plain, guided) of an Experiment."""
-  null, negative = parts.task.null, parts.guide.start.negative if parts.guide.start else ''
-  if parts.guide.doubles and not classes:
-    raise InputError(f"config.guide={config.guide!r} needs conditions, and these images have no classes: "
-                     "set config.guide=''")
-  if negative and negative not in classes:
-    raise InputError(f'config.guide={config.guide!r}: negative={negative!r}: {specs.unknown(negative, classes)}')
-
-  def away(cond):  # the condition that guidance leads away from
-    return null(cond) if not negative else jax.numpy.zeros_like(cond).at[..., classes.index(negative)].set(1.)
-
-  def unguided(params, prepared, previous):
-    apply = with_estimate(net.apply, previous) if config.self_condition else net.apply
-    return gaussian.denoiser(apply, params, prepared, parts.target)
-
-  def plain(params, cond):
-    prepared = net.prepare(params, cond)
-    return lambda x, noise, previous=None: unguided(params, prepared, previous)(x, noise)
-
-  def pair(params, cond):
-    conds = net.prepare(params, cond), net.prepare(params, away(cond))
-    if config.self_condition:  # its estimates would have to be doubled too
-      return lambda x, noise, previous=None: tuple(unguided(params, c, previous)(x, noise) for c in conds)
-    batched = guidance.batched_pair(net.apply, params, *conds, parts.target)
-    return lambda x, noise, previous=None: batched(x, noise)
-  return plain, partial(guide.denoiser, parts.guide, plain, pair, null, config.clip_x0, config.condition_dropout > 0)
+def _sampler(config, parts, can):
+  """The sampler, or None for the model's own; raises InputError for one that needs what the model lacks."""
+  if parts.sampler.on in can:
+    return parts.sampler
+  if config.sampler == default().sampler or not can & set(DRAWING):
+    return None
+  made = {name: make('sampler', name, schedule=parts.schedule, levels=parts.levels) for name in CHOICES['sampler']}
+  fits = [name for name, sampler in made.items() if sampler.on in can]
+  raise InputError(f'config.sampler={config.sampler!r} needs a model with {parts.sampler.on!r}, and this one has '
+                   f'{", ".join(sorted(can))}; use {", ".join(fits) or "its own, " + repr(default().sampler)}')
 
 
-def build(config, shape, classes, mesh, parts=None):
-  """The experiment that a config describes, for images of `shape` [H, W, C] and these classes, on a mesh.
+def build(config, task, example, mesh, parts=None, open_model=None):
+  """The experiment that a config describes, on a mesh.
 
   Args:
+    task: the Task.
+    example: (x0, cond) of one example, NumPy arrays [1, ...].
     parts: what validate.check has made of the config, if it was called before.
+    open_model: opens the work directory of another model, for objectives that need one.
   Raises:
     InputError: anything that does not fit, before the first expensive step.
   """
-  parts, classes = parts or check(config), tuple(classes)
-  net = _network(config, shape, np.zeros((1, len(classes)), np.float32) if classes else None, mesh)
-  optimizer, rate = _optimizer(config, parts)
-  plain = guided = log_prob = None
-  if is_classifier(config):
-    loss, memory = _classifier_loss(parts, net), ()
-    log_prob = lambda params, label: noisy_classifier.log_prob(net.apply, params, label, parts.target)
-  else:
-    (loss, memory), (plain, guided) = _loss(config, parts, net), _denoisers(config, parts, net, classes)
-  return Experiment(
-    config=config, mesh=mesh, shape=tuple(shape), classes=classes, task=parts.task,
-    plan=Plan(*(config[name] for name in Plan._fields)), init=net.init, loss=loss, memory=memory,
-    optimizer=optimizer, rate=rate,
-    ema=ema.warmed_up(config.ema_decay), averages=parts.emas,
-    schedule=parts.schedule, levels=parts.levels, sampler=parts.sampler, guide=parts.guide,
-    self_condition=config.self_condition, plain=plain, guided=guided, denoise=guided and guided(None),
-    log_prob=log_prob)
+  parts = parts or check(config)
+  named = parts._asdict() | {key: config[key] for key in ('logvar_channels', 'self_condition', 'condition_dropout')}
+  objective = make('objective', config.objective, net=partial(_net, config, mesh), task=task, example=example,
+                   open_model=open_model, **named)
+  params, schedule = _abstract_params(config, objective), objective.schedule(None)
+  can = frozenset(name for name, value in objective.model(None, (), ())._asdict().items() if value)
+  if schedule is None:
+    _check_gaussian(config, objective)
+  if config.grad_accumulation > 1 and objective.gradient is None:
+    raise InputError(f'config.grad_accumulation={config.grad_accumulation}: the objective {objective.name!r} needs '
+                     'whole batches; set it to 1')
+  split = optimizer.trainable(config.trainable, params)
+  rate = parts.lr_schedule(config.learning_rate, config.steps)
+  run = Experiment(
+    config=config, mesh=mesh, task=task, objective=objective, example=example, can=can,
+    plan=Plan(*(config[name] for name in Plan._fields)), split=split,
+    optimizer=optimizer.optimizer(parts.optimizers, rate, config.grad_clip, split(params)[0], objective.group),
+    rate=rate, ema=ema.warmed_up(config.ema_decay), averages=parts.emas, schedule=schedule,
+    levels=None if schedule is None else parts.levels, sampler=_sampler(config, parts, can), guide=parts.guide,
+    guided=None, denoise=None)
+  return run if 'denoise' not in can else _with_guidance(run, parts)
+
+
+def _with_guidance(run, parts):
+  config, task = run.config, run.task
+  clipped = config.clip_x0 and task.bounds
+  clip = (lambda denoise: gaussian.clip(denoise, *task.bounds)) if clipped else lambda denoise: denoise
+  guided = partial(guide.denoiser, parts.guide, run.plain, task.null, _away(config, parts, task, run.example[1]), clip,
+                   config.condition_dropout > 0)
+  return run._replace(guided=guided, denoise=guided(None))
 
 
 def on_schedule(run, schedule):

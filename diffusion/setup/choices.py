@@ -12,6 +12,7 @@ from diffusion.tasks import TASKS
 CHOICES = dict(
   data=SOURCES,
   task=TASKS,
+  objective=objectives.OBJECTIVES,
   net=NETS,
   schedule=core.SCHEDULES | objectives.SCHEDULES,
   predict=core.PREDICT,

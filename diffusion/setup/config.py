@@ -3,9 +3,11 @@
 Parts are one-string specs, 'name' or 'name(argument, key=value)', such as 'trailing(20)' or
 "folder('/my/images', size=32)"; an unknown name is answered with the valid ones.
 """
+import ast
+
 import ml_collections
 
-from diffusion.errors import InputError
+from diffusion.errors import InputError, unknown
 from diffusion.setup.migrate import migrated
 
 
@@ -22,7 +24,8 @@ def default():
 def _model(c):
   # Data and network.
   c.data = 'sprites(size=16)'
-  c.task = 'image(flip=False)'
+  c.task = 'image(flip=False)'   # what the data mean: image, points, series (tasks/)
+  c.objective = 'denoising'      # what is trained: denoising, vdm (with schedule 'learned'), classifier (objectives/)
   c.net = 'unet(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(4,))'
 
   # The diffusion process and the loss.
@@ -42,7 +45,10 @@ def _training(c):
   # Optimisation; everything is a function of the step.
   c.batch = 32
   c.steps = 1800
-  c.optimizer = 'adamw(b2=0.99)'         # adamw(b1, b2, eps, weight_decay), adam, radam, sgd(momentum), lion, muon
+  c.init_from = ''                       # work directory, or WORKDIR@STEP, of parameters to start from; '' random
+  c.trainable = ''                       # regular expression: of parameters that are trained; '' all
+  c.optimizer = 'adamw(b2=0.99)'         # adamw(b1, b2, eps, weight_decay), adam, radam, sgd(momentum), lion, muon;
+                                         # 'adamw | disc: adam(b1=0)' for an objective with groups
   c.learning_rate = 2e-3                 # its peak
   c.lr_schedule = 'cosine(warmup=100)'   # cosine or linear (to 0 at the last step), or constant, after a linear warm-up
   c.grad_clip = 1.                       # largest global norm of the gradient; 0: off
@@ -74,11 +80,13 @@ def _sample(c):
   c.clip_x0 = True             # keep x0 in [-1, 1] while sampling
   s = ml_collections.ConfigDict()
   s.num_samples = 48
+  s.ask = ''                   # what else the task takes, such as 'length: 256 | prompt: a hero'
   s.classes = ''               # '' all in turn; 'hero, food'; 'none' for unconditional
   s.class_mix = ''             # one condition for all samples, a weighted sum such as '0.5 * hero + 0.5 * food'
   s.seed = 0                   # sample k is the same for any number of samples and any batch
   s.batch = 48
   s.params = 'ema'             # ema, raw, one of config.extra_emas, or 'posthoc(.07)' from snapshots
+  s.then = ''                  # models that go on from the samples: 'runs/up grid=trailing(20) > runs/up2'
   s.show = 'film'              # besides the page, any of: film, gif, noising, interpolation, comparison; or all
   return s
 
@@ -106,7 +114,8 @@ def _edit():
 def _evaluate():
   """Evaluation, with --mode=evaluate."""
   e = ml_collections.ConfigDict()
-  e.parts = 'loss, samples, bound, ode'  # held-out loss, distances of samples, bits per dimension
+  e.parts = ''                 # '' all of the task; of images: loss (held-out), samples (their distances to the data),
+                               # bound, ode (bits per dimension)
   e.num_samples = 500          # classes as in the data, or those of config.sample.classes
   e.features = 'own'           # own (trained on this data, cached), inception(path), dinov2(path), clip(path)
   e.split = 'train'            # the reference: train or heldout
@@ -129,6 +138,25 @@ def filled(config):
   complete = default()
   complete.update(migrated(config if isinstance(config, dict) else config.to_dict()))
   return complete
+
+
+def put(config, key, value):
+  """Changes one setting, such as 'grid' or 'sample.params'; text is read as a number or a bool where one is expected.
+
+  Raises:
+    InputError: an unknown setting, or a value of another type.
+  """
+  *sections, last = key.split('.')
+  place = config
+  for section in sections:
+    place = place.get(section, {})
+  if last not in place:
+    raise InputError(f'{key}={value!r}: {unknown(key, list(config))}')
+  try:
+    text = isinstance(value, str) and not isinstance(place[last], str)
+    place[last] = ast.literal_eval(value) if text else value
+  except (TypeError, ValueError, SyntaxError) as error:
+    raise InputError(f'{key}={value!r}: expected a value such as {place[last]!r}') from error
 
 
 def variant(config, name, **variants):

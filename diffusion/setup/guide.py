@@ -118,43 +118,41 @@ def parse(text):
   return guide
 
 
-def denoiser(guide, plain, pair, null, clip_x0, unconditional, second=None):
-  """(params, cond) -> Denoise, guided and clipped; with a second model, params is a pair, its parameters the second.
+def denoiser(guide, plain, null, away, clip, unconditional, second=None):
+  """(weights, cond) -> Denoise, guided and clipped; weights.frozen['guide'] are the weights of the second model.
 
   Denoisers here take (x, noise, previous=None): a self-conditioned network its previous estimate of x0.
 
   Args:
     guide: the Guide.
-    plain: (params, cond) -> Denoise without guidance.
-    pair: (params, cond) -> (x, noise, previous) -> (conditional Pred, Pred to lead away from), of one model.
+    plain: (weights, cond) -> Denoise without guidance.
     null: cond -> the null condition.
-    clip_x0: whether x0 is kept in [-1, 1].
+    away: cond -> the condition to lead away from, null or a negative one.
+    clip: Denoise -> Denoise, which keeps x0 in its bounds.
     unconditional: whether the model has learned to do without its condition.
     second: the Experiment that guide.model names, or None.
   """
   by_classifier = 'classifier' in guide.names
 
-  def predictions(params, cond):
+  def predictions(weights, cond):
     if guide.model and not by_classifier:
-      return _both(plain(params[0], cond), second.plain(params[1], cond))
-    own = params[0] if guide.model else params
-    if cond is not None and by_classifier and guide.doubles:
-      return _both(plain(own, cond), plain(own, null(cond)))
+      return _both(plain(weights, cond), second.plain(weights.frozen['guide'], cond))
     if cond is not None and guide.doubles:
-      return pair(own, cond)
+      return guidance.doubled(lambda conds: plain(weights, conds), cond, null(cond) if by_classifier else away(cond))
     alone = by_classifier and unconditional and not guide.start
-    single = plain(own, null(cond) if alone else cond)
-    return lambda x, noise, previous: (single(x, noise, previous),) * 2  # one call, whatever the stack makes of it
+    single = plain(weights, null(cond) if alone else cond)
+    return lambda x, noise, *previous: (single(x, noise, *previous),) * 2  # one call, whatever the stack makes of it
 
-  def denoise(params, cond):
-    predict, log_prob = predictions(params, cond), second.log_prob(params[1], cond) if by_classifier else None
-    def guided(x, noise, previous=None):
-      stacked = guidance.shared_predictions(lambda x, noise: predict(x, noise, previous),
+  def denoise(weights, cond):
+    predict = predictions(weights, cond)
+    log_prob = second.log_prob(weights.frozen['guide'], cond) if by_classifier else None
+    def guided(x, noise, *previous):
+      stacked = guidance.shared_predictions(lambda x, noise: predict(x, noise, *previous),
                                             lambda cond, null: guide.stack(cond, null, log_prob))
-      return (gaussian.clip(stacked) if clip_x0 else stacked)(x, noise)
+      return clip(stacked)(x, noise)
     return guided
   return denoise
 
 
 def _both(cond, null):
-  return lambda x, noise, previous: (cond(x, noise, previous), null(x, noise, previous))
+  return lambda x, noise, *previous: (cond(x, noise, *previous), null(x, noise, *previous))

@@ -18,7 +18,9 @@ MERGED = {  # old key -> (new key, what to write)
   'sample.classifier': ('guide', 'classifier(WORKDIR, 2)'), 'warmup': ('lr_schedule', 'cosine(warmup=100)'),
   'decay': ('lr_schedule', 'cosine(warmup=100)'), 'beta2': ('optimizer', 'adamw(b2=0.99)'),
   'weight_decay': ('optimizer', 'adamw(weight_decay=0.01)')}
-VALUES = {('noise', 'plain'): 'gaussian', ('save_failure', 'go on'): 'continue'}
+EVERYTHING = 'loss, samples, bound, ode'  # was the default of evaluate.parts
+VALUES = {('noise', 'plain'): 'gaussian', ('save_failure', 'go on'): 'continue', ('evaluate.parts', EVERYTHING): '',
+          ('evaluate.what', EVERYTHING): ''}
 
 
 def answer(name):
@@ -46,6 +48,9 @@ def migrated(stored):
     new['lr_schedule'] = f'{flat["decay"]}(warmup={flat["warmup"]})'
   if 'beta2' in flat:
     new['optimizer'] = f'adamw(b2={flat["beta2"]}, weight_decay={flat["weight_decay"]})'
+  if 'objective' not in flat:
+    names = [parse(flat.get(key, ''))[0] for key in ('net', 'schedule')]
+    new['objective'] = 'classifier' if names[0] == 'classifier' else 'vdm' if names[1] == 'learned' else 'denoising'
   return _nested(new)
 
 

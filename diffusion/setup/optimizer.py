@@ -1,10 +1,14 @@
-"""Optimizers and learning-rate schedules that a config may name, all from optax."""
+"""Optimizers and learning-rate schedules that a config may name, all from optax, and which parameters they train."""
+import re
+
+from flax import traverse_util
 import jax
 import numpy as np
 import optax
 from optax import contrib
 
 from diffusion.errors import check_positive, InputError
+from diffusion.setup import specs
 
 
 # ---- optimizers: (rate, mask) -> optax transformation; mask: params -> which of them decay, or None for all
@@ -81,6 +85,94 @@ def _as_matrices(params):
 
 
 OPTIMIZERS = dict(adamw=adamw, adam=adam, radam=radam, sgd=sgd, lion=lion, muon=muon)
+UNDECAYED = ('uncertainty', 'curve')  # parameters that are not the network's: weight decay leaves them alone
+
+
+# ---- groups of parameters
+def parse_groups(text):
+  """'adamw(b2=.99) | disc: adam' -> {'': (rate, mask) -> transformation, 'disc': ..}."""
+  groups = {}
+  for part in text.split('|'):
+    group, colon, spec = part.partition(':')
+    group, spec = (group.strip(), spec.strip()) if colon else ('', part.strip())
+    if group in groups:
+      raise InputError(f'config.optimizer={text!r}: give one optimizer for {group or "the parameters without a group"}')
+    groups[group] = specs.resolve(dict(optimizer=OPTIMIZERS), 'optimizer', spec)
+  if '' not in groups:
+    raise InputError(f'config.optimizer={text!r}: begin with an optimizer for the parameters without a group')
+  return groups
+
+
+def optimizer(optimizers, rate, grad_clip, params, group):
+  """The optax transformation of some parameters; gradients are clipped by the norm of their group.
+
+  Args:
+    optimizers: of parse_groups.
+    rate: step -> learning rate.
+    grad_clip: largest norm of a group's gradient; 0: none.
+    params: tree of the parameters or their shapes.
+    group: path -> name of its group, '' for none.
+  Raises:
+    InputError: a group of the config that has no parameters, or the reverse.
+  """
+  undecayed = isinstance(params, dict) and any(key in params for key in UNDECAYED)
+  mask = (lambda params: {key: key not in UNDECAYED for key in params}) if undecayed else None
+  # Clipping is always there, so that the state keeps its shape.
+  one = lambda name: optax.chain(optax.clip_by_global_norm(grad_clip or np.inf), optimizers[name](rate, mask))
+  names = {group(path) for path in paths(params)}
+  if names == {''} == set(optimizers):
+    return one('')
+  if names != set(optimizers):
+    show = lambda some: ', '.join(sorted(name or '(no name)' for name in some))
+    raise InputError(f'config.optimizer names the groups {show(optimizers)}, and the objective has {show(names)}; '
+                     "give one optimizer for each, such as 'adamw | disc: adam'")
+  labels = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: group(path_text(path)), params)
+  return optax.multi_transform({name: one(name) for name in names}, labels)
+
+
+def path_text(path):
+  """The path of a leaf, such as 'conv_in/kernel'."""
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def paths(params):
+  """The paths of all leaves."""
+  return [path_text(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+
+
+def trainable(pattern, params):
+  """params -> (those that are trained, the rest or ()), by a regular expression for paths such as 'conv_in/kernel'.
+
+  Args:
+    pattern: '' for all.
+    params: tree of dicts, of the parameters or their shapes.
+  Raises:
+    InputError: a pattern that is no regular expression, or matches none or all of the parameters.
+  """
+  if not pattern:
+    return lambda params: (params, ())
+  try:
+    found = {path for path in paths(params) if re.search(pattern, path)}
+  except re.error as error:
+    raise InputError(f'config.trainable={pattern!r} is not a regular expression: {error}') from error
+  if not found or len(found) == len(paths(params)):
+    some = ', '.join(paths(params)[:4])
+    raise InputError(f"config.trainable={pattern!r} matches {'all' if found else 'none'} of the parameters, such as "
+                     f'{some}; leave it empty to train all of them')
+
+  def split(params):
+    flat = traverse_util.flatten_dict(params, sep='/')
+    pick = lambda wanted: {path: leaf for path, leaf in flat.items() if (path in found) == wanted}
+    return tuple(traverse_util.unflatten_dict(pick(wanted), sep='/') for wanted in (True, False))
+  return split
+
+
+def merged(params, base):
+  """The parameters that `trainable` has split."""
+  if not jax.tree.leaves(base):
+    return params
+  flat = [traverse_util.flatten_dict(part, sep='/') for part in (params, base)]
+  return traverse_util.unflatten_dict(flat[0] | flat[1], sep='/')
 
 
 # ---- learning-rate schedules: (peak, steps) -> step -> rate

@@ -4,10 +4,9 @@ Arguments are Python literals; anything else is a string, so that `folder(/my/im
 argument called schedule, grid or sampler may be a spec itself, as in `shift(cosine(None), 3)`.
 """
 import ast
-import difflib
 import inspect
 
-from diffusion.errors import InputError
+from diffusion.errors import InputError, unknown
 
 NESTED = {'schedule', 'grid', 'sampler'}
 HIDDEN = ('self', 'parent', 'name', 'constrain')  # fields of a Flax module that no spec sets
@@ -66,12 +65,6 @@ def usage(name, function, given=()):
   return f'{name}({", ".join(str(p.replace(annotation=p.empty)) for p in fields)})'
 
 
-def unknown(name, names):
-  """'unknown x; did you mean y? Valid: y, z': the end of an error message."""
-  close = difflib.get_close_matches(name, names, 1, .5)
-  return f'unknown {name!r}' + (f'; did you mean {close[0]!r}? Valid: ' if close else '; valid: ') + ', '.join(names)
-
-
 def resolve(choices, field, spec, **extra):
   """The object that a spec describes.
 
@@ -107,6 +100,8 @@ def resolve(choices, field, spec, **extra):
   try:
     return function(*bound.args, **bound.kwargs)
   except InputError as error:
+    if str(error).startswith('config.'):  # it names a setting itself
+      raise
     raise InputError(f'config.{field}={spec!r}: {error}') from error
   except (TypeError, AttributeError, ValueError, ArithmeticError) as error:  # a wrong type, such as trailing(ten)
     raise InputError(f'config.{field}={spec!r}: {error}; expected {expected}') from error

@@ -6,11 +6,11 @@ import numpy as np
 from diffusion.core import gaussian
 from diffusion.core.gaussian import Noise, take
 from diffusion.core.schedules import evaluate, scaling_of
-from diffusion.errors import InputError
+from diffusion.errors import InputError, unknown
 from diffusion.samplers import Sampler
 from diffusion.setup import guide, specs
-from diffusion.setup.choices import make, parse_emas
-from diffusion.tasks import Task
+from diffusion.setup.choices import CHOICES, make, parse_emas
+from diffusion.setup.optimizer import parse_groups
 
 COUNTS = ('fsdp', 'grad_accumulation', 'batch', 'steps', 'log_every', 'val_every', 'val_samples', 'sample_every',
           'save_every', 'keep_last')
@@ -22,18 +22,17 @@ UNSCALED = 10.  # largest sigma at alpha = 1 for a target that does not scale th
 
 class Parts(NamedTuple):
   """What a config names, as objects that need no data."""
-  task: Task
   schedule: Any
   levels: Noise      # the sampling grid
   sampler: Sampler
-  target: Any        # noise -> Target
+  predict: Any       # noise -> Target
   timesteps: Any
   loss_weight: Any
   loss_type: Any
   noise_type: Any
   variance: Any
   guide: guide.Guide
-  optimizer: Any     # (rate, mask) -> optax transformation
+  optimizers: dict   # group -> (rate, mask) -> optax transformation; see optimizer.parse_groups
   lr_schedule: Any   # (peak, steps) -> step -> rate
   emas: tuple        # (name, step -> decay) of config.extra_emas
 
@@ -45,16 +44,14 @@ def check(config):
   levels = make_grid(config, schedule)
   _check_process(config, schedule, levels)
   build = lambda field: make(field, config[field], schedule=schedule)
-  target = build('predict')
-  if spec_name(config, 'variance') == 'learned':
-    target = gaussian.with_variance(target)
   parts = Parts(
-    task=build('task'), schedule=schedule, levels=levels,
-    sampler=make('sampler', config.sampler, schedule=schedule, levels=levels), target=target,
-    timesteps=build('timesteps'), loss_weight=build('loss_weight'), loss_type=build('loss_type'),
-    noise_type=build('noise_type'), variance=build('variance'), guide=guide.parse(config.guide),
-    optimizer=build('optimizer'), lr_schedule=build('lr_schedule'), emas=parse_emas(config.extra_emas))
+    schedule=schedule, levels=levels, sampler=make('sampler', config.sampler, schedule=schedule, levels=levels),
+    predict=build('predict'), timesteps=build('timesteps'), loss_weight=build('loss_weight'),
+    loss_type=build('loss_type'), noise_type=build('noise_type'), variance=build('variance'),
+    guide=guide.parse(config.guide), optimizers=parse_groups(config.optimizer), lr_schedule=build('lr_schedule'),
+    emas=parse_emas(config.extra_emas))
   make('net', config.net, classes=2)
+  make('task', config.task)
   _check_training(config, parts)
   _check_sampling(config, parts)
   return parts
@@ -74,14 +71,12 @@ def spec_name(config, field):
   return specs.parse(config[field])[0]
 
 
-def is_classifier(config):
-  """Whether the config trains a noisy classifier, which draws nothing."""
-  return spec_name(config, 'net') == 'classifier'
-
-
-def learns_schedule(config):
-  """Whether the noise schedule is trained with the network."""
-  return spec_name(config, 'schedule') == 'learned'
+def objective_name(config):
+  """The name of the objective, which exists."""
+  name = spec_name(config, 'objective')
+  if name not in CHOICES['objective']:
+    raise InputError(f'config.objective={config.objective!r}: {unknown(name, CHOICES["objective"])}')
+  return name
 
 
 def _check_numbers(config):
@@ -131,21 +126,23 @@ def _check_training(config, parts):
     raise InputError(f'config.snapshot_every={config.snapshot_every} keeps power averages for later, and '
                      f"config.extra_emas={config.extra_emas!r} has none; "
                      "set config.extra_emas='power(.05) | power(.1)'")
-  if config.grad_accumulation > 1 and (learns_schedule(config) or loss_aware):
-    raise InputError(f"config.grad_accumulation={config.grad_accumulation} does not work with "
-                     "config.schedule='learned' or config.timesteps='loss_aware', which need whole batches: "
-                     'set it to 1')
-  if is_classifier(config):
-    _expect(config, f'config.net={config.net!r}: a classifier does not use some of the settings', logvar_channels=0,
-            self_condition=False, variance='fixed', noise_type='gaussian', loss_type='mse')
-    if learns_schedule(config) or loss_aware:
-      raise InputError("a classifier takes neither config.schedule='learned' nor config.timesteps='loss_aware'")
-  if learns_schedule(config):
-    _expect(config, "config.schedule='learned' is trained by the variational bound", loss_weight='vlb',
-            timesteps='stratified', variance='fixed', loss_type='mse', noise_type='gaussian', logvar_channels=0)
   if config.logvar_channels and loss_aware:
     raise InputError("config.timesteps='loss_aware' follows the loss, which config.logvar_channels makes equal at "
                      'every level; use one of them')
+  name = objective_name(config)
+  for objective, field, value in (('vdm', 'schedule', 'learned'), ('classifier', 'net', 'classifier')):
+    if (name == objective) != (spec_name(config, field) == value):
+      wanted = objective if name != objective else 'denoising'
+      raise InputError(f"config.objective={config.objective!r} with config.{field}={config[field]!r}: the objective "
+                       f"{objective} and config.{field}={value!r} belong together; set config.objective={wanted!r}")
+  if name == 'classifier':
+    _expect(config, f'config.net={config.net!r}: a classifier does not use some of the settings', logvar_channels=0,
+            self_condition=False, variance='fixed', noise_type='gaussian', loss_type='mse')
+    if loss_aware:
+      raise InputError("a classifier does not take config.timesteps='loss_aware'")
+  if name == 'vdm':
+    _expect(config, "config.schedule='learned' is trained by the variational bound", loss_weight='vlb',
+            timesteps='stratified', variance='fixed', loss_type='mse', noise_type='gaussian', logvar_channels=0)
 
 
 def _check_sampling(config, parts):
@@ -155,7 +152,7 @@ def _check_sampling(config, parts):
                      "train with config.variance='learned'")
   if config.self_condition and sampler == 'adaptive':
     raise InputError("config.sampler='adaptive' keeps no last estimate for a self-conditioned network; use 'best'")
-  unconditional = config.condition_dropout or is_classifier(config)
+  unconditional = config.condition_dropout or objective_name(config) == 'classifier'
   if parts.guide.doubles and not parts.guide.start.negative and not unconditional:
     raise InputError(f'config.guide={config.guide!r} needs a model that has learned to do without its condition: '
                      "set config.condition_dropout above 0, or config.guide='' for no guidance")

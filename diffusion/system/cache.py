@@ -1,4 +1,7 @@
-"""Arrays that are slow to compute, kept as .npz files in the user's cache directory."""
+"""Arrays that are slow to compute, kept as .npz files in the user's cache directory.
+
+The directory holds at most $DIFFUSION_CACHE_GB gigabytes, 50 by default: the files used longest ago are removed first.
+"""
 import hashlib
 import json
 import os
@@ -9,6 +12,8 @@ import warnings
 import zipfile
 
 import numpy as np
+
+from diffusion.errors import InputError
 
 
 def cache_dir():
@@ -33,7 +38,9 @@ def cached(name, key, make, min_seconds=0.0):
   if path.exists():
     try:
       with np.load(path, allow_pickle=False) as stored:
-        return dict(stored)
+        arrays = dict(stored)
+      _touch(path)
+      return arrays
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
       warnings.warn(f'recomputed, because the cached file is damaged: {path} ({error})')
   start = time.monotonic()
@@ -41,9 +48,41 @@ def cached(name, key, make, min_seconds=0.0):
   if time.monotonic() - start >= min_seconds:
     try:
       _write(path, arrays)
+      make_room(path)
     except OSError as error:
       warnings.warn(f'not cached: {path} ({error}); set DIFFUSION_CACHE to a writable directory')
   return arrays
+
+
+def _touch(path):
+  try:
+    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # used now, and no newer
+  except OSError:
+    pass  # a cache that belongs to somebody else can be read all the same
+
+
+def make_room(kept):
+  """Removes the files used longest ago, never `kept`, until the directory is within its limit; says what and where.
+
+  Raises:
+    InputError: the limit is not a number.
+  """
+  text = os.environ.get('DIFFUSION_CACHE_GB', '50')
+  try:
+    limit = float(text) * 1e9
+  except ValueError as error:
+    raise InputError(f'DIFFUSION_CACHE_GB={text!r}: expected a number of gigabytes, such as 50') from error
+  files = sorted(kept.parent.glob('*.npz'), key=lambda path: path.stat().st_atime)
+  total, removed = sum(path.stat().st_size for path in files), []
+  for path in files:
+    if total > limit and path != kept:
+      total -= path.stat().st_size
+      path.unlink(missing_ok=True)
+      removed.append(path.name)
+  if removed:
+    warnings.warn(f'{kept.parent} was above {limit / 1e9:g} GB (DIFFUSION_CACHE_GB): removed {", ".join(removed)}')
+  if total > limit:
+    warnings.warn(f'{kept} alone is {total / 1e9:.3g} GB, above DIFFUSION_CACHE_GB={text}')
 
 
 def _write(path, arrays):

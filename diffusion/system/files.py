@@ -1,7 +1,9 @@
 """Atomic writes, so that readers see the old or the new file and never a part; and checks that one can write."""
+import io
 import os
 
 from etils import epath
+import numpy as np
 
 from diffusion.errors import InputError
 from diffusion.system.multihost import is_main, process_index
@@ -51,3 +53,10 @@ def writable(path) -> None:
   except OSError as error:
     raise InputError(f'cannot write in {path}: {error.strerror or error}; check permissions, free disk '
                      'space, or use another directory') from error
+
+
+def write_npz(path, arrays) -> None:
+  """Writes {name: array} as a compressed .npz without pickles, whole or not at all."""
+  buffer = io.BytesIO()
+  np.savez_compressed(buffer, allow_pickle=False, **arrays)
+  write_atomic(path, buffer.getvalue())

@@ -1,4 +1,5 @@
 """Tensors in .safetensors files: read without running code, checked name by name, and hashed."""
+import base64
 import hashlib
 from typing import NamedTuple
 
@@ -133,3 +134,24 @@ def depth(weights, prefix):
 
 def _listed(names, most=3):
   return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+
+
+# ---- in memory
+def digest(tree):
+  """Hash of a tree of arrays with their paths, shapes and types: 32 hexadecimal digits."""
+  state = hashlib.blake2b(digest_size=16)
+  for path, leaf in flat(tree).items():
+    array = np.ascontiguousarray(leaf)
+    state.update(f'{path} {array.dtype} {array.shape}'.encode())
+    state.update(array.tobytes())
+  return state.hexdigest()
+
+
+def to_text(arrays):
+  """{name: NumPy array} -> text, for a record in JSON."""
+  return base64.b64encode(safetensors.numpy.save(arrays)).decode() if arrays else ''
+
+
+def from_text(text):
+  """The inverse of to_text."""
+  return safetensors.numpy.load(base64.b64decode(text)) if text else {}

@@ -1,6 +1,6 @@
 """Tasks: what the data mean. To add one, write a file with a function that returns a Task, and list it here."""
-from diffusion.tasks import image
-from diffusion.tasks.base import Task
+from diffusion.tasks import image, points, series
+from diffusion.tasks.base import Asked, Task
 
-__all__ = ['Task', 'TASKS', 'image']
-TASKS = dict(image=image.image)
+__all__ = ['Asked', 'Task', 'TASKS']
+TASKS = dict(image=image.image, points=points.points, series=series.series)

@@ -1,8 +1,51 @@
-"""Tasks: how a batch becomes (x0, cond), and how x0 becomes something to look at. One file per family."""
-from typing import Callable, NamedTuple
+"""What a task is: all that depends on the kind of data. One file per family."""
+from typing import Any, Callable, NamedTuple
+
+from diffusion.errors import InputError
+
+
+class Asked(NamedTuple):
+  """What was asked for, as the model takes it."""
+  cond: Any          # tree of NumPy arrays [N, ...], or None
+  labels: Any        # N captions, or None
+  shape: Any = None  # of one x0, where it is not that of training
 
 
 class Task(NamedTuple):
-  encode: Callable  # (key, batch) -> (x0 float32 [B, ...], cond [B, ...] or None); key None: no augmentation
-  null: Callable    # cond -> the unconditional cond, of the same shapes
-  decode: Callable  # x0 -> what a person looks at
+  """What the data mean: how a batch becomes (x0, cond), and an x0 something to look at, hear or read.
+
+  It is made by a function f(.., *, data=None, facts=None, fitted=None, open_model=None), which takes those that it
+  needs: with data (the Dataset to train on) it measures `facts` and, unless it is given, `fitted`; with those of a
+  checkpoint it needs no data; with neither it only checks its arguments.
+  """
+  batch: Callable      # (Dataset, indices [B]) -> dict of host arrays [B, ...]; sent to workers: holds no weights
+  encode: Callable     # (frozen, key, batch) -> (x0 [B, ...], cond: tree [B, ...] or None); key None: no randomness
+  null: Callable       # cond -> the same as if nothing were asked
+  decode: Callable     # (frozen, x0, cond) -> outputs {name: array [B, ...]}
+  ask: Callable        # (request {name: text or array}, ids [N], seed) -> Asked; entry k depends on (seed, ids[k])
+  show: Callable       # (outputs, labels or None, title) -> a page, PIL image
+  save: Callable       # (folder, outputs, cond, labels) -> None: writes files
+  facts: dict = {}     # JSON: what the weights mean; in the checkpoint, equal on resume
+  fitted: dict = {}    # {name: NumPy array} measured on the data; in the checkpoint
+  frozen: Any = ()     # given weights: an argument of compiled functions, in the checkpoint by their hash alone
+  prepare: Callable = lambda frozen, data: data  # Dataset -> Dataset: what is computed once per example (prepare.py)
+  tiles: Callable = None    # outputs -> uint8 [N, H, W, C], a picture of each, for strips; None: there are none
+  takes: tuple = ()         # names that `ask` understands
+  gives: str = ''           # name of the output that the next model of a chain gets
+  bounds: Any = None        # (low, high) of x0, for clipping; None: unbounded, never clipped
+  levels: Any = None        # number of values of x0 between the bounds; None: continuous
+  project: Callable = None  # (x, cond) -> x, linear: the subspace x0 lives in, such as without padding; None: all
+  evaluators: tuple = ()    # names of what measures it (evaluation.EVALUATORS)
+
+  @property
+  def classes(self):
+    """Names of the classes, () if there are none."""
+    return tuple(self.facts.get('classes', ()))
+
+
+def need(data, *columns):
+  """Raises InputError where the data lacks a column that a task needs."""
+  missing = [name for name in columns if name not in data.arrays]
+  if missing:
+    raise InputError(f'it needs the column {" and ".join(missing)}, and config.data has {", ".join(data.arrays)}; '
+                     'choose a task for these data')

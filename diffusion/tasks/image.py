@@ -1,24 +1,44 @@
 """Images, unconditional or conditioned on a class or context vector."""
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from diffusion.data.arrays import from_unit
-from diffusion.tasks.base import Task
+from diffusion.data.arrays import from_unit, images_batch, to_unit
+from diffusion.system.files import write_npz
+from diffusion.tasks import pages
+from diffusion.tasks.base import need, Task
+from diffusion.tasks.classes import ask_classes, TAKES
 
 
-def to_unit(images):
-  """uint8 [0, 255] -> float32 [-1, 1]; NumPy and JAX arrays. The inverse of `from_unit` for all 256 values."""
-  return images.astype('float32') / 127.5 - 1.0
+def image(flip=False, *, data=None, facts=None):
+  """x0: images in [-1, 1]; the condition: None, or a vector with one entry per class.
 
+  Args:
+    flip: whether to mirror a random half of the training images left to right.
+  """
+  if data is not None:
+    need(data, 'images')
+    facts = dict(shape=list(data.arrays['images'].shape[1:]), classes=list(data.facts.get('classes', ())))
+  facts = facts or {}
+  classes = tuple(facts.get('classes', ()))
 
-def image(flip=False):
-  """flip: whether to mirror a random half of the training images left to right."""
-  def encode(key, batch):
+  def encode(frozen, key, batch):
     x0 = to_unit(batch['images'])
     if flip and key is not None:
       mirrored = jax.random.bernoulli(key, shape=(len(x0), 1, 1, 1))
       x0 = jnp.where(mirrored, x0[:, :, ::-1], x0)
     return x0, batch.get('cond')
-  def null(cond):
-    return jax.tree.map(jnp.zeros_like, cond)
-  return Task(encode, null, from_unit)
+
+  def show(outputs, labels, title):
+    return pages.grid(outputs['images'], labels=labels, title=title)
+
+  def save(folder, outputs, cond, labels):
+    """samples.npz: images uint8 [N, H, W, C]; with conditions also labels [N, K] and classes. No pickles."""
+    more = {} if cond is None else dict(labels=cond, classes=np.array(classes))
+    write_npz(folder / 'samples.npz', outputs | more)
+
+  return Task(
+    images_batch, encode, null=lambda cond: jax.tree.map(jnp.zeros_like, cond),
+    decode=lambda frozen, x0, cond: dict(images=from_unit(x0)), ask=ask_classes(classes), show=show, save=save,
+    facts=facts, tiles=lambda outputs: outputs['images'], takes=TAKES, gives='images', bounds=(-1., 1.), levels=256,
+    evaluators=('loss', 'samples', 'bound', 'ode'))

@@ -4,12 +4,12 @@ from functools import partial
 import jax
 import numpy as np
 
-from diffusion.data.dataset import host_batch
+from diffusion.data.dataset import size as count
 from diffusion.system import sharding
 
 
 def make_heldout_loss(run, data, number):
-  """A function (step, params) -> {'heldout_loss': float}; examples and noise are the same at every call.
+  """A function (step, weights) -> {'heldout_loss': float}; examples and noise are the same at every call.
 
   Args:
     run: the Experiment.
@@ -17,19 +17,26 @@ def make_heldout_loss(run, data, number):
     number: examples to use, rounded down to whole batches, at least one batch.
   """
   @partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
-  def measure(params, batch, key):
-    x0, cond = run.task.encode(None, batch)
-    return run.loss(key, params, x0, cond, False)[0]
+  def measure(weights, batch, key):
+    x0, cond = run.encode(weights.frozen, None, batch)
+    return heldout_measurement(run, weights, key, x0, cond)[0]
 
   size = run.plan.batch
-  batches = min(number, len(data.images)) // size or 1
+  batches = min(number, count(data)) // size or 1
 
-  def heldout_loss(step, params):
+  def heldout_loss(step, weights):
     losses = []
     for i in range(batches):
-      indices = np.arange(i * size, (i + 1) * size) % len(data.images)
-      batch = sharding.put_batch(host_batch(data, indices), run.mesh)
+      indices = np.arange(i * size, (i + 1) * size) % count(data)
+      batch = sharding.put_batch(run.task.batch(data, indices), run.mesh)
       key = jax.random.fold_in(jax.random.key(run.plan.seed), 2 ** 31 + i)  # above every training step's
-      losses.append(jax.device_get(measure(params, batch, key)))
+      losses.append(jax.device_get(measure(weights, batch, key)))
     return dict(heldout_loss=float(np.mean(losses)))
   return heldout_loss
+
+
+def heldout_measurement(run, weights, key, x0, cond):
+  """(loss, metrics) of a batch without what only training does, such as dropout."""
+  return run.objective.loss(key, weights.params, x0, cond, memory=weights.memory,
+                            frozen=weights.frozen.get('objective', ()), ema=weights.params, step=run.plan.steps,
+                            train=False, part=None)

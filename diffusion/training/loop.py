@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion.data.dataset import host_batch, read_batch
+from diffusion.data.dataset import read_batch
 from diffusion.data.prefetch import feed
 from diffusion.errors import InputError
+from diffusion.setup.build import Weights
+from diffusion.setup.optimizer import merged
 from diffusion.system import multihost, sharding
 from diffusion.system.log import no_progress, progress
 from diffusion.system.run_control import finishing, stop_requests, stop_vote, trace
@@ -24,76 +26,69 @@ SLOW_DATA = .1  # fraction of the time spent waiting for data above which the us
 
 
 # ---- one step
-def train_step(state, batch, key, *, encode, loss, optimizer, ema, averages=(), accumulate=1):
+def train_step(state, batch, key, frozen={}, *, encode, objective, optimizer, ema, averages=(), accumulate=1):
   """One update. Its randomness is derived from `key` and the step number, never carried.
 
   Args:
     state: TrainState.
-    batch: host_batch's arrays, leaves [B, ...].
+    batch: arrays of the task's batch, leaves [B, ...].
     key: PRNG key of the run.
-    encode: (key, batch) -> (x0 [B, ...], cond), as in Task.
-    loss: (key, params, x0, cond, train, *memory, part=None) -> (scalar, {'mse' [B], 'logsnr' [B], 'memory'}); 'memory'
-      only where the state has one, `part` only where accumulate is above 1.
+    frozen: given weights by owner.
+    encode: (frozen, key, batch) -> (x0 [B, ...], cond), as Experiment.encode.
+    objective: an Objective.
     optimizer: an optax transformation.
     ema: step -> decay of the averaged parameters.
     averages: the same for each of state.averages.
     accumulate: number of micro-batches, which divides B.
   Returns:
-    (state, {'loss' [], 'grad_norm' [], 'error' [bins], 'count' [bins]}), the last two as in error_by_logsnr.
+    (state, {'loss' [], 'grad_norm' []} and what the objective measures, see `reported`).
   """
   encode_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
-  x0, cond = encode(encode_key, batch)
-  objective = lambda params, **part: loss(loss_key, params, x0, cond, True, *state.memory, **part)
-  (value, parts), grads = value_and_grad(objective, state.params, accumulate)
+  x0, cond = encode(frozen, encode_key, batch)
+
+  def loss(params, part=None):
+    return objective.loss(
+      loss_key, merged(params, state.base), x0, cond, memory=state.memory, frozen=frozen.get('objective', ()),
+      ema=state.ema, step=state.step, train=True, part=part)
+  (value, measured), grads = objective.gradient(loss, state.params, accumulate)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+  params = objective.after(optax.apply_updates(state.params, updates), state.step)
   average = lambda old, decay: optax.incremental_update(params, old, 1 - decay(state.step))
-  error, count = error_by_logsnr(parts)
-  metrics = dict(loss=value, grad_norm=optax.tree.norm(grads), error=error, count=count)
-  memory = (parts['memory'],) if state.memory else ()
+  metrics = dict(loss=value, grad_norm=optax.tree.norm(grads)) | reported(measured, objective.error[0])
+  memory = objective.remember(state.memory, measured)
   others = tuple(average(old, decay) for old, decay in zip(state.averages, averages, strict=True))
-  return TrainState(state.step + 1, params, average(state.ema, ema), opt_state, memory, others), metrics
+  return TrainState(state.step + 1, params, average(state.ema, ema), opt_state, memory, others, state.base), metrics
 
 
-def value_and_grad(objective, params, accumulate):
-  """((value, parts), gradient) of an objective, from the whole batch or accumulated over micro-batches.
+def reported(measured, error):
+  """What is logged of an objective's metrics {name: [] or [B]}: their means, and sums of `error` by log-SNR.
 
-  Args:
-    objective: (params, part=None) -> (mean over the examples of `part`, {name: [examples]}); part: None for the whole
-      batch, or (i, accumulate) for its i-th micro-batch.
-    params: tree of arrays.
-    accumulate: number of micro-batches. The activations of only one of them are held at a time.
+  'each', 'time' and 'logsnr' are not: the mean of the first is the loss, and the others say where it was measured.
   """
-  value_and_slope = jax.value_and_grad(objective, has_aux=True)
-  if accumulate == 1:
-    return value_and_slope(params)
-
-  def add(total, i):
-    (value, parts), grads = value_and_slope(params, part=(i, accumulate))
-    return jax.tree.map(jnp.add, total, (value, grads)), parts
-  zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
-  total, parts = jax.lax.scan(add, zeros, jnp.arange(accumulate))
-  value, grads = jax.tree.map(lambda a: a / accumulate, total)
-  return (value, {name: jnp.ravel(a) for name, a in parts.items()}), grads
+  means = {name: jnp.mean(a) for name, a in measured.items() if name not in ('each', 'time', 'logsnr')}
+  if 'logsnr' not in measured:
+    return means
+  total, count = error_by_logsnr(measured[error], measured['logsnr'])
+  return means | {'error by logsnr': total, 'count by logsnr': count}
 
 
-def error_by_logsnr(parts):
-  """Sums and counts, ([bins], [bins]), of parts['mse'] [B] in the bins of parts['logsnr'] [B] between LOGSNR_EDGES."""
-  bins = jnp.searchsorted(jnp.asarray(LOGSNR_EDGES), parts['logsnr'])
+def error_by_logsnr(error, logsnr):
+  """Sums and counts, ([bins], [bins]), of error [B] in the bins of logsnr [B] between LOGSNR_EDGES."""
+  bins = jnp.searchsorted(jnp.asarray(LOGSNR_EDGES), logsnr)
   n = len(LOGSNR_EDGES) + 1
-  return jax.ops.segment_sum(parts['mse'], bins, n), jax.ops.segment_sum(jnp.ones_like(parts['mse']), bins, n)
+  return jax.ops.segment_sum(error, bins, n), jax.ops.segment_sum(jnp.ones_like(error), bins, n)
 
 
 def make_train_step(run):
-  """The compiled step of an Experiment: (state, batch, key) -> (state, metrics). The state is donated."""
-  step = partial(train_step, encode=run.task.encode, loss=run.loss, optimizer=run.optimizer, ema=run.ema,
+  """The compiled step of an Experiment: (state, batch, key, frozen) -> (state, metrics). The state is donated."""
+  step = partial(train_step, encode=run.encode, objective=run.objective, optimizer=run.optimizer, ema=run.ema,
                  averages=tuple(decay for _, decay in run.averages), accumulate=run.plan.grad_accumulation)
   places = jax.tree.map(lambda a: a.sharding, abstract_state(run))
   return jax.jit(step, donate_argnums=0, out_shardings=(places, sharding.replicated(run.mesh)))
 
 
-def abstract_batch(run, data):
-  """The step's arguments after the state, (batch, key), as ShapeDtypeStructs with shardings.
+def abstract_inputs(run, data):
+  """The step's arguments after the state, (batch, key, frozen), as ShapeDtypeStructs with shardings.
 
   Args:
     run: the Experiment.
@@ -101,8 +96,10 @@ def abstract_batch(run, data):
   """
   place = sharding.batch_sharding(run.mesh)
   struct = lambda a: jax.ShapeDtypeStruct((run.plan.batch, *a.shape[1:]), a.dtype, sharding=place)
-  batch = jax.tree.map(struct, host_batch(data, np.zeros(1, np.int64)))
-  return batch, jax.eval_shape(lambda: jax.random.key(0))
+  batch = jax.tree.map(struct, run.task.batch(data, np.zeros(1, np.int64)))
+  given = lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place)
+  frozen = jax.tree.map(given, run.frozen, sharding.by_shape(run.mesh, run.frozen))
+  return batch, jax.eval_shape(lambda: jax.random.key(0)), frozen
 
 
 # ---- what is reported
@@ -125,9 +122,10 @@ def summarise(window, end):
       raise InputError(f'the loss is {metrics["loss"]} and the gradient norm {metrics["grad_norm"]} '
                        f'at step {end - len(window) + i}; training stopped, and the last good checkpoint is kept: '
                        'lower config.learning_rate or set config.grad_clip')
-  error, count = (sum(metrics[name] for metrics in window) for name in ('error', 'count'))
+  error, count = (sum(metrics.pop(f'{what} by logsnr', np.zeros(0)) for metrics in window)
+                  for what in ('error', 'count'))
   bins = {name: e / c for name, e, c in zip(bin_names(), error, count) if c}
-  return {name: float(np.mean([metrics[name] for metrics in window])) for name in ('loss', 'grad_norm')} | bins
+  return {name: float(np.mean([metrics[name] for metrics in window])) for name in window[0]} | bins
 
 
 def _speed(run, hooks, done, steps, seconds, waited):
@@ -144,8 +142,8 @@ class Hooks(NamedTuple):
   checkpoints: Checkpoints; saves the state every plan.save_every steps, and when training stops early.
   log: (step, {name: number}) -> None; every plan.log_every steps, and whenever something is saved or measured.
   meta: JSON record stored in every checkpoint.
-  look: (step, averaged parameters) -> None; draws samples to follow training, every plan.sample_every steps.
-  measures: pairs (every, (step, averaged parameters) -> {name: number}), logged under these names.
+  look: (step, averaged Weights) -> None; draws samples to follow training, every plan.sample_every steps.
+  measures: pairs (every, (step, averaged Weights) -> {name: number}), logged under these names.
   snapshots: None, or Checkpoints; saves state.averages every plan.snapshot_every steps.
   usage: images per second -> {name: number}, logged as well.
   profile: ((first, last) step or None, folder), as trace takes it.
@@ -153,14 +151,14 @@ class Hooks(NamedTuple):
   checkpoints: Any
   log: Callable
   meta: dict
-  look: Callable = lambda step, params: None
+  look: Callable = lambda step, weights: None
   measures: tuple = ()
   snapshots: Any = None
   usage: Callable = lambda rate: {}
   profile: tuple = (None, None)
 
 
-def fit(run, data, state, hooks, step_fn=None):
+def fit(run, data, state, hooks, frozen={}, step_fn=None):
   """Trains from the state's step to plan.steps. Every process calls it.
 
   Args:
@@ -168,6 +166,7 @@ def fit(run, data, state, hooks, step_fn=None):
     data: the Dataset to train on.
     state: a TrainState; it is donated.
     hooks: Hooks.
+    frozen: given weights by owner, on the devices (open_model.placed_frozen).
     step_fn: make_train_step(run), if it has been made already.
   Returns:
     (state, whether it reached the last step): SIGTERM and Ctrl-C make it save and return early.
@@ -178,7 +177,9 @@ def fit(run, data, state, hooks, step_fn=None):
   logged = [plan.log_every, plan.save_every, *(every for every, _ in hooks.measures)]
   logged += [plan.snapshot_every] if hooks.snapshots else []
   window, clock, slow = [], time.monotonic(), False
+  averaged = lambda state: Weights(merged(state.ema, state.base), state.memory, frozen)
   with _beside(run, data, hooks, start) as (requests, bar, batches, profiled):
+    step_fn = partial(step_fn, frozen=frozen)
     for done, state, metrics, stopped in _steps(run, state, start, step_fn, batches, requests, profiled):
       window.append(metrics)
       last = done == plan.steps or stopped
@@ -190,7 +191,7 @@ def fit(run, data, state, hooks, step_fn=None):
         values |= _speed(run, hooks, done, len(window), time.monotonic() - clock, batches.waited())
         window = []
         for every, measure in hooks.measures:
-          values |= measure(done, state.ema) if due(every) and not leaving() else {}
+          values |= measure(done, averaged(state)) if due(every) and not leaving() else {}
         hooks.log(done, values)
         slow = slow or done > start + plan.log_every and _warn_of_slow_data(values['data_wait'])
       bar.update(done, values.get('loss'))
@@ -200,7 +201,7 @@ def fit(run, data, state, hooks, step_fn=None):
       if last or due(plan.save_every):
         hooks.checkpoints.save(done, state, hooks.meta)
       if done % plan.sample_every == 0 and not last and not leaving():
-        hooks.look(done, state.ema)
+        hooks.look(done, averaged(state))
       if not window:
         batches.waited()
         clock = time.monotonic()  # logging, saving and sampling do not count as training time
@@ -232,7 +233,7 @@ def _beside(run, data, hooks, start):
   plan, rows = run.plan, sharding.local_rows(run.mesh, run.plan.batch)
   put = partial(sharding.put_rows, mesh=run.mesh, size=plan.batch)
   bar = progress(plan.steps, start, plan.batch) if multihost.is_main() else no_progress()
-  read = partial(read_batch, data, plan.batch, plan.seed, rows)
+  read = partial(read_batch, run.task.batch, data, plan.batch, plan.seed, rows)
   batches = feed(read, start, plan.steps, put, plan.data_workers)  # reads ahead, in a thread
   saving = [hooks.checkpoints] + ([hooks.snapshots] if hooks.snapshots else [])
   with (stop_requests() as requests, contextlib.closing(bar), finishing(*saving), contextlib.closing(batches),

@@ -1,53 +1,53 @@
 """From a work directory to a model: used by sampling, editing, evaluation, export and `diffusion.load`."""
 import json
 import math
-import sys
 from typing import Any, NamedTuple
 
 from etils import epath
-import flax
 import jax
 from ml_collections import ConfigDict
-import optax
+import numpy as np
 
-from diffusion import __version__
+from diffusion.data.dataset import Source
 from diffusion.errors import InputError
-from diffusion.objectives import vdm
 from diffusion.setup import build, specs
-from diffusion.setup.choices import parse_emas
-from diffusion.setup.config import filled
-from diffusion.setup.validate import learns_schedule
-from diffusion.system import sharding
+from diffusion.setup.build import Weights
+from diffusion.setup.choices import make, parse_emas
+from diffusion.setup.config import filled, put
+from diffusion.setup.optimizer import merged
+from diffusion.system import sharding, tensors
 from diffusion.system.checkpoint import open_checkpoints
 from diffusion.training import posthoc
+from diffusion.training.record import record_of, require_same_model, require_same_weights, to_meta
 from diffusion.training.state import abstract_state
 
-# Settings that the weights depend on: they cannot change within a work directory.
-FIXED = ('net', 'schedule', 'predict', 'variance', 'self_condition', 'logvar_channels')
-FREE = {'dtype', 'remat', 'fast', 'dropout', 'strength', 'levels'}  # arguments of these that may change
-# Any other setting may change; a resumed run reports changes of these.
-NOTED = ('seed', 'data', 'task', 'timesteps', 'loss_weight', 'loss_type', 'noise_type', 'condition_dropout', 'batch',
-         'steps', 'optimizer', 'learning_rate', 'lr_schedule', 'grad_clip', 'ema_decay')
+class Opened(NamedTuple):
+  """A work directory, opened."""
+  run: build.Experiment
+  checkpoints: Any
+  meta: dict        # the record of new checkpoints
+  data: Any = None  # the Source, with what the task has prepared
 
 
 class Loaded(NamedTuple):
   """A trained model."""
   run: build.Experiment
-  params: Any  # averaged parameters, or those that config.sample.params names
-  step: int  # number of updates
+  weights: Weights  # averaged parameters, or those that config.sample.params names, and given weights
+  step: int         # number of updates
 
 
 def load(workdir, step=None, **settings):
   """The model of a work directory, ready to sample from.
 
-  Use `run.denoise(params, cond)`, or diffusion.generation.sampling.make_draw.
+  Use `run.denoise(weights, cond)`, or diffusion.draw.
 
   Args:
     workdir: of a training run.
     step: of one of its checkpoints; None: the newest.
-    settings: config keys to change for sampling, such as sampler='ddpm', grid='trailing(200)', guide='cfg(3)'.
+    settings: config keys to change for sampling, such as sampler='ddpm', grid='trailing(200)', guide='cfg(3)',
+      or **{'sample.params': 'raw'}.
   Returns:
-    Loaded(run, params, step).
+    Loaded(run, weights, step).
   Raises:
     InputError: no checkpoint, no such step, an unknown or invalid setting.
   """
@@ -55,13 +55,19 @@ def load(workdir, step=None, **settings):
   meta = stored_meta(workdir)
   config = filled(meta['config'])
   for key, value in settings.items():
-    if key not in config:
-      raise InputError(f'load({key}=..): {specs.unknown(key, list(config))}')
-    config[key] = value
-  run, checkpoints, _ = open_run(config, workdir)
+    put(config, key, value)
+  run, checkpoints, *_ = open_run(config, workdir)
   state = restore(run, checkpoints, step)
-  run, params = with_guide_model(run, choose_params(run, state, workdir))
-  return Loaded(run, params, int(state.step))
+  run, weights = with_guide_model(run, choose_weights(run, state, workdir))
+  return Loaded(run, weights, int(state.step))
+
+
+def open_at(where):
+  """load(..) of 'WORKDIR' or 'WORKDIR@STEP': what tasks and objectives open other models with."""
+  workdir, at, step = where.partition('@')
+  if at and not step.isdigit():
+    raise InputError(f'{where!r}: expected a work directory, or one with a step, such as {workdir}@600')
+  return load(workdir, int(step) if at else None)
 
 
 def stored_meta(workdir):
@@ -73,9 +79,9 @@ def stored_meta(workdir):
 
 
 def open_run(config, workdir, data=None, fsdp=None, parts=None, report=lambda label, text: None):
-  """(Experiment, checkpoints, meta) of a work directory.
+  """A work directory, Opened.
 
-  The shape and the classes are those of the data if given, otherwise of the checkpoint.
+  What the task measures on the data comes from the checkpoint, if there is one.
 
   Args:
     config: of the run.
@@ -94,48 +100,41 @@ def open_run(config, workdir, data=None, fsdp=None, parts=None, report=lambda la
   old = newest[1] if newest else None
   if old is None and data is None:
     raise InputError(f'{workdir} holds no checkpoint yet; train first')
-  shape, classes = (data.train.images.shape[1:], data.train.classes) if data else (old['shape'], old['classes'])
-  facts = dict(shape=list(shape), classes=list(classes))
+  record = record_of(old) if old else None
+  fitted = record.fitted if old else fitted_of(config)
+  task = make('task', config.task, data=data and data.train, facts=old and record.facts, fitted=fitted or None,
+              open_model=open_at)
+  data = data and Source(*(task.prepare(task.frozen, side) for side in data[:2]), data.notes)
+  example = encoded_example(task, data.train) if data else record.example
   if old:
-    require_same_model(workdir, config, filled(old['config']), facts, old, report)
+    require_same_model(workdir, config, filled(old['config']), task.facts, record.facts, report)
   mesh = sharding.make_mesh(fsdp or math.gcd(config.fsdp, jax.device_count()))
-  run = build.build(config, tuple(shape), tuple(classes), mesh, parts)
-  kept = config.copy_and_resolve_references()
-  kept.evaluate.folder = ''  # of this evaluation, not of the next one
-  return run, checkpoints, dict(config=json.loads(kept.to_json()), **facts, versions=versions())
+  run = build.build(config, task, example, mesh, parts, open_at)
+  meta = to_meta(config, run)
+  if old:
+    require_same_weights(workdir, meta['hashes'], record.hashes)
+  return Opened(run, checkpoints, meta, data)
 
 
-def require_same_model(workdir, config, old, facts, old_facts, report):
-  """Raises InputError if this config cannot continue the checkpoint; reports the other settings that have changed."""
-  gaps = [key for key in FIXED if weights_signature(config[key]) != weights_signature(old[key])]
-  # The memory of loss-aware timesteps is part of the checkpoint.
-  if old.timesteps != config.timesteps and 'loss_aware' in old.timesteps + config.timesteps:
-    gaps.append('timesteps')
-  if [name for name, _ in parse_emas(old.extra_emas)] != [name for name, _ in parse_emas(config.extra_emas)]:
-    gaps.append('extra_emas')
-  if specs.parse(old.optimizer)[0] != specs.parse(config.optimizer)[0]:  # its state too
-    gaps.append('optimizer')
-  gaps = [f'config.{key}: {config[key]!r} here, {old[key]!r} in the checkpoint' for key in gaps]
-  gaps += [f'{key}: {facts[key]} here, {old_facts[key]} in the checkpoint'
-           for key in facts if facts[key] != old_facts[key]]
-  if gaps:
-    raise InputError(f'{workdir} holds a checkpoint of another model or optimizer ({"; ".join(gaps)}); '
-                     'use another --workdir')
-  changed = [f'{key} {old[key]!r} -> {config[key]!r}' for key in NOTED if config[key] != old[key]]
-  if changed:
-    report('changed', '; '.join(changed))
+def run_of(config, data, mesh):
+  """The Experiment of a config for a Source, without a work directory."""
+  task = make('task', config.task, data=data.train, open_model=open_at)
+  example = encoded_example(task, task.prepare(task.frozen, data.train))
+  return build.build(config, task, example, mesh, open_model=open_at)
 
 
-def weights_signature(spec):
-  """A spec without spaces and without the arguments that do not change the meaning of the weights."""
-  name, args, kwargs = specs.parse(str(spec))
-  return name, args, {key: value for key, value in kwargs.items() if key not in FREE}
+def fitted_of(config):
+  """The fitted arrays of the model that config.init_from names, or None."""
+  if not config.init_from:
+    return None
+  return record_of(stored_meta(epath.Path(config.init_from.partition('@')[0]).expanduser())).fitted
 
 
-def versions():
-  """The versions of this software, as stored in checkpoints."""
-  return dict(diffusion=__version__, python=sys.version.split()[0], jax=jax.__version__, flax=flax.__version__,
-              optax=optax.__version__)
+def encoded_example(task, data):
+  """(x0, cond) of one example as the task encodes it: NumPy zeros [1, ...]; nothing is computed."""
+  batch = task.batch(data, np.zeros(1, np.int64))
+  example = jax.eval_shape(task.encode, task.frozen, jax.random.key(0), batch)
+  return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), example)
 
 
 def restore(run, checkpoints, step=None, report=lambda label, text: None):
@@ -146,8 +145,13 @@ def restore(run, checkpoints, step=None, report=lambda label, text: None):
   return restored and restored.state
 
 
-def choose_params(run, state, workdir):
-  """The parameters of a state that config.sample.params names, or a power average from the snapshots."""
+def choose_weights(run, state, workdir):
+  """The Weights of a state, with the parameters that config.sample.params names."""
+  chosen = merged(_choose_params(run, state, workdir), state.base)
+  return Weights(chosen, state.memory, placed_frozen(run))
+
+
+def _choose_params(run, state, workdir):
   name = run.config.sample.params
   if name in ('ema', 'raw'):
     return state.ema if name == 'ema' else state.params
@@ -158,8 +162,18 @@ def choose_params(run, state, workdir):
   return state.averages[[key for key, _ in run.averages].index(parse_emas(name)[0][0])]
 
 
-def with_guide_model(run, params, classes=''):
-  """(run, params) with the learned schedule of the parameters, if any, and with the second model of config.guide.
+def placed_frozen(run):
+  """Given weights by owner on the devices, sharded like parameters; equal arrays are held once."""
+  held = {}
+  def one(a, place):
+    key = tensors.digest(a), str(place)
+    held[key] = held.get(key) if key in held else sharding.put(a, place)
+    return held[key]
+  return jax.tree.map(one, run.frozen, sharding.by_shape(run.mesh, run.frozen))
+
+
+def with_guide_model(run, weights, asked=''):
+  """(run, weights) with the learned schedule of the parameters, if any, and with the second model of config.guide.
 
   Autoguidance (arXiv:2406.02507) extrapolates from the prediction of a weaker model to that of the model, both
   conditional. A classifier guides the unconditional model to the class (arXiv:2105.05233), or the guided one if the
@@ -167,30 +181,31 @@ def with_guide_model(run, params, classes=''):
 
   Args:
     run: the Experiment.
-    params: its parameters.
-    classes: the requested classes, as in config.sample.classes.
+    weights: its Weights.
+    asked: the requested classes, as in config.sample.classes.
   Raises:
-    InputError: a second model that is missing, of the wrong kind, of another shape or other classes.
+    InputError: a second model that is missing, of the wrong kind, or of other data.
   """
-  guide = run.guide
-  if learns_schedule(run.config):
-    run = build.on_schedule(run, vdm.schedule(sharding.fetch(params['curve'])))
-  if not guide.model:
-    return run, params
-  second, weights = _open_second(run, guide)
+  guide, schedule = run.guide, run.objective.schedule(weights.params)
+  if schedule is not run.schedule:
+    run = build.on_schedule(run, schedule)
+  if not guide.model or not run.guided:
+    return run, weights
+  second, params = _open_second(run, guide)
   if 'classifier' in guide.names:
-    if second.log_prob is None or not run.classes:
+    if 'log_prob' not in second.can or run.example[1] is None:
       raise InputError(f'config.guide={guide.text!r}: expected the work directory of configs/noisy_classifier.py, '
                        'and a model with classes')
-    if classes == 'none':
+    if asked == 'none':
       raise InputError(f"config.guide={guide.text!r} guides to a class, but 'none' was requested; name one")
-  elif second.denoise is None:
+  elif 'denoise' not in second.can:
     raise InputError(f'config.guide={guide.text!r} names a classifier; guide by classifier({guide.model}) instead')
-  return run._replace(denoise=run.guided(second)), (params, weights)
+  weights = weights._replace(frozen=weights.frozen | dict(guide=params))
+  return run._replace(denoise=run.guided(second)), weights
 
 
 def _open_second(run, guide):
-  """(Experiment, averaged parameters) of 'WORKDIR' or 'WORKDIR@STEP'."""
+  """(Experiment, Weights) of 'WORKDIR' or 'WORKDIR@STEP'."""
   workdir, at, step = guide.model.partition('@')
   field = f'config.guide={guide.text!r}'
   if at and not step.isdigit():
@@ -199,14 +214,14 @@ def _open_second(run, guide):
   newest = checkpoints.latest_meta()
   if newest is None:
     raise InputError(f'{field}: {workdir} holds no checkpoint')
-  meta = newest[1]
-  facts = dict(shape=list(run.shape), classes=list(run.classes))
-  gaps = [f'{key} {meta[key]} there, {value} here' for key, value in facts.items() if list(meta[key]) != value]
+  facts, here = record_of(newest[1]).facts, json.loads(json.dumps(run.task.facts))
+  gaps = [f'{key} {facts.get(key)} there, {value} here' for key, value in here.items() if facts.get(key) != value]
   if gaps:
     raise InputError(f'{field}: {workdir} was trained on other data: {"; ".join(gaps)}')
-  config = filled(ConfigDict(meta['config']))
+  config = filled(ConfigDict(newest[1]['config']))
   if specs.parse(config.schedule) != specs.parse(run.config.schedule):  # its times would be other noise levels
     raise InputError(f'{field}: {workdir} was trained on config.schedule={config.schedule!r}, the model on '
                      f'{run.config.schedule!r}; use one with the same schedule')
-  second = build.build(config, run.shape, run.classes, run.mesh)
-  return second, checkpoints.restore(abstract_state(second), int(step) if at else None).state.ema
+  second = build.build(config, run.task, run.example, run.mesh, open_model=open_at)
+  state = checkpoints.restore(abstract_state(second), int(step) if at else None).state
+  return second, Weights(merged(state.ema, state.base), state.memory, placed_frozen(second))

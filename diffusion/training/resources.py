@@ -7,23 +7,27 @@ from diffusion.errors import InputError
 from diffusion.nets import setting
 from diffusion.setup.choices import make
 from diffusion.system import flops
-from diffusion.training.loop import abstract_batch, make_train_step
+from diffusion.setup.build import Weights
+from diffusion.setup.optimizer import merged
+from diffusion.training.heldout import heldout_measurement
+from diffusion.training.loop import abstract_inputs, make_train_step
 from diffusion.training.state import abstract_state
 
 
-def flops_per_image(run, state, batch, key):
+def flops_per_image(run, state, batch, key, frozen):
   """Model FLOPs of training on one image: the loss, and twice as many for its gradient.
 
   Kaplan et al., arXiv:2001.08361, section 2.1.
 
   Args:
     run: the Experiment.
-    state, batch, key: what the train step takes, or their shapes.
+    state, batch, key, frozen: what the train step takes, or their shapes.
   """
-  def value(params, batch, key, memory):
-    x0, cond = run.task.encode(None, batch)
-    return run.loss(key, params, x0, cond, False, *memory)[0]
-  return 3 * flops.flops(value, state.params, batch, key, state.memory) / run.plan.batch
+  def value(weights, batch, key):
+    x0, cond = run.encode(weights.frozen, None, batch)
+    return heldout_measurement(run, weights, key, x0, cond)[0]
+  weights = Weights(merged(state.params, state.base), state.memory, frozen)
+  return 3 * flops.flops(value, weights, batch, key) / run.plan.batch
 
 
 def bytes_of(tree):
@@ -45,24 +49,25 @@ def forecast(run, config, data):
   Raises:
     InputError: the compiler finds that it does not fit into memory; the message says what would.
   """
-  state, (batch, key) = abstract_state(run), abstract_batch(run, data)
+  state, (batch, key, frozen) = abstract_state(run), abstract_inputs(run, data)
   device, net = run.mesh.local_devices[0], make('net', config.net, classes=0)
   advise = lambda needed, available: flops.advice(
     needed, available, run.plan.batch, run.mesh.size, config.fsdp, config.grad_accumulation,
-    bool(setting(net, 'remat')), bytes_of(state))
+    bool(setting(net, 'remat')), bytes_of((state, frozen)))
   step = make_train_step(run)
   try:
-    needed = flops.memory_needed(step.lower(state, batch, key).compile())
+    needed = flops.memory_needed(step.lower(state, batch, key, frozen=frozen).compile())
   except jax.errors.JaxRuntimeError as error:
     if not flops.exhausted(str(error)):
       raise
     raise InputError(advise(*flops.exhausted(str(error)))) from error
-  each, parameters = flops_per_image(run, state, batch, key), sum(a.size for a in jax.tree.leaves(state.params))
+  each = flops_per_image(run, state, batch, key, frozen)
+  parameters = sum(a.size for a in jax.tree.leaves((state.params, state.base)))
   lines = dict(
     devices=_devices(run, config.grad_accumulation),
     network=f'{parameters / 1e6:.2f} million parameters, {each / 1e9:.3g} GFLOP to train on an image')
   available = flops.memory_available(device)
-  lines |= _memory(needed, bytes_of(state), available)
+  lines |= _memory(needed, bytes_of((state, frozen)), available)
   if available and needed > available:
     lines['will not fit'] = advise(needed, available)
   peak = flops.peak(device, jnp.dtype(setting(net, 'dtype')))

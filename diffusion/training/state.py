@@ -9,30 +9,34 @@ from diffusion.system import sharding
 
 class TrainState(NamedTuple):
   step: jax.Array  # int32 [], number of completed updates
-  params: Any
+  params: Any  # those that are trained
   ema: Any  # averaged parameters
   opt_state: Any
-  memory: Any = ()  # statistics of the losses that loss-aware timesteps keep: () or a tuple of one array
+  memory: Any = ()  # what the objective remembers
   averages: Any = ()  # further averaged parameters, one tree for each entry of config.extra_emas
+  base: Any = ()  # parameters that config.trainable leaves as they are
 
 
-def init_state(params, optimizer, memory=(), averages=0):
+def init_state(params, optimizer, memory=(), averages=0, base=()):
   """The state at step 0.
 
   Args:
     params: tree of parameters; every average starts as a copy of it.
     optimizer: an optax transformation.
-    memory: see TrainState.
+    memory, base: see TrainState.
     averages: number of averages besides `ema`.
   """
   copy = lambda: jax.tree.map(jnp.copy, params)
   others = tuple(copy() for _ in range(averages))
-  return TrainState(jnp.zeros((), jnp.int32), params, copy(), optimizer.init(params), memory, others)
+  return TrainState(jnp.zeros((), jnp.int32), params, copy(), optimizer.init(params), memory, others, base)
 
 
 def abstract_state(run):
   """Shapes, dtypes and shardings of an Experiment's state (ShapeDtypeStructs), without creating it."""
-  make = lambda key: init_state(run.init(key), run.optimizer, run.memory, len(run.averages))
+  def make(key):
+    params, memory = run.objective.init(key)
+    params, base = run.split(params)
+    return init_state(params, run.optimizer, memory, len(run.averages), base)
   shapes = jax.eval_shape(make, jax.random.key(0))
   place = lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
   return jax.tree.map(place, shapes, sharding.by_shape(run.mesh, shapes))
@@ -41,6 +45,8 @@ def abstract_state(run):
 def make_state(run, key):
   """The state of an Experiment at step 0, created sharded: no device ever holds a whole sharded array."""
   places = jax.tree.map(lambda a: a.sharding, abstract_state(run))
-  params = sharding.put(run.init(key), places.params)
-  make = lambda params, memory: init_state(params, run.optimizer, memory, len(run.averages))
-  return jax.jit(make, out_shardings=places)(params, run.memory)
+  params, memory = run.objective.init(key)
+  params, base = run.split(params)
+  params, base = sharding.put(params, places.params), sharding.put(base, places.base)
+  make = lambda params, memory, base: init_state(params, run.optimizer, memory, len(run.averages), base)
+  return jax.jit(make, out_shardings=places)(params, memory, base)

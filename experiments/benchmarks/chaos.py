@@ -33,15 +33,15 @@ import jax.numpy as jnp
 import numpy as np
 import tensorboardX  # noqa: F401, so that the forks do not have to import it
 
-from diffusion.data.dataset import Dataset
-from diffusion.setup import build
+from diffusion.data.arrays import image_dataset
 from diffusion.setup.config import default, tiny
-from diffusion.system import platform, sharding
+from diffusion.system import platform
 from diffusion.system.checkpoint import open_checkpoints
 from diffusion.system.lock import hold
 from diffusion.system.log import open_log, quiet_orbax, read_metrics
 from diffusion.training.loop import fit, Hooks
 from diffusion.training.state import abstract_state, make_state
+from experiments.image_run import image_run
 
 SAVE_EVERY = 3
 STEPS_A_KILL = 8  # planned steps per kill; a fork is killed after at most a few of them
@@ -58,21 +58,21 @@ def experiment(steps):
                      sample_every=steps))
 
   def init(key):
-    return dict(matrix=.1 * jax.random.normal(key, (64, 64)), shift=jnp.zeros(64))
+    return dict(matrix=.1 * jax.random.normal(key, (64, 64)), shift=jnp.zeros(64)), ()
 
-  def loss(key, params, x0, cond, train, part=None):
+  def loss(key, params, x0, cond, **options):
     x = x0.reshape(-1, 64)
     noisy = x + jax.random.normal(key, x.shape)
     each = jnp.mean((jnp.tanh(noisy @ params['matrix'] + params['shift']) - x) ** 2, 1)
     return each.mean(), dict(mse=each, logsnr=jnp.zeros(len(x)))
 
-  mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  return build.build(config, (8, 8, 1), (), mesh)._replace(init=init, loss=loss)
+  run = image_run(config, (8, 8, 1))
+  return run._replace(objective=run.objective._replace(init=init, loss=loss))
 
 
 def data():
   images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 1)).astype(np.uint8)
-  return Dataset(images, np.zeros(len(images), np.int32))
+  return image_dataset(images)
 
 
 def go_on(workdir, steps, tell):

@@ -48,10 +48,11 @@ def measure(data, batch, seconds, put, workers):
   """(seconds until the first batch, images per second after it) of a feed whose consumer is never busy."""
   import jax
   import numpy as np
+  from diffusion.data.arrays import images_batch
   from diffusion.data.dataset import read_batch
   from diffusion.data.prefetch import feed
   begun = time.perf_counter()
-  source = feed(partial(read_batch, data, batch, 0, np.arange(batch)), 0, 10 ** 9, put, workers)
+  source = feed(partial(read_batch, images_batch, data, batch, 0, np.arange(batch)), 0, 10 ** 9, put, workers)
   try:
     jax.block_until_ready(source.next())
     first = time.perf_counter() - begun

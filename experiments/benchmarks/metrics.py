@@ -33,18 +33,20 @@ def work(number, wide):
   from diffusion.setup import build
   from diffusion.setup.config import default
   from diffusion.system import sharding
+  from diffusion.training.open_model import run_of
+  from experiments.image_run import weights_of
   config = default()
   config.guide, config.sampler = '', 'ddim'
   data = build.load_data(config)
-  run = build.build(config, data.train.images.shape[1:], data.train.classes, sharding.make_mesh())
-  params = jax.device_put(run.init(jax.random.key(0)), sharding.replicated(run.mesh))
+  run = run_of(config, data, sharding.make_mesh())
+  weights = jax.device_put(weights_of(run), sharding.replicated(run.mesh))
   cond, classes = sample_metrics.conditions(run, data, number)
   draw = sampling.make_draw(run, 0, config.sample.batch)
   fixed = sample_metrics.make_protocol(run, data)
-  images = data.train.images[:number]  # of the same size as samples
+  images = data.train.arrays['images'][:number]  # of the same size as samples
   features, _ = extract_all(fixed.extract, [images], run.mesh)
   parts = dict(
-    drawing=lambda: draw(params, np.arange(number), cond),
+    drawing=lambda: draw(weights, np.arange(number), cond),
     features=lambda: extract_all(fixed.extract, [images], run.mesh),
     frechet=lambda: frechet.both(features.moments, fixed.split.moments),
     neighbours=lambda: measure.copies(features.points, fixed.train, fixed.heldout[0].points, run.mesh),

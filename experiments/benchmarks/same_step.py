@@ -32,25 +32,8 @@ def recipe(path):
   return module.get_config(variant)
 
 
-def make_step_old(path):
-  """(state, step): step(state) -> (state, metrics), compiled by its first call. The layout with diffusion/build.py."""
-  from diffusion import platform
-  platform.start()
-  import jax
-  import numpy as np
-  from diffusion import build, feed, sharding, train
-  config = recipe(path)
-  data, mesh = build.load_data(config).train, sharding.make_mesh(config.fsdp)
-  run = build.build(config, data.images.shape[1:], data.classes, mesh)
-  batch = sharding.put_batch(feed.host_batch(data, np.arange(config.batch) % len(data.images)), mesh)
-  key, step = jax.random.key(config.seed), train.make_train_step(run)
-  return train.make_state(run, key), lambda state: step(state, batch, key)
-
-
-def make_step_new(path):
-  """As make_step_old, for the layout with diffusion/setup, diffusion/training and diffusion/data."""
-  from diffusion.system import platform
-  platform.start()
+def make_step_old(config):
+  """(state, step): step(state) -> (state, metrics), compiled by its first call. When all data were images."""
   import jax
   import numpy as np
   from diffusion.data.dataset import host_batch
@@ -58,7 +41,6 @@ def make_step_new(path):
   from diffusion.system import sharding
   from diffusion.training import loop
   from diffusion.training.state import make_state
-  config = recipe(path)
   data, mesh = build.load_data(config).train, sharding.make_mesh(config.fsdp)
   run = build.build(config, data.images.shape[1:], data.classes, mesh)
   batch = sharding.put_batch(host_batch(data, np.arange(config.batch) % len(data.images)), mesh)
@@ -66,9 +48,29 @@ def make_step_new(path):
   return make_state(run, key), lambda state: step(state, batch, key)
 
 
+def make_step_new(config):
+  """As make_step_old, for any data."""
+  import jax
+  import numpy as np
+  from diffusion.data.dataset import size
+  from diffusion.setup import build
+  from diffusion.system import sharding
+  from diffusion.training import loop
+  from diffusion.training.open_model import placed_frozen, run_of
+  from diffusion.training.state import make_state
+  data, mesh = build.load_data(config), sharding.make_mesh(config.fsdp)
+  run = run_of(config, data, mesh)
+  batch = run.task.batch(run.task.prepare(run.task.frozen, data.train), np.arange(config.batch) % size(data.train))
+  key, step, frozen = jax.random.key(config.seed), loop.make_train_step(run), placed_frozen(run)
+  batch = sharding.put_batch(batch, mesh)
+  return make_state(run, key), lambda state: step(state, batch, key, frozen=frozen)
+
+
 def make_step(path):
-  old = importlib.util.find_spec('diffusion.build')
-  return (make_step_old if old else make_step_new)(path)
+  from diffusion.system import platform
+  platform.start()
+  old = importlib.util.find_spec('diffusion.tasks.classes') is None
+  return (make_step_old if old else make_step_new)(recipe(path))
 
 
 def work(path):

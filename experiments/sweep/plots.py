@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from diffusion.evaluation.metrics import record
-from diffusion.generation import pages
+from diffusion.tasks import pages
 from diffusion.setup import specs
 from experiments.sweep import results
 
@@ -61,7 +61,7 @@ def dots(group, metric):
     axes.axvspan(best.low, best.high, color='C0', alpha=.12, lw=0)
   axes.set_yticks(range(len(group.ranked)), [place.row.label[:60] for place in group.ranked], fontsize=8)
   axes.invert_yaxis()
-  axes.set(xlabel=f'{metric}, {"lower" if metric in record.LOWER else "higher"} is better; 95 % intervals')
+  axes.set(xlabel=f'{metric}, {"higher" if metric in record.HIGHER else "lower"} is better; 95 % intervals')
   axes.grid(alpha=.3, axis='x')
   return _png(figure)
 

@@ -145,7 +145,7 @@ def ranks(rows, metric):
   interval is not entirely worse, so that they claim no order among overlapping intervals.
   """
   order = record.ranked({row.name: row.record for row in rows}, metric)
-  sign, named = 1 if metric in record.LOWER else -1, {row.name: row for row in rows}
+  sign, named = -1 if metric in record.HIGHER else 1, {row.name: row for row in rows}
   known = lambda e: e.low is not None and e.high is not None
   ends = [sorted((sign * e.low, sign * e.high)) if known(e) else (-math.inf, math.inf) for _, e, _ in order]
   places = []

@@ -99,7 +99,7 @@ def optuna_search(sweep, workdir, number, metric, make):
     spent[0] = trial is None
     return trial
 
-  return ask, tell, _watch(asked, sweep.prune, 1 if metric in record.LOWER else -1)
+  return ask, tell, _watch(asked, sweep.prune, -1 if metric in record.HIGHER else 1)
 
 
 def _study(workdir, metric):
@@ -110,7 +110,7 @@ def _study(workdir, metric):
   workdir.mkdir(parents=True, exist_ok=True)
   storage = optuna.storages.JournalStorage(journal.JournalFileBackend(str(workdir / 'optuna.journal')))
   study = optuna.create_study(study_name='sweep', storage=storage, load_if_exists=True,
-                              direction='minimize' if metric in record.LOWER else 'maximize')
+                              direction='maximize' if metric in record.HIGHER else 'minimize')
   study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))  # other suggestions after a restart
   study.pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
   return study

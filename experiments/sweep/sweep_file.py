@@ -82,7 +82,7 @@ def load(path, model=None):
 
 def known_metric(metric):
   """Returns the metric; raises InputError if it is unknown."""
-  if metric not in record.LOWER + record.HIGHER:
+  if not record.is_metric(metric):
     raise InputError(f'metric {metric!r}: {specs.unknown(metric, record.LOWER + record.HIGHER)}')
   return metric
 

@@ -84,7 +84,7 @@ def _settle(sweep, overrides):
   for key, value in overrides.items():
     put(config, key, value)
   if sweep.mode == 'evaluate':
-    from diffusion.training.open_model import FIXED, weights_signature
+    from diffusion.training.record import FIXED, weights_signature
     changed = lambda key: weights_signature(config[key]) != weights_signature(sweep.config[key])
     fixed = [f'config.{key}' for key in FIXED if changed(key)]
     if fixed:

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.data.dataset import (batch_indices, check, condition_vectors, Dataset, describe, host_batch,
-                                    padded_batches, Source, take)
+from diffusion.data.arrays import check_images, image_dataset, images_batch
+from diffusion.data.dataset import batch_indices, condition_vectors, describe, padded_batches, size, Source, take
 from diffusion.data.holdout import by_part, split
 from diffusion.errors import InputError
 
@@ -14,7 +14,7 @@ def random_images(count, size=4, seed=0):
 
 
 def unlabelled(images):
-  return Dataset(images, np.zeros(len(images), np.int32))
+  return image_dataset(images, np.zeros(len(images), np.int32))
 
 
 @pytest.mark.parametrize('n,batch', [(10, 3), (7, 7), (5, 12), (1, 4), (64, 16)])
@@ -78,27 +78,27 @@ def test_context_of_class_indices_is_one_hot_and_vectors_pass(xp):
 
 
 def test_a_host_batch_has_the_images_at_its_indices_and_their_conditions():
-  data = Dataset(random_images(6), np.array([0, 1, 1, 0, 1, 0], np.int32), ('a', 'b'))
-  batch = host_batch(data, np.array([3, 4]))
-  assert np.array_equal(batch['images'], data.images[[3, 4]])
+  data = image_dataset(random_images(6), np.array([0, 1, 1, 0, 1, 0], np.int32), ('a', 'b'))
+  batch = images_batch(data, np.array([3, 4]))
+  assert np.array_equal(batch['images'], data.arrays['images'][[3, 4]])
   assert np.array_equal(batch['cond'], [[1, 0], [0, 1]])
-  assert list(host_batch(unlabelled(random_images(2)), np.array([1]))) == ['images']
+  assert list(images_batch(unlabelled(random_images(2)), np.array([1]))) == ['images']
 
 
 def test_copies_and_mirror_images_stay_on_one_side():
   base = random_images(60)
   images = np.concatenate([base, base[:30], base[30:, :, ::-1]])
   train, heldout, _ = split(unlabelled(images), .3, 0, 'x')
-  assert len(train.images) + len(heldout.images) == 120 and len(heldout.images) == pytest.approx(36, abs=1)
-  seen = {image.tobytes() for image in np.concatenate([train.images, train.images[:, :, ::-1]])}
-  assert not any(image.tobytes() in seen for image in heldout.images)
+  assert size(train) + size(heldout) == 120 and size(heldout) == pytest.approx(36, abs=1)
+  seen = {image.tobytes() for image in np.concatenate([train.arrays['images'], train.arrays['images'][:, :, ::-1]])}
+  assert not any(image.tobytes() in seen for image in heldout.arrays['images'])
 
 
 def test_the_split_depends_on_images_and_seed_but_not_on_order():
   images = random_images(50)
 
   def held(data, seed):
-    return {image.tobytes() for image in split(unlabelled(data), 10, seed, 'x').heldout.images}
+    return {image.tobytes() for image in split(unlabelled(data), 10, seed, 'x').heldout.arrays['images']}
 
   assert held(images, 0) == held(images[::-1], 0)
   assert len(held(images, 0)) == 10
@@ -108,17 +108,18 @@ def test_the_split_depends_on_images_and_seed_but_not_on_order():
 def test_labels_captions_and_attributes_follow_their_images():
   images = random_images(20)
   names = {image.tobytes(): i for i, image in enumerate(images)}
-  data = Dataset(images, np.arange(20, dtype=np.int32), tuple(map(str, range(20))),
-                 tuple(f'c{i}' for i in range(20)), tuple({'i': i} for i in range(20)))
+  data = image_dataset(images, np.arange(20, dtype=np.int32), tuple(map(str, range(20))),
+                       tuple(f'c{i}' for i in range(20)), tuple({'i': i} for i in range(20)))
   for side in split(data, 6, 0, 'x')[:2]:
-    for image, label, caption, attributes in zip(side.images, side.labels, side.captions, side.attributes):
+    columns = (side.arrays[name] for name in ('images', 'labels', 'captions', 'attributes'))
+    for image, label, caption, attributes in zip(*columns):
       i = names[image.tobytes()]
       assert (label, caption, attributes) == (i, f'c{i}', {'i': i})
 
 
 def test_no_heldout_leaves_an_empty_set_of_the_same_shape():
   source = split(unlabelled(random_images(3)), 0, 0, 'x')
-  assert source.heldout.images.shape == (0, 4, 4, 3)
+  assert source.heldout.arrays['images'].shape == (0, 4, 4, 3)
 
 
 @pytest.mark.parametrize('heldout', [-1, 21, 1.0, 20])
@@ -131,11 +132,11 @@ def test_given_parts_are_kept_and_shared_images_reported():
   images = random_images(4)
   images[3] = images[0, :, ::-1]
   source = by_part(unlabelled(images), ['train', 'train', 'heldout', 'heldout'], 'x')
-  assert np.array_equal(source.heldout.images, images[2:])
+  assert np.array_equal(source.heldout.arrays['images'], images[2:])
   assert '1 of 2 held-out images' in source.notes[0]
 
 
-GOOD = Dataset(random_images(3), np.array([0, 1, 1], np.int32), ('a', 'b'))
+GOOD = image_dataset(random_images(3), np.array([0, 1, 1], np.int32), ('a', 'b'))
 
 
 @pytest.mark.parametrize('change,message', [
@@ -151,16 +152,16 @@ GOOD = Dataset(random_images(3), np.array([0, 1, 1], np.int32), ('a', 'b'))
   (dict(captions=('one',)), '1 captions for 3'),
 ])
 def test_what_does_not_fit_together_is_refused_by_name(change, message):
-  assert check(GOOD, 'mine') is GOOD
+  assert check_images(GOOD, 'mine') is GOOD
   with pytest.raises(InputError, match=f'mine.*{message}') as error:
-    check(GOOD._replace(**change), 'mine')
+    check_images(GOOD._replace(arrays=GOOD.arrays | change), 'mine')
   assert '\n' not in str(error.value)
 
 
 def test_the_description_tells_counts_shape_range_classes_and_notes():
   images = np.full((3, 4, 6, 1), 7, np.uint8)
   images[0] = 250
-  data = Dataset(images, np.array([0, 1, 1], np.int32), ('cat', 'dog'), ('x', 'y', 'z'))
+  data = image_dataset(images, np.array([0, 1, 1], np.int32), ('cat', 'dog'), ('x', 'y', 'z'))
   text = describe(Source(data, take(data, [0]), ('2 unreadable images skipped: b.png',)))
   for part in ('3 for training', '1 held out', '4x6x1', '7 to 250', 'cat 1', 'dog 2', "'x'", '2 unreadable'):
     assert part in text

@@ -35,11 +35,12 @@ def test_sub_folders_are_classes_in_sorted_order_and_other_files_are_left_out(tm
   write(tmp_path / '.thumbs/x.png', images[0])
   (tmp_path / 'cat/sound.mp3').write_bytes(b'x')
   source = sources.folder(str(tmp_path), heldout=0)
-  assert np.array_equal(source.train.images, images[[2, 1, 3, 0]])
-  assert source.train.classes == ('cat', 'dog') and source.train.labels.tolist() == [0, 0, 1, 1]
+  assert np.array_equal(source.train.arrays['images'], images[[2, 1, 3, 0]])
+  assert source.train.facts['classes'] == ('cat', 'dog')
+  assert source.train.arrays['labels'].tolist() == [0, 0, 1, 1]
   assert source.notes == ('1 files of other types skipped: 1 .mp3',)
   flat = sources.folder(str(tmp_path), labelled=False, heldout=0).train
-  assert flat.classes == () and np.array_equal(flat.images, source.train.images)
+  assert flat.facts.get('classes', ()) == () and np.array_equal(flat.arrays['images'], source.train.arrays['images'])
 
 
 def test_a_flat_folder_is_unlabelled_and_text_files_are_captions(tmp_path):
@@ -47,7 +48,7 @@ def test_a_flat_folder_is_unlabelled_and_text_files_are_captions(tmp_path):
     write(tmp_path / f'{name}.png', image)
   (tmp_path / 'a.txt').write_text(' a red thing\n')
   source = sources.folder(str(tmp_path), heldout=0)
-  assert source.train.classes == () and source.train.captions == ('a red thing', '')
+  assert source.train.facts.get('classes', ()) == () and tuple(source.train.arrays['captions']) == ('a red thing', '')
   assert source.notes == ('1 of 2 images have no caption',)
 
 
@@ -57,7 +58,8 @@ def test_metadata_gives_captions_and_attributes(tmp_path):
   lines = [dict(file_name='c.png', text='third', size=3), dict(file_name='a.png', text='first', size=1)]
   (tmp_path / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n\n')
   source = sources.folder(str(tmp_path), heldout=0)
-  assert source.train.captions == ('first', 'third') and source.train.attributes == ({'size': 1}, {'size': 3})
+  assert tuple(source.train.arrays['captions']) == ('first', 'third')
+  assert tuple(source.train.arrays['attributes']) == ({'size': 1}, {'size': 3})
   assert source.notes == ('1 images skipped that metadata.jsonl does not list',)
   (tmp_path / 'metadata.jsonl').write_text('{"file_name": "z.png", "text": ""}')
   with pytest.raises(InputError, match='metadata.jsonl: z.png '):
@@ -72,13 +74,13 @@ def test_train_and_test_folders_are_the_two_sides(tmp_path):
   for name, image in zip(('train/cat/a.png', 'train/dog/b.png', 'test/cat/c.png', 'val/dog/d.png'), images):
     write(tmp_path / name, image)
   source = sources.folder(str(tmp_path))
-  assert source.train.classes == ('cat', 'dog')
-  assert np.array_equal(source.train.images, images[:2])
-  assert as_set(source.heldout.images) == as_set(images[2:])
+  assert source.train.facts.get('classes', ()) == ('cat', 'dog')
+  assert np.array_equal(source.train.arrays['images'], images[:2])
+  assert as_set(source.heldout.arrays['images']) == as_set(images[2:])
 
 
 def only(path, **options):
-  return sources.folder(str(path), heldout=0, **options).train.images[0]
+  return sources.folder(str(path), heldout=0, **options).train.arrays['images'][0]
 
 
 def test_transparent_parts_show_the_background(tmp_path):
@@ -111,7 +113,7 @@ def test_cmyk_and_grey_and_bilevel_images_become_rgb(tmp_path):
   Image.new('CMYK', (4, 4), (0, 255, 255, 0)).save(tmp_path / 'a.tif')
   Image.new('1', (4, 4), 1).save(tmp_path / 'b.png')
   Image.new('L', (4, 4), 77).save(tmp_path / 'c.png')
-  images = sources.folder(str(tmp_path), heldout=0).train.images
+  images = sources.folder(str(tmp_path), heldout=0).train.arrays['images']
   assert [image[0, 0].tolist() for image in images] == [[255, 0, 0], [255, 255, 255], [77, 77, 77]]
 
 
@@ -164,7 +166,7 @@ def test_unreadable_images_are_named_and_skipped_or_stop(tmp_path):
   (tmp_path / 'd.jpg').write_bytes(b'')
   (tmp_path / 'e.png').symlink_to('nowhere.png')
   source = sources.folder(str(tmp_path), heldout=0)
-  assert len(source.train.images) == 2
+  assert len(source.train.arrays['images']) == 2
   assert source.notes == ('3 unreadable images skipped: b.png, d.jpg, e.png',)
   with pytest.raises(InputError, match='cannot read b.png'):
     sources.folder(str(tmp_path), unreadable='stop')
@@ -176,8 +178,9 @@ def test_labels_and_captions_stay_with_their_images_when_one_is_skipped(tmp_path
     (tmp_path / f'{name}.txt').write_text(str(value))
   (tmp_path / 'b/2.png').write_bytes(b'broken')
   train = sources.folder(str(tmp_path), heldout=0).train
-  assert [train.classes[k] for k in train.labels] == ['a', 'c'] and train.captions == ('10', '30')
-  assert train.images[:, 0, 0, 0].tolist() == [10, 30]
+  assert [train.facts['classes'][k] for k in train.arrays['labels']] == ['a', 'c']
+  assert tuple(train.arrays['captions']) == ('10', '30')
+  assert train.arrays['images'][:, 0, 0, 0].tolist() == [10, 30]
 
 
 def test_bad_folders_and_options_are_refused(tmp_path):

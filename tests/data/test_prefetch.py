@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from diffusion.data import sources
-from diffusion.data.dataset import batch_indices, condition_vectors, Dataset, read_batch
+from diffusion.data.arrays import image_dataset, images_batch
+from diffusion.data.dataset import batch_indices, condition_vectors, read_batch
 from diffusion.data.prefetch import feed
 from diffusion.data.stream import open_stream
 from diffusion.errors import InputError
@@ -34,9 +35,13 @@ def own_cache(tmp_path_factory, monkeypatch):
   monkeypatch.setenv('DIFFUSION_CACHE', str(tmp_path_factory.mktemp('cache')))
 
 
+def reading(data, rows=range(BATCH)):
+  return partial(read_batch, images_batch, data, BATCH, SEED, np.array(rows))
+
+
 def read(data, start, stop, rows=range(BATCH), put=lambda batch: batch, **options):
   """All batches of a feed, which is closed."""
-  source = feed(partial(read_batch, data, BATCH, SEED, np.array(rows)), start, stop, put, **options)
+  source = feed(reading(data, rows), start, stop, put, **options)
   try:
     return [source.next() for _ in range(start, stop)]
   finally:
@@ -45,8 +50,9 @@ def read(data, start, stop, rows=range(BATCH), put=lambda batch: batch, **option
 
 def expected(data, step):
   """The batch by its definition, from the arrays in memory."""
-  index = batch_indices(len(data.images), BATCH, SEED, step)
-  return dict(images=data.images[index], cond=condition_vectors(data.labels[index], data.classes))
+  index = batch_indices(len(data.arrays['images']), BATCH, SEED, step)
+  cond = condition_vectors(data.arrays['labels'][index], data.facts['classes'])
+  return dict(images=data.arrays['images'][index], cond=cond)
 
 
 def slow(seconds, count=24):
@@ -56,7 +62,7 @@ def slow(seconds, count=24):
     return fast(i)
   fast = lambda i: np.full((2, 2, 1), i, np.uint8)
   images = open_stream(lambda numbers: [(str(i), i) for i in numbers], fast, count, 'slow')
-  return Dataset(dataclasses.replace(images, decode=decode, threads=1), np.zeros(count, np.int32))
+  return image_dataset(dataclasses.replace(images, decode=decode, threads=1), np.zeros(count, np.int32))
 
 
 def left():
@@ -115,7 +121,7 @@ def test_batches_are_put_ahead_in_another_thread_and_not_too_far(folder):
     assert threading.get_ident() != here
     done.append(batch)
     return len(done)
-  source = feed(partial(read_batch, data, BATCH, SEED, np.arange(BATCH)), 0, 9, put, depth=3)
+  source = feed(reading(data), 0, 9, put, depth=3)
   for taken in range(7):
     until = time.monotonic() + 10
     while len(done) < min(taken + 3, 9) and time.monotonic() < until:  # a step: meanwhile the next ones are put
@@ -133,7 +139,7 @@ def test_batches_are_put_ahead_in_another_thread_and_not_too_far(folder):
 
 def test_waiting_is_measured_and_only_waiting():
   data = slow(.01)  # .12 s a batch
-  source = feed(partial(read_batch, data, BATCH, SEED, np.arange(BATCH)), 0, 8, lambda batch: batch)
+  source = feed(reading(data), 0, 8, lambda batch: batch)
   begun = time.perf_counter()
   for _ in range(3):
     source.next()
@@ -150,13 +156,13 @@ def test_waiting_is_measured_and_only_waiting():
 def test_a_run_that_is_complete_and_impossible_settings(folder):
   for stream in (False, True):
     data = sources.folder(str(folder), heldout=0, stream=stream).train
-    source = feed(partial(read_batch, data, BATCH, SEED, np.arange(BATCH)), 4, 4, None)
+    source = feed(reading(data), 4, 4, None)
     with pytest.raises(StopIteration):
       source.next()
     source.close()
   for options in (dict(workers=-1), dict(depth=0)):
     with pytest.raises(InputError, match=list(options)[0]):
-      feed(partial(read_batch, slow(0), BATCH, SEED, np.arange(BATCH)), 0, 1, None, **options)
+      feed(reading(slow(0)), 0, 1, None, **options)
 
 
 def test_closing_leaves_nothing_behind(folder):
@@ -164,7 +170,7 @@ def test_closing_leaves_nothing_behind(folder):
   read(data, 0, 1)  # grain's imports are kept for good
   before = left()
   for taken in (0, 1, 4):
-    source = feed(partial(read_batch, data, BATCH, SEED, np.arange(BATCH)), 0, 10 ** 9, lambda batch: batch)
+    source = feed(reading(data), 0, 10 ** 9, lambda batch: batch)
     for _ in range(taken):
       source.next()
     source.close()
@@ -186,7 +192,7 @@ def test_errors_while_reading_come_out_of_next(folder, tmp_path):
   before = left()
   gone = batch_indices(24, BATCH, SEED, 1)[3]  # in the second batch
   (tmp_path / f'{gone:02}.png').unlink()
-  source = feed(partial(read_batch, data, BATCH, SEED, np.arange(BATCH)), 0, 9, lambda batch: batch)
+  source = feed(reading(data), 0, 9, lambda batch: batch)
   assert len(source.next()['images']) == BATCH
   for _ in range(2):
     with pytest.raises(InputError, match=f'{gone:02}.png cannot be opened'):
@@ -211,7 +217,7 @@ def test_worker_processes_read_the_same_and_leave_nothing(folder):
   assert not workers()
   before = left()
 
-  source = feed(partial(read_batch, data, BATCH, SEED, np.arange(BATCH)), 2, 10 ** 6, lambda batch: batch, workers=2)
+  source = feed(reading(data), 2, 10 ** 6, lambda batch: batch, workers=2)
   memory = sources.folder(str(folder), heldout=0).train
   assert all(equal(source.next(), expected(memory, step)) for step in range(2, 6))
   both = workers()
@@ -227,7 +233,7 @@ def test_worker_processes_read_the_same_and_leave_nothing(folder):
   source.close()
   assert settled(before) == before
 
-  broken = data._replace(images=dataclasses.replace(data.images, decode=lambda file: 1 / 0, groups=None))
+  broken = image_dataset(dataclasses.replace(data.arrays['images'], decode=lambda file: 1 / 0, groups=None))
   with pytest.raises(InputError, match='cannot read .*ZeroDivisionError') as kept:
     read(broken, 0, 1, workers=1)
   assert settled(before) == before and kept.value  # although the error is still at hand

@@ -1,6 +1,7 @@
 """Sources from arrays and prepared data sets: the documented layouts, and an error for every invalid input."""
 import inspect
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -27,7 +28,7 @@ def noise(count, height=6, width=6, channels=3, seed=0):
 
 
 def together(source):
-  return np.concatenate([source.train.images, source.heldout.images])
+  return np.concatenate([source.train.arrays['images'], source.heldout.arrays['images']])
 
 
 def test_the_public_functions_are_exactly_the_sources():
@@ -40,8 +41,8 @@ def test_the_public_functions_are_exactly_the_sources():
 def test_digits_are_the_sixteen_grey_levels_spread_over_the_byte():
   from sklearn.datasets import load_digits
   source = sources.digits()
-  assert (len(source.train.images), len(source.heldout.images)) == (1797 - 180, 180)
-  images, labels = together(source), np.concatenate([source.train.labels, source.heldout.labels])
+  assert (len(source.train.arrays['images']), len(source.heldout.arrays['images'])) == (1797 - 180, 180)
+  images, labels = together(source), np.concatenate([source.train.arrays['labels'], source.heldout.arrays['labels']])
   raw = load_digits()
   assert (images.min(), images.max()) == (0, 255)
   # Each image with its label is one of the originals.
@@ -52,8 +53,8 @@ def test_digits_are_the_sixteen_grey_levels_spread_over_the_byte():
 
 def test_digits_grow_by_whole_pixels_with_nearest():
   small, large = sources.digits(heldout=0), sources.digits(size=16, resample='nearest', heldout=0)
-  assert np.array_equal(large.train.images[:, ::2, 1::2], small.train.images)
-  assert np.array_equal(large.train.images, small.train.images.repeat(2, 1).repeat(2, 2))
+  assert np.array_equal(large.train.arrays['images'][:, ::2, 1::2], small.train.arrays['images'])
+  assert np.array_equal(large.train.arrays['images'], small.train.arrays['images'].repeat(2, 1).repeat(2, 2))
 
 
 # ---- npy and npz
@@ -67,16 +68,16 @@ def test_one_hot_labels_of_the_sprites_course_become_classes(tmp_path):
   images, labels = noise(40, 16, 16), np.arange(40) % 5
   source = sources.npy(save(tmp_path, 'x.npy', images), save(tmp_path, 'y.npy', np.eye(5)[labels]),
                        classes=['hero', 'other', 'food', 'spell', 'side'])
-  assert source.train.classes == ('hero', 'other', 'food', 'spell', 'side')
+  assert source.train.facts.get('classes', ()) == ('hero', 'other', 'food', 'spell', 'side')
   where = {image.tobytes(): label for image, label in zip(images, labels)}
-  for image, label in zip(source.train.images, source.train.labels):
+  for image, label in zip(source.train.arrays['images'], source.train.arrays['labels']):
     assert where[image.tobytes()] == label
 
 
 def test_real_context_vectors_stay_vectors(tmp_path):
   labels = np.random.default_rng(0).normal(size=(9, 3))
   source = sources.npy(save(tmp_path, 'x.npy', noise(9)), save(tmp_path, 'y.npy', labels), heldout=0)
-  np.testing.assert_array_equal(source.train.labels, labels.astype(np.float32))
+  np.testing.assert_array_equal(source.train.arrays['labels'], labels.astype(np.float32))
 
 
 @pytest.mark.parametrize('convert', [
@@ -85,13 +86,13 @@ def test_number_formats_of_the_same_images_agree(tmp_path, convert):
   images = noise(5)
   images[0, 0, 0] = 0
   source = sources.npy(save(tmp_path, 'x.npy', convert(images)), heldout=0)
-  assert np.array_equal(source.train.images, images)
-  assert source.train.classes == () and not source.train.labels.any()
+  assert np.array_equal(source.train.arrays['images'], images)
+  assert source.train.facts.get('classes', ()) == () and 'labels' not in source.train.arrays
 
 
 def test_arrays_without_channels_are_grey(tmp_path):
   images = noise(5)[..., 0]
-  assert np.array_equal(sources.npy(save(tmp_path, 'x.npy', images), heldout=0).train.images[..., 0], images)
+  assert np.array_equal(sources.npy(save(tmp_path, 'x.npy', images), heldout=0).train.arrays['images'][..., 0], images)
 
 
 @pytest.mark.parametrize('array,message', [
@@ -137,10 +138,11 @@ def test_npz_takes_labels_names_and_captions(tmp_path):
   more = dict(labels=[0, 1, 2] * 2, names=list('xyz'), captions=list('abcdef'))
   np.savez(tmp_path / 'a.npz', images=images, **more)
   source = sources.npz(str(tmp_path / 'a.npz'), heldout=0)
-  assert source.train.classes == ('x', 'y', 'z') and source.train.captions == tuple('abcdef')
-  assert np.array_equal(source.train.labels, [0, 1, 2, 0, 1, 2])
+  assert source.train.facts['classes'] == ('x', 'y', 'z')
+  assert tuple(source.train.arrays['captions']) == tuple('abcdef')
+  assert np.array_equal(source.train.arrays['labels'], [0, 1, 2, 0, 1, 2])
   np.savez(tmp_path / 'b.npz', images)
-  assert np.array_equal(sources.npz(str(tmp_path / 'b.npz'), heldout=0).train.images, images)
+  assert np.array_equal(sources.npz(str(tmp_path / 'b.npz'), heldout=0).train.arrays['images'], images)
 
 
 def test_npz_without_images_or_with_pickles_is_refused(tmp_path):
@@ -157,8 +159,8 @@ def test_npz_without_images_or_with_pickles_is_refused(tmp_path):
 @pytest.mark.skipif(not EMOJI.is_file(), reason='no emoji in ../shared/data')
 def test_the_emoji_file_is_read_whole():
   source = sources.npz(str(EMOJI))
-  assert len(together(source)) == 3491 and len(source.train.classes) == 10
-  assert 'grinning face' in source.train.captions + source.heldout.captions
+  assert len(together(source)) == 3491 and len(source.train.facts.get('classes', ())) == 10
+  assert 'grinning face' in [*source.train.arrays['captions'], *source.heldout.arrays['captions']]
 
 
 # ---- tfds
@@ -172,12 +174,13 @@ from diffusion.data import sources
 splits = dict(data_dir={str(TFDS)!r}, train='test[:500]', test='train[:300]')
 plain = sources.tfds('fashion_mnist', **splits)
 padded = sources.tfds('fashion_mnist', **splits, size=32, fit='pad')
-assert plain.train.images.shape == (500, 28, 28, 1) and len(plain.heldout.images) == 300
-assert np.array_equal(padded.train.images, np.pad(plain.train.images, ((0, 0), (2, 2), (2, 2), (0, 0))))
-assert plain.train.classes[0] == 'T-shirt/top' and len(plain.train.classes) == 10
+assert plain.train.arrays['images'].shape == (500, 28, 28, 1) and len(plain.heldout.arrays['images']) == 300
+images = plain.train.arrays['images']
+assert np.array_equal(padded.train.arrays['images'], np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0))))
+assert plain.train.facts['classes'][0] == 'T-shirt/top' and len(plain.train.facts.get('classes', ())) == 10
 import tensorflow_datasets as tfds
 first = tfds.data_source('fashion_mnist', split='test', data_dir={str(TFDS)!r}, download=False)[0]
-assert np.array_equal(first['image'], plain.train.images[0]) and first['label'] == plain.train.labels[0]
+assert np.array_equal(first['image'], images[0]) and first['label'] == plain.train.arrays['labels'][0]
 assert 'tensorflow' not in sys.modules
 print('fine')
 """
@@ -255,3 +258,21 @@ def test_a_cache_that_cannot_be_written_costs_a_warning_and_leaves_nothing(tmp_p
 def test_quick_results_are_not_kept():
   cache.cached('t', [], lambda: dict(x=np.ones(2)), min_seconds=60)
   assert not cache.cache_dir().exists() or not list(cache.cache_dir().iterdir())
+
+
+def test_the_cache_stays_within_its_limit_by_dropping_what_was_used_longest_ago(monkeypatch):
+  monkeypatch.setenv('DIFFUSION_CACHE_GB', '0.00005')  # 50 kB, of files of 16
+  make = lambda: dict(x=np.zeros(2000))
+  for key, used in (('a', 10), ('b', 20), ('c', 30)):
+    cache.cached(key, [key], make)
+    path, = cache.cache_dir().glob(f'{key}-*.npz')
+    os.utime(path, (used, path.stat().st_mtime))
+  cache.cached('a', ['a'], make)  # used again
+  with pytest.warns(UserWarning, match=f'{cache.cache_dir()} was above 5e-05 GB .*removed b-'):
+    cache.cached('d', ['d'], make)
+  assert sorted(path.name[0] for path in cache.cache_dir().glob('*.npz')) == ['a', 'c', 'd']
+  with pytest.warns(UserWarning, match='alone is'):
+    cache.cached('e', ['e'], lambda: dict(x=np.zeros(20000)))
+  monkeypatch.setenv('DIFFUSION_CACHE_GB', 'much')
+  with pytest.raises(InputError, match='DIFFUSION_CACHE_GB=.much.'):
+    cache.cached('f', ['f'], make)

@@ -30,23 +30,24 @@ def both_ways(images):
 
 def test_no_heldout_image_or_combination_of_attributes_is_in_training(made):
   train, heldout = made
-  assert len(train.images) == 2400 and len(heldout.images) == 300
-  assert not both_ways(train.images) & both_ways(heldout.images)
+  assert len(train.arrays['images']) == 2400 and len(heldout.arrays['images']) == 300
+  assert not both_ways(train.arrays['images']) & both_ways(heldout.arrays['images'])
 
   def combinations(side):
-    return {(label, str(sorted(values.items()))) for label, values in zip(side.labels, side.attributes)}
+    pairs = zip(side.arrays['labels'], side.arrays['attributes'])
+    return {(label, str(sorted(values.items()))) for label, values in pairs}
 
   assert not combinations(train) & combinations(heldout)
 
 
 def test_classes_are_balanced_on_both_sides(made):
   for side, slack in zip(made, (60, 35)):
-    counts = np.bincount(side.labels, minlength=6)
-    assert np.abs(counts - len(side.labels) / 6).max() < slack
+    counts = np.bincount(side.arrays['labels'], minlength=6)
+    assert np.abs(counts - len(side.arrays['labels']) / 6).max() < slack
 
 
 def test_most_images_are_different(made):
-  assert len({image.tobytes() for image in made[0].images}) > .9 * len(made[0].images)
+  assert len({image.tobytes() for image in made[0].arrays['images']}) > .9 * len(made[0].arrays['images'])
 
 
 def test_a_sprite_depends_on_seed_and_index_only():
@@ -56,7 +57,8 @@ import hashlib
 from diffusion.data import sprites
 for n, heldout in (70, 0), (40, 12):
   data, _ = sprites.generate(n, heldout, seed=5)
-  print(hashlib.sha256(data.images[:40].tobytes() + str(data.attributes[:40]).encode()).hexdigest())
+  images, attributes = (data.arrays[name][:40] for name in ('images', 'attributes'))
+  print(hashlib.sha256(images.tobytes() + str(tuple(attributes)).encode()).hexdigest())
 """
   lines = []
   here = pathlib.Path(__file__).parents[2]
@@ -69,7 +71,8 @@ for n, heldout in (70, 0), (40, 12):
 
 def test_another_seed_gives_other_sprites():
   first, second = (sprites.generate(60, 0, seed)[0] for seed in (0, 1))
-  assert not {str(values) for values in first.attributes} & {str(values) for values in second.attributes}
+  texts = lambda data: {str(values) for values in data.arrays['attributes']}
+  assert not texts(first) & texts(second)
 
 
 def test_every_value_of_every_attribute_can_be_seen(drawn):
@@ -142,7 +145,7 @@ def test_scale2x_is_the_published_rule_pixel_by_pixel():
 
 def test_captions_name_class_kind_and_colour_in_proper_english(made):
   for side in made:
-    for label, values, text in zip(side.labels, side.attributes, side.captions):
+    for label, values, text in zip(side.arrays['labels'], side.arrays['attributes'], side.arrays['captions']):
       words = text.replace(',', '').split()
       assert values['colour'] in words and '  ' not in text
       assert values.get('kind', 'hero') in text
@@ -158,14 +161,16 @@ def test_the_source_enlarges_caches_and_repeats(tmp_path, monkeypatch):
   before = path.stat().st_mtime_ns
   large = sources.sprites(size=64, n=60, heldout=10)
   assert path.stat().st_mtime_ns == before and list(tmp_path.iterdir()) == [path]
-  assert large.train.images.shape == (60, 64, 64, 3) and large.heldout.images.shape == (10, 64, 64, 3)
-  assert small.train.captions == large.train.captions and small.train.attributes == large.train.attributes
-  for little, big in zip(small.train.images, large.train.images):
+  assert large.train.arrays['images'].shape == (60, 64, 64, 3)
+  assert large.heldout.arrays['images'].shape == (10, 64, 64, 3)
+  for name in ('captions', 'attributes'):
+    assert list(small.train.arrays[name]) == list(large.train.arrays[name])
+  for little, big in zip(small.train.arrays['images'], large.train.arrays['images']):
     assert {tuple(pixel) for pixel in big.reshape(-1, 3)} == {tuple(pixel) for pixel in little.reshape(-1, 3)}
   path.write_bytes(b'broken')
   with pytest.warns(UserWarning, match='damaged'):
     again = sources.sprites(size=16, n=60, heldout=10)
-  assert np.array_equal(again.train.images, small.train.images)
+  assert np.array_equal(again.train.arrays['images'], small.train.arrays['images'])
 
 
 def test_the_cache_is_keyed_by_what_the_sprites_depend_on(tmp_path, monkeypatch):

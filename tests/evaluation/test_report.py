@@ -8,26 +8,29 @@ from scipy import stats
 
 from diffusion.core import schedules
 from diffusion.core.gaussian import expand_to, from_x0
-from diffusion.data.dataset import Dataset, Source
+from diffusion.data.arrays import image_dataset
+from diffusion.data.dataset import Source, take
 from diffusion.errors import InputError
 from diffusion.evaluation import bits, report, sample_metrics
 from diffusion.evaluation.metrics.extractor import Features
-from diffusion.setup import build
+from diffusion.setup.build import Weights
 from diffusion.setup.config import default, tiny
 from diffusion.system import sharding
 from diffusion.tasks.image import image
 from tests.exact import gaussian_denoiser
+from experiments.image_run import image_run, weights_of
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (400, 8, 8, 1), np.uint8)
 LABELS = (np.arange(400) % 10 == 0).astype(np.int32)  # one in ten is of class 1
-DATA = Source(Dataset(IMAGES, LABELS, ('often', 'seldom')), Dataset(IMAGES[:30], LABELS[:30], ('often', 'seldom')))
+TRAIN = image_dataset(IMAGES, LABELS, ('often', 'seldom'))
+DATA = Source(TRAIN, take(TRAIN, slice(30)))
 
 
 def experiment(**changes):
   config = tiny(default())
   config.update(dict(net='unet(channels=16, multipliers=(1,), blocks=1, attention=())') | changes)
-  return build.build(config, (8, 8, 1), DATA.train.classes, sharding.make_mesh(devices=jax.devices()[:1]))
+  return image_run(config, (8, 8, 1), ('often', 'seldom'))
 
 
 def test_conditions_have_the_proportions_of_the_data_unless_classes_are_named():
@@ -54,20 +57,20 @@ def test_named_classes_come_equally_often_in_random_order():
 def test_attributes_are_those_of_the_data():
   run = experiment()
   vectors = RNG.random((400, 2)).astype(np.float32)
-  data = DATA._replace(train=DATA.train._replace(labels=vectors))
+  data = DATA._replace(train=image_dataset(IMAGES, vectors, ('often', 'seldom')))
   cond, labels = sample_metrics.conditions(run, data, 50)
   np.testing.assert_array_equal(cond, labels)
   assert {tuple(row) for row in labels} <= {tuple(row) for row in vectors}
 
 
-NO_IMAGES = DATA.heldout._replace(images=IMAGES[:0], labels=LABELS[:0])
+NO_IMAGES = take(TRAIN, slice(0))
 
 
 @pytest.mark.parametrize('heldout, changes, left', [
   (DATA.heldout, {}, ['loss', 'samples', 'bound', 'ode']), (NO_IMAGES, {}, ['samples']),
   (DATA.heldout, dict(self_condition=True), ['loss', 'samples'])])
 def test_parts_that_the_model_or_its_data_do_not_allow_are_left_out_with_a_note(heldout, changes, left, monkeypatch):
-  monkeypatch.setattr(report, 'make_features', lambda *_: lambda *_: None)  # no features are needed here
+  monkeypatch.setattr(sample_metrics, 'make_features', lambda *_: lambda *_: None)  # no features are needed here
   run = experiment(**changes)
   parts, notes = report.prepare(run, DATA._replace(heldout=heldout))
   assert parts == left and bool(notes) == (left != ['loss', 'samples', 'bound', 'ode'])
@@ -75,8 +78,8 @@ def test_parts_that_the_model_or_its_data_do_not_allow_are_left_out_with_a_note(
 
 @pytest.mark.parametrize('heldout, field, value, words', [
   (NO_IMAGES, 'evaluate.parts', 'loss, bound',
-   r"config\.evaluate\.parts='loss, bound': nothing is left .*no held-out images"),
-  (DATA.heldout._replace(images=IMAGES[:5], labels=LABELS[:5]), 'evaluate.split', 'heldout',
+   r"config\.evaluate\.parts='loss, bound': loss, bound left out: .*no held-out examples"),
+  (take(TRAIN, slice(5)), 'evaluate.split', 'heldout',
    r"config\.evaluate\.split='heldout' .*at least 16 .* 5"),
   (DATA.heldout, 'sample.class_mix', '.5 * often + .5 * seldom', r"config\.sample\.class_mix='\.5 \* often"),
   (DATA.heldout, 'evaluate.statistics', '/absent.npz', '/absent.npz.* expected an .npz')])
@@ -104,7 +107,7 @@ def test_the_features_of_a_stream_do_not_depend_on_its_batches_and_only_so_many_
 
 
 def test_a_long_evaluation_says_how_far_it_is(capsys):
-  batches = [(IMAGES[:100], None)] * 4
+  batches = [(dict(images=IMAGES[:100]), None)] * 4
   assert sum(map(len, sample_metrics.with_progress(batches, 400, every=0.))) == 400
   lines = capsys.readouterr().err.splitlines()
   assert len(lines) == 4 and lines[0].startswith('100/400 samples') and lines[-1] == '400/400 samples, 0:00 left'
@@ -121,15 +124,15 @@ def test_a_curve_is_flat_when_its_last_points_are_no_better_than_the_error():
 def test_guided_sampling_counts_its_network_calls_twice():
   for guide, calls in (('', 1), ('cfg(2)', 2)):
     run = experiment(sampler='ddim', grid='trailing(4)', guide=guide)
-    subject = report.subject(run, {}, 8, 'w', {})
+    subject = report.subject(run, Weights({}), 8, 'w', {})
     assert subject['evaluations'] == 4 and subject['network_calls'] == 4 * calls
   assert subject['config']['sampler'] == 'ddim' and subject['step'] == 8
-  adaptive = report.subject(experiment(sampler='adaptive'), {}, 8, 'w', {})
+  adaptive = report.subject(experiment(sampler='adaptive'), Weights({}), 8, 'w', {})
   assert adaptive['evaluations'] is adaptive['network_calls'] is None  # each sample has its own
 
 
 @pytest.mark.parametrize('field, value, words', [
-  ('parts', 'loss, likeness', "='loss, likeness': unknown .likeness."), ('parts', ' ', "=' ' is empty"),
+  ('parts', 'loss, likeness', "='loss, likeness': unknown .likeness."), ('parts', 'fid', "='fid': unknown"),
   ('num_samples', 3, '=3: .*at least 16'), ('split', 'test', "='test': .*'train' or 'heldout'"),
   ('every', -1, '=-1: .*at least 0'), ('likelihood_samples', 0, '=0: .*at least 1')])
 def test_options_out_of_range_are_refused(field, value, words):
@@ -149,12 +152,14 @@ def gaussian_run(schedule, denoise, number=64):
   config = default()
   config.evaluate.likelihood_samples = number
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  return SimpleNamespace(config=config, mesh=mesh, schedule=schedule, classes=(), task=image(), shape=(8, 8, 1),
-                         plain=lambda params, cond: denoise)
+  task = image(facts=dict(shape=[8, 8, 1]))
+  return SimpleNamespace(config=config, mesh=mesh, schedule=schedule, task=task, shape=(8, 8, 1), encode=task.encode,
+                         example=(np.zeros((1, 8, 8, 1), np.float32), None), plain=lambda weights, cond: denoise)
 
 
 EXACT = gaussian_denoiser(0., STD / 127.5)
-SOURCE = Source(*[Dataset(PIXELS, np.zeros(40, np.int32))] * 2)
+SOURCE = Source(*[image_dataset(PIXELS)] * 2)
+NONE = Weights({})
 
 
 def exact():
@@ -168,12 +173,12 @@ def test_both_likelihoods_of_gaussian_pixels_are_the_known_ones(schedule, small,
   monkeypatch.setattr(bits, 'SMALL', small)  # by random probes, and by the exact trace
   known = exact()
   run = gaussian_run(schedule, EXACT)
-  start = bits.chain_start(run, {}, SOURCE.train)
-  bound, facts, curve = bits.by_bound(run, {}, SOURCE, start)
+  start = bits.chain_start(run, NONE, SOURCE.train)
+  bound, facts, curve = bits.by_bound(run, NONE, SOURCE, start)
   assert bound.value == pytest.approx(known, abs=3 * bound.error + .03) and bound.value > known - 3 * bound.error
   assert sum(facts[name] for name in ('prior', 'diffusion', 'decoder')) == pytest.approx(bound.value, rel=1e-4)
   assert curve['logsnr'].shape == curve['rate'].shape and curve['rate'].shape[1] == 40
-  ode, facts = bits.by_ode(run, {}, SOURCE, start)
+  ode, facts = bits.by_ode(run, NONE, SOURCE, start)
   assert ode.value == pytest.approx(known, abs=3 * ode.error + .02)
   assert 'uniform noise of one of 256 steps' in facts['dequantisation']
   assert facts['trace'].startswith('exact' if small else 'Hutchinson')
@@ -182,7 +187,7 @@ def test_both_likelihoods_of_gaussian_pixels_are_the_known_ones(schedule, small,
 def test_the_likelihood_of_an_image_does_not_depend_on_the_number_of_images():
   def measure(keys, denoise, x0):
     return dict(x=x0.mean((1, 2, 3)) + denoise(x0, NOISE).x0.mean((1, 2, 3)))
-  few, many = (bits.per_image(gaussian_run(schedules.cosine(), EXACT, number), {}, SOURCE.heldout, measure, 'test')
+  few, many = (bits.per_image(gaussian_run(schedules.cosine(), EXACT, number), NONE, SOURCE.heldout, measure, 'test')
                for number in (5, 37))
   np.testing.assert_allclose(few['x'], many['x'][:5], rtol=1e-6)
   assert many['x'].shape == (37,)
@@ -194,7 +199,7 @@ NOISE = schedules.cosine(None)(np.float64(.3))
 @pytest.mark.parametrize('variance, learned', [('fixed', False), ('learned', True)])
 def test_a_learned_variance_shows_in_the_prediction(variance, learned):
   run = experiment(variance=variance)
-  assert bits.learns_variance(run, jax.eval_shape(run.init, jax.random.key(0))) == learned
+  assert bits.learns_variance(run, jax.eval_shape(lambda: weights_of(run))) == learned
 
 
 def test_levels_that_a_model_cannot_follow_are_left_to_the_decoder():
@@ -202,8 +207,8 @@ def test_levels_that_a_model_cannot_follow_are_left_to_the_decoder():
     x0 = EXACT(x, noise).x0 + .05 * np.sign(np.sin(np.arange(64.))).reshape(8, 8, 1)
     return from_x0(expand_to(noise, x), x, x0)
   run = gaussian_run(schedules.cosine(), poor)
-  start = bits.chain_start(run, {}, SOURCE.train)
+  start = bits.chain_start(run, NONE, SOURCE.train)
   everything = start._replace(schedule=schedules.cosine(), variance='small', logsnr=10.)
-  bound, of_all_levels = (bits.by_bound(run, {}, SOURCE, which)[0] for which in (start, everything))
+  bound, of_all_levels = (bits.by_bound(run, NONE, SOURCE, which)[0] for which in (start, everything))
   assert bound.value == pytest.approx(exact(), abs=.15)  # for independent pixels the decoder alone is enough
   assert of_all_levels.value > 2 * bound.value

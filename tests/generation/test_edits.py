@@ -11,6 +11,7 @@ from diffusion import commands, main
 from diffusion.errors import InputError
 from diffusion.generation import edit_inputs, edits, sampling
 from diffusion.setup.config import filled
+from diffusion.tasks.image import image as image_task
 from diffusion.training import open_model
 from tests.test_main import refused
 
@@ -59,7 +60,7 @@ def edited(workdir, sampler=None, **options):
 
 def read(trained, changes, **options):
   """The inputs that a model of other channels or classes reads; nothing is computed with it."""
-  run, _, _ = open_model.open_run(config_of(trained, **options), epath.Path(trained))
+  run, *_ = open_model.open_run(config_of(trained, **options), epath.Path(trained))
   return edit_inputs.read(run._replace(**changes))
 
 
@@ -100,10 +101,11 @@ def test_image_to_image_is_the_image_at_strength_0_and_a_fresh_sample_at_1(train
   np.testing.assert_array_equal(arrays['images'], np.stack([pixels(files['image'])] * 3))
   _, arrays = edited(trained, task='img2img', image=files['image'], strength=1., classes='hero', seed=5)
   config = config_of(trained)
-  run, checkpoints, _ = open_model.open_run(config, epath.Path(trained))
-  params = open_model.restore(run, checkpoints).ema
-  cond, _ = sampling.class_conditions(run.classes, 'hero', 3)
-  np.testing.assert_array_equal(arrays['images'], sampling.make_draw(run, 5, 3)(params, np.arange(3), cond)[0])
+  run, checkpoints, *_ = open_model.open_run(config, epath.Path(trained))
+  weights = open_model.choose_weights(run, open_model.restore(run, checkpoints), trained)
+  cond = run.task.ask(dict(classes='hero'), np.arange(3), 0).cond
+  drawn = sampling.make_draw(run, 5, 3)(weights, np.arange(3), cond)[0]['images']
+  np.testing.assert_array_equal(arrays['images'], drawn)
 
 
 def test_inversion_records_its_error_and_an_interpolation_ends_there(trained, files):
@@ -181,7 +183,7 @@ def test_mistakes_are_one_line_on_the_command_line(trained, files, command):
 
 
 def test_colour_is_refused_by_a_grey_model_and_classes_by_an_unconditional_one(trained, files):
-  grey = dict(shape=(16, 16, 1))
+  grey = dict(example=(np.zeros((1, 16, 16, 1), np.float32), np.zeros((1, 6), np.float32)))
   with pytest.raises(InputError, match=r'config\.edit\.image=.*image.png.* in colour'):
     read(trained, grey, task='img2img', image=files['image'])
   with pytest.raises(InputError, match=r"config\.edit\.task='colourise'.* 1 channels.* 3 .RGB."):
@@ -189,7 +191,8 @@ def test_colour_is_refused_by_a_grey_model_and_classes_by_an_unconditional_one(t
   inputs = read(trained, grey, task='img2img', image=files['grey'])
   np.testing.assert_array_equal(inputs.image[..., 0], pixels(files['grey']))
   with pytest.raises(InputError, match=r"config\.edit\.classes='hero'.*without classes"):
-    read(trained, dict(classes=()), task='img2img', image=files['image'], classes='hero')
+    free = image_task(facts=dict(shape=[16, 16, 3]))
+    read(trained, dict(task=free), task='img2img', image=files['image'], classes='hero')
 
 
 def test_every_task_has_an_operation():

@@ -13,10 +13,10 @@ from PIL import Image
 
 from diffusion.errors import InputError
 from diffusion.generation import export, sampling
-from diffusion.setup import build
 from diffusion.setup.config import default, tiny
-from diffusion.system import sharding, tensors
+from diffusion.system import tensors
 from diffusion.system.checksums import flat
+from experiments.image_run import image_run, weights_of
 
 SHAPE, CLASSES = (8, 8, 3), ('a', 'b', 'c')
 NET = 'unet(channels=16, multipliers=(1, 2), blocks=1, attention=(4,), zero_init=False)'
@@ -28,15 +28,15 @@ import sys
 import jax, numpy as np
 from tests.generation.test_export import CLASSES, SHAPE, settings
 from diffusion.generation import export, sampling
-from diffusion.setup import build
 from diffusion.system import sharding
+from experiments.image_run import image_run, weights_of
 assert len(jax.devices()) == 2
 c = settings()
-run = build.build(c, SHAPE, CLASSES, sharding.make_mesh())
-params = jax.device_put(run.init(jax.random.key(0)), sharding.replicated(run.mesh))
-export.write(run, params, 7, sys.argv[1] + '/exports/7', dict(jax=jax.__version__))
+run = image_run(c, SHAPE, CLASSES, sharding.make_mesh())
+weights = jax.device_put(weights_of(run), sharding.replicated(run.mesh))
+export.write(run, weights, 7, sys.argv[1] + '/exports/7', dict(jax=jax.__version__))
 cond = np.eye(3, dtype=np.float32)[[2, 0, 2, 0, 2]]
-np.save(sys.argv[1] + '/expected.npy', sampling.make_draw(run, 5, 5)(params, np.arange(5), cond)[0])
+np.save(sys.argv[1] + '/expected.npy', sampling.make_draw(run, 5, 5)(weights, np.arange(5), cond)[0]['images'])
 '''
 
 # `import diffusion` fails here, wherever it is installed.
@@ -74,8 +74,8 @@ def folder(tmp_path_factory):
 
 
 def single(c, shape=SHAPE, classes=CLASSES):
-  run = build.build(c, shape, classes, sharding.make_mesh(devices=jax.devices()[:1]))
-  return run, run.init(jax.random.key(0))
+  run = image_run(c, shape, classes)
+  return run, weights_of(run)
 
 
 def test_an_export_draws_the_same_images_without_this_package(folder, tmp_path):
@@ -92,21 +92,22 @@ def test_an_export_draws_the_same_images_without_this_package(folder, tmp_path):
 
 def test_what_an_export_says_of_itself(folder):
   files = {path.name: path for path in (folder / 'exports' / '7').iterdir()}
-  assert set(files) == {'weights.safetensors', 'config.json', 'sampler.stablehlo', 'sample.py'}
+  assert set(files) == {'weights.safetensors', 'requests.safetensors', 'config.json', 'sampler.stablehlo', 'sample.py'}
   assert [path.name for path in (folder / 'exports').iterdir()] == ['7']  # no temporary left
   record = json.loads(files['config.json'].read_text())
   with safetensors.safe_open(files['weights.safetensors'], 'np') as weights:
     metadata = {key: json.loads(value) for key, value in weights.metadata().items()}
   assert metadata == dict(step=7, config=json.loads(settings().to_json())) and record['config'] == metadata['config']
-  assert record['conditions'] == [[[0, 0, 1], [1, 0, 0]]]
-  assert record['classes'] == list(CLASSES) and record['shape'] == list(SHAPE) and record['step'] == 7
+  stored = safetensors.numpy.load_file(files['requests.safetensors'])
+  assert {path: rows.tolist() for path, rows in stored.items()} == dict(value=[[0, 0, 1], [1, 0, 0]])
+  assert record['facts'] == dict(classes=list(CLASSES), shape=list(SHAPE)) and record['step'] == 7
   artifact = jax.export.deserialize(files['sampler.stablehlo'].read_bytes())
   assert artifact.platforms == ('cpu', 'cuda', 'tpu') and artifact.nr_devices == 1
   assert files['sampler.stablehlo'].stat().st_size < 1e6  # the weights are not in it
 
 
 def test_weights_come_back_bit_for_bit(folder):
-  run, params = single(settings())
+  params = single(settings())[1].params
   read = tensors.read_tree(folder / 'exports' / '7' / 'weights.safetensors', params, 'X')
   assert jax.tree.structure(read) == jax.tree.structure(params)
   for a, b in zip(jax.tree.leaves(read), jax.tree.leaves(params)):
@@ -114,22 +115,23 @@ def test_weights_come_back_bit_for_bit(folder):
 
 
 def test_nothing_is_written_over_and_nothing_is_left_half(folder, tmp_path, monkeypatch):
-  run, params = single(settings())
+  run, weights = single(settings())
   before = (folder / 'exports' / '7' / 'config.json').read_bytes()
   with pytest.raises(InputError, match='exports/7 exists'):
-    export.write(run, params, 8, folder / 'exports' / '7', {})
+    export.write(run, weights, 8, folder / 'exports' / '7', {})
   assert (folder / 'exports' / '7' / 'config.json').read_bytes() == before
   monkeypatch.setattr(export, 'sampler', lambda run, params: type('Exported', (), dict(serialize=lambda self: b''))())
   (tmp_path / 'file').write_text('')
   with pytest.raises(InputError, match='cannot write'):
-    export.write(run, params, 8, tmp_path / 'file' / 'export', {})
+    export.write(run, weights, 8, tmp_path / 'file' / 'export', {})
   broken = type('Broken', (), dict(encode=lambda self: self))()
   monkeypatch.setattr(export, 'SAMPLE', broken)  # the last of the files fails
   with pytest.raises(TypeError):
-    export.write(run, params, 8, tmp_path / 'export', {})
+    export.write(run, weights, 8, tmp_path / 'export', {})
   assert [path.name for path in tmp_path.iterdir()] == ['file']
   with pytest.raises(InputError, match='classifier draws nothing'):
-    export.write(run._replace(denoise=None), params, 8, tmp_path / 'export', {})
+    judge = run._replace(can=frozenset(['log_prob']), objective=run.objective._replace(name='classifier'))
+    export.write(judge, weights, 8, tmp_path / 'export', {})
 
 
 @pytest.mark.parametrize('changes, classes', [
@@ -139,10 +141,12 @@ def test_nothing_is_written_over_and_nothing_is_left_half(folder, tmp_path, monk
 def test_other_models_export_too(changes, classes):
   c = settings(**changes)
   c.sample.classes, c.net = '', 'unet(channels=8, multipliers=(1,), blocks=1, attention=(), groups=4, zero_init=False)'
-  run, params = single(c, (8, 8, 1), classes)
-  made = jax.export.deserialize(export.sampler(run, params).serialize())
-  cond, seed = sampling.class_conditions(classes, '', 3)[0], 2 ** 32 - 1
-  images = made.call(flat(params), np.arange(3, dtype=np.int32), np.uint32(seed), *[cond] * bool(classes))
-  expected = sampling.make_draw(run, seed, 3)(params, np.arange(3), cond)[0]
+  run, weights = single(c, (8, 8, 1), classes)
+  made = jax.export.deserialize(export.sampler(run, weights).serialize())
+  cond, seed = run.task.ask({}, np.arange(3), 0).cond, 2 ** 32 - 1
+  asked = dict(value=cond) if classes else {}
+  images = made.call(flat(weights.params), {}, np.arange(3, dtype=np.int32), np.uint32(seed), asked)['images']
+  expected = sampling.make_draw(run, seed, 3)(weights, np.arange(3), cond)[0]['images']
   assert expected.std() > 20 and np.abs(np.asarray(images).astype(int) - expected).max() <= 1
-  assert export.conditions(run) == ([np.eye(3).tolist()] if classes else [])
+  stored = export.conditions(run)
+  assert (stored['value'].tolist() == np.eye(3).tolist()) if classes else stored == {}

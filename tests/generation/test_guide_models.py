@@ -1,20 +1,19 @@
 """Autoguidance and classifier guidance from checkpoints: what they compute, and what is refused."""
-import json
-
 import jax
 import numpy as np
 import pytest
 
 from diffusion.core.gaussian import take
 from diffusion.errors import InputError
-from diffusion.setup import build
+from diffusion.setup.build import make, Weights
 from diffusion.setup.choices import CHOICES
 from diffusion.setup.config import default, tiny
-from diffusion.system import sharding
 from diffusion.system.checkpoint import open_checkpoints
-from tests.linear_network import Linear
 from diffusion.training.open_model import with_guide_model
+from diffusion.training.record import to_meta
 from diffusion.training.state import make_state
+from experiments.image_run import image_run
+from tests.linear_network import Linear
 
 SHAPE, CLASSES = (8, 8, 1), ('a', 'b')
 
@@ -34,20 +33,19 @@ def config(**changes):
 
 
 def guided_by(run, guide, params, **changes):
-  """The model guided as config.guide says: (Experiment, params)."""
-  return with_guide_model(build.build(config(guide=guide, **changes), SHAPE, run.classes, run.mesh), params)
+  """The model guided as config.guide says: (Experiment, Weights)."""
+  return with_guide_model(image_run(config(guide=guide, **changes), SHAPE, run.classes), params)
 
 
 def stored(folder, config, steps=(1,), classes=CLASSES):
   """A work directory whose checkpoints hold fresh weights, of another seed at every step."""
-  run = build.build(config, SHAPE, classes, sharding.make_mesh(devices=jax.devices()[:1]))
+  run = image_run(config, SHAPE, classes)
   checkpoints = open_checkpoints(folder / 'checkpoints')
   weights = {}
   for step in steps:
     state = make_state(run, jax.random.key(step))
-    weights[step] = state.ema
-    meta = dict(config=json.loads(config.to_json()), shape=list(SHAPE), classes=list(classes), versions={})
-    checkpoints.save(step, state, meta)
+    weights[step] = Weights(state.ema)
+    checkpoints.save(step, state, to_meta(config, run))
   checkpoints.close()
   return run, weights
 
@@ -56,12 +54,13 @@ def stored(folder, config, steps=(1,), classes=CLASSES):
 def folders(tmp_path_factory):
   root = tmp_path_factory.mktemp('second')
   run, weights = stored(root / 'model', config(), (1, 2))
-  classifier = config(net='classifier(channels=16, multipliers=(1,), blocks=1, attention=(), zero_init=False)')
+  net = 'classifier(channels=16, multipliers=(1,), blocks=1, attention=(), zero_init=False)'
+  classifier = config(objective='classifier', net=net)
   return root, run, weights, *stored(root / 'classifier', classifier)
 
 
 X = np.linspace(-2, 2, 2 * 64, dtype=np.float32).reshape(2, 8, 8, 1)
-LEVEL = take(build.make('schedule', 'cosine'), 600)
+LEVEL = take(make('schedule', 'cosine'), 600)
 LABEL = np.eye(2, dtype=np.float32)
 
 
@@ -102,7 +101,7 @@ def test_a_second_model_that_does_not_fit_is_refused(folders, guide, message):
 
 def test_a_classifier_without_a_class_to_lead_to_is_refused(folders):
   root, run, weights, *_ = folders
-  run = build.build(config(guide=f'classifier({root}/classifier, 3)'), SHAPE, CLASSES, run.mesh)
+  run = image_run(config(guide=f'classifier({root}/classifier, 3)'), SHAPE, CLASSES)
   with pytest.raises(InputError, match="'none'"):
     with_guide_model(run, weights[2], 'none')
 

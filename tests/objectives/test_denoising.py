@@ -232,24 +232,6 @@ def test_every_wrapper_of_the_loss_is_what_is_written_out_by_hand():
     assert float(value) == pytest.approx(float(parts['each'].mean()), rel=1e-6)
 
 
-# ---- loss-aware times
-def test_a_loss_with_memory_has_the_expectation_of_the_loss_without():
-  x0 = .5 * jax.random.normal(jax.random.key(1), (256, 2, 2, 1))
-  aware, level = timesteps.loss_aware(bins=10), timesteps.levels_at(SCHEDULE)
-  net = lambda params, x, time, cond, train, rngs: .2 * x
-  memory = jnp.stack([jnp.linspace(1, 30, 10), jnp.full(10, 100.)])
-  def one(key):
-    with_draw = lambda draw: denoising.loss(key, net, None, x0, None, draw=draw, predict=gaussian.predict_x0(),
-                                            weight=weighting.snr())
-    middle = lambda u: level(.1 + .8 * u)
-    plain = with_draw(lambda key, batch: middle(jax.random.uniform(key, (batch,))))[0]
-    value, parts = denoising.loss_aware_loss(with_draw, jax.random.fold_in(key, 1), 256, aware, middle, memory)
-    return plain, value, parts['memory'][0]
-  plain, value, after = jax.jit(lambda: jax.lax.map(one, jax.random.split(KEY, 300)))()
-  assert float(value.mean()) == pytest.approx(float(plain.mean()), rel=.03)
-  assert not np.array_equal(after[0], memory[0])
-
-
 def test_bad_input_is_named():
   for make, message in ((lambda: denoising.huber(0), 'above 0'),
                         (lambda: denoising.learned_variance(schedule=schedules.flow()), 'number of levels'),

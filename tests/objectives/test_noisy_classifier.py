@@ -73,9 +73,10 @@ def test_the_exact_posterior_reaches_the_expected_entropy_and_accuracy():
   entropy = by_quadrature(lambda p: -np.sum(p * np.log(np.maximum(p, 1e-300)), -1))
   (least, parts), _ = value_and_slope(RIGHT)
   assert float(least) == pytest.approx(entropy, rel=.02)
-  assert float(parts['mse'].mean()) == pytest.approx(float(least), rel=1e-5)
+  assert float(parts['cross_entropy'].mean()) == pytest.approx(float(least), rel=1e-5)
   assert float(parts['accuracy'].mean()) == pytest.approx(by_quadrature(lambda p: p.max(-1)), abs=.01)
-  nearly_clean, nearly_noise = (parts['mse'][np.isclose(parts['logsnr'], TABLE.logsnr[i])].mean() for i in (0, -1))
+  at = lambda i: parts['cross_entropy'][np.isclose(parts['logsnr'], TABLE.logsnr[i])].mean()
+  nearly_clean, nearly_noise = at(0), at(-1)
   assert float(nearly_noise) == pytest.approx(-np.sum(SHARES * np.log(SHARES)), rel=.05)
   assert nearly_clean < .3 * nearly_noise
 
@@ -106,7 +107,7 @@ def test_the_input_is_scaled_as_for_the_network_that_is_guided():
   params = RIGHT | dict(table=tuple(np.asarray(a, np.float32) for a in table))
   scaled = call(params | dict(scaled=1.), target=gaussian.predict_edm(.5), table=table)
   plain = call(params, target=gaussian.predict_x0(), table=table)
-  np.testing.assert_allclose(scaled[1]['mse'], plain[1]['mse'], atol=1e-4)
+  np.testing.assert_allclose(scaled[1]['cross_entropy'], plain[1]['cross_entropy'], atol=1e-4)
 
 
 def test_guidance_by_its_log_probability_is_the_denoiser_of_the_class():
@@ -176,7 +177,7 @@ def test_a_few_steps_tell_bright_from_dark_images():
     return jax.tree.map(lambda p, g: p - .1 * g, params, slope), parts
   for i in range(60):
     params, parts = step(params, jax.random.key(i))
-  assert parts['accuracy'].mean() > .9 and parts['mse'].mean() < .4
+  assert parts['accuracy'].mean() > .9 and parts['cross_entropy'].mean() < .4
 
 
 @pytest.mark.parametrize('options, shape, message', [

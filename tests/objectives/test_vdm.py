@@ -136,7 +136,7 @@ def test_the_ends_follow_the_bound():
 
 def test_a_learned_curve_samples_like_any_continuous_schedule():
   curve = random_curve(1) | dict(ends=np.array([11., 6.]))
-  levels = grids.trailing(200)(vdm.schedule(curve))
+  levels = grids.trailing(200)(vdm.curve_schedule(curve))
   x = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
   out = samplers.sample(samplers.sample_keys(0, range(3)), gaussian_denoiser(.3, STD), samplers.ddim(), levels, x)
   first = levels._replace(**{name: getattr(levels, name)[0] for name in levels._fields})

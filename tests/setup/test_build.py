@@ -9,6 +9,7 @@ from diffusion.errors import InputError
 from diffusion.setup import build, specs, validate
 from diffusion.setup.config import default, tiny
 from diffusion.system import sharding
+from experiments.image_run import image_run, weights_of
 
 SHAPE, CLASSES = (8, 8, 1), ('a', 'b')
 
@@ -71,9 +72,9 @@ def test_specs_are_parsed(spec, expected):
   (dict(guide='cfg(1, negative=a)'), 'at scale 1'),
   (dict(schedule='flow(50)', predict='eps', grid='karras(5)'), 'says nothing'),
   (dict(self_condition=True, sampler='adaptive'), 'last estimate'),
-  (dict(net='classifier(channels=16)', logvar_channels=8), 'config.logvar_channels=0'),
+  (dict(objective='classifier', net='classifier(channels=16)', logvar_channels=8), 'config.logvar_channels=0'),
   (dict(timesteps='loss_aware', logvar_channels=8), 'use one of them'),
-  (dict(schedule='learned', loss_weight='vlb', noise_type='offset'), "config.noise_type='gaussian'"),
+  (dict(objective='vdm', schedule='learned', loss_weight='vlb', noise_type='offset'), "config.noise_type='gaussian'"),
   (dict(guide='cfg(lo=3, hi=1)'), 'lower one first'),
   (dict(guide='apg(eta=7)'), 'eta=7'),
   (dict(guide='dynamic_threshold(99.5)'), 'share above 0'),
@@ -85,7 +86,7 @@ def test_specs_are_parsed(spec, expected):
   (dict(grid='times([0.1, 0.5])'), 'noise to clean'),
   (dict(grid='sigmas([1, 2])'), 'noise to clean'),
   (dict(schedule='shift(cosinus, 3)'), "did you mean 'cosine'"),
-  (dict(net='classifier(channels=17)'), 'channels=17'),
+  (dict(objective='classifier', net='classifier(channels=17)'), 'channels=17'),
   (dict(loss_weight='min_snr(abc)'), "gamma='abc'"),
   (dict(net='unet(attention=(4))'), r'such as \(4,\)'), (dict(net='unet(channels=abc)'), 'whole numbers'),
   (dict(schedule='from_betas(abc)'), 'from_betas'), (dict(timesteps='table([1, [2]])'), 'table'),
@@ -94,7 +95,7 @@ def test_specs_are_parsed(spec, expected):
 ])
 def test_what_does_not_fit_is_named_before_anything_is_built(changes, message, mesh):
   with pytest.raises(InputError, match=message):
-    build.build(config(**changes), SHAPE, CLASSES, mesh)
+    image_run(config(**changes), SHAPE, CLASSES, mesh)
 
 
 def test_a_target_goes_with_any_schedule_that_it_solves_and_on_which_its_inputs_stay_small(monkeypatch):
@@ -136,7 +137,7 @@ def test_every_choice_of_every_field_can_be_built_from_its_bare_name_or_says_wha
 
 def test_the_learning_rate_warms_up_to_its_peak_and_falls_to_zero(mesh):
   settings = dict(steps=100, lr_schedule='cosine(warmup=10)', learning_rate=2e-3)
-  rate = lambda **changes: build.build(config(**settings | changes), SHAPE, CLASSES, mesh).rate
+  rate = lambda **changes: image_run(config(**settings | changes), SHAPE, CLASSES, mesh).rate
   cosine, constant = rate(), rate(lr_schedule='constant(warmup=10)')
   assert [float(r(10)) for r in (cosine, constant)] == pytest.approx([2e-3, 2e-3])
   assert float(cosine(0)) == pytest.approx(2e-4)                       # never a step that does nothing
@@ -147,7 +148,7 @@ def test_the_learning_rate_warms_up_to_its_peak_and_falls_to_zero(mesh):
 
 
 def test_the_ema_decay_rises_to_its_limit(mesh):
-  ema = build.build(config(ema_decay=.99), SHAPE, CLASSES, mesh).ema
+  ema = image_run(config(ema_decay=.99), SHAPE, CLASSES, mesh).ema
   assert [float(ema(step)) for step in (0, 90, 10_000)] == pytest.approx([.1, .91, .99])
 
 
@@ -158,26 +159,26 @@ def test_guidance_and_clipping_are_as_configured(mesh):
   preds = {}
   for guidance, clipped in ((1., False), (0., False), (3., False), (3., True)):
     net = 'unet(channels=16, multipliers=(1,), blocks=1, zero_init=False)'
-    run = build.build(config(guide=f'cfg({guidance})', clip_x0=clipped, net=net), SHAPE, CLASSES, mesh)
-    preds[guidance, clipped] = run.denoise(run.init(jax.random.key(0)), cond)(x, level).x0
+    run = image_run(config(guide=f'cfg({guidance})', clip_x0=clipped, net=net), SHAPE, CLASSES, mesh)
+    preds[guidance, clipped] = run.denoise(weights_of(run), cond)(x, level).x0
   c, u, g = preds[1., False], preds[0., False], preds[3., False]
   assert float(abs(c - u).max()) > .01
   np.testing.assert_allclose(g, u + 3 * (c - u), atol=1e-4)
   np.testing.assert_allclose(preds[3., True], np.clip(g, -1, 1), atol=1e-5)
   thresholded = np.asarray(g) / np.maximum(1, np.abs(g).max((1, 2, 3), keepdims=True))
   for guide, expected in (('cfg(3, lo=99) | rescale(0.)', c), ('cfg(3) | dynamic_threshold(1.)', thresholded)):
-    run = build.build(config(clip_x0=False, net=net, guide=guide), SHAPE, CLASSES, mesh)
-    np.testing.assert_allclose(run.denoise(run.init(jax.random.key(0)), cond)(x, level).x0, expected, atol=1e-4)
+    run = image_run(config(clip_x0=False, net=net, guide=guide), SHAPE, CLASSES, mesh)
+    np.testing.assert_allclose(run.denoise(weights_of(run), cond)(x, level).x0, expected, atol=1e-4)
   # At scale 0 there is nothing but the negative class.
-  run = build.build(config(guide='cfg(0, negative=b)', clip_x0=False, net=net), SHAPE, CLASSES, mesh)
-  away = run.denoise(run.init(jax.random.key(0)), cond)(x, level).x0
+  run = image_run(config(guide='cfg(0, negative=b)', clip_x0=False, net=net), SHAPE, CLASSES, mesh)
+  away = run.denoise(weights_of(run), cond)(x, level).x0
   np.testing.assert_allclose(away[1], c[1], atol=1e-4)
   assert float(abs(away[0] - c[0]).max()) > .01
 
 
 def test_guidance_needs_conditions(mesh):
   with pytest.raises(InputError, match=r"config\.guide='cfg\(2\)'.*config\.guide=''"):
-    build.build(config(guide='cfg(2)'), SHAPE, (), mesh)
+    image_run(config(guide='cfg(2)'), SHAPE, (), mesh)
 
 
 def test_an_argument_may_be_called_name():
@@ -198,14 +199,14 @@ def test_a_self_conditioned_model_is_told_its_last_estimate(mesh):
   from diffusion import samplers
   net = 'unet(channels=16, multipliers=(1,), blocks=1, zero_init=False)'
   settings = config(self_condition=True, net=net, grid='trailing(3)', sampler='ddim', guide='cfg(2)')
-  run = build.build(settings, SHAPE, CLASSES, mesh)
+  run = image_run(settings, SHAPE, CLASSES, mesh)
   cond, keys = np.eye(2, dtype=np.float32), samplers.sample_keys(0, np.arange(2))
-  params, x = run.init(jax.random.key(0)), samplers.prior(keys, run.levels, SHAPE)
-  told = samplers.sample(keys, run.denoise(params, cond), samplers.self_conditioned(run.sampler), run.levels, x)
+  weights, x = weights_of(run), samplers.prior(keys, run.levels, SHAPE)
+  told = samplers.sample(keys, run.denoise(weights, cond), samplers.self_conditioned(run.sampler), run.levels, x)
   steps, here, estimate = samplers.steps(run.levels), x, np.zeros_like(x)
   for i in range(3):
     t, s = take(steps.t, i), take(steps.s, i)
-    pred = run.denoise(params, cond)(here, t, estimate)
+    pred = run.denoise(weights, cond)(here, t, estimate)
     here, estimate = s.alpha * pred.x0 + s.sigma * pred.eps, pred.x0
   np.testing.assert_allclose(told, here, atol=1e-4)
-  assert float(abs(told - samplers.sample(keys, run.denoise(params, cond), run.sampler, run.levels, x)).max()) > 1e-3
+  assert float(abs(told - samplers.sample(keys, run.denoise(weights, cond), run.sampler, run.levels, x)).max()) > 1e-3

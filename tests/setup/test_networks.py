@@ -7,7 +7,7 @@ from diffusion import nets
 from diffusion.errors import InputError
 from diffusion.setup import build
 from diffusion.setup.config import default, tiny
-from diffusion.system import sharding
+from experiments.image_run import image_run, params_of
 
 
 class Minimal(nn.Module):
@@ -28,8 +28,8 @@ def config(**changes):
   return c
 
 
-def built(c):
-  return build.build(c, (8, 8, 1), ('a', 'b'), sharding.make_mesh(devices=jax.devices()[:1]))
+def built(c, shape=(8, 8, 1)):
+  return image_run(c, shape, ('a', 'b'))
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +41,10 @@ def minimal(monkeypatch):
 def test_every_network_has_its_own_tiny_spec(name):
   c = default()
   c.net = f'{name}(channels=64)'
+  c.objective = 'classifier' if name == 'classifier' else 'denoising'
   assert tiny(c).net == nets.TINY[name]
-  assert sum(a.size for a in jax.tree.leaves(jax.eval_shape(built(c).init, jax.random.key(0)))) < 2e5
+  run = built(c, dict(unet1d=(8, 1), mlp=(2,)).get(name, (8, 8, 1)))
+  assert sum(a.size for a in jax.tree.leaves(jax.eval_shape(run.objective.init, jax.random.key(0)))) < 2e5
 
 
 def test_a_network_without_a_tiny_spec_is_left_alone():
@@ -52,7 +54,7 @@ def test_a_network_without_a_tiny_spec_is_left_alone():
 
 
 def test_a_network_that_declares_nothing_can_be_trained():
-  params = built(config(net='minimal(width=2)')).init(jax.random.key(0))
+  params = params_of(built(config(net='minimal(width=2)')))
   assert params['Dense_0']['kernel'].shape == (1, 2)
 
 

@@ -9,8 +9,9 @@ from diffusion import samplers
 from diffusion.core.gaussian import predict_x0, take
 from diffusion.objectives.denoising import with_self_conditioning
 from diffusion.setup import build
+from diffusion.setup.build import Weights
 from diffusion.setup.config import default, tiny
-from diffusion.system import sharding
+from experiments.image_run import image_run, params_of
 
 SHAPE, CLASSES, WIDTH = (4, 4, 1), ('a', 'b'), 3
 COND = np.array([[1, 0], [0, 1], [1, 0], [.5, .5]], np.float32)
@@ -41,8 +42,8 @@ def make(monkeypatch):
   def make(**changes):
     c = tiny(default())
     c.update(dict(net='encoded', predict='x0', grid='trailing(4)', sampler='ddim', clip_x0=False) | changes)
-    run = build.build(c, SHAPE, CLASSES, sharding.make_mesh(devices=jax.devices()[:1]))
-    return run, run.init(jax.random.key(0))
+    run = image_run(c, SHAPE, CLASSES)
+    return run, params_of(run)
   return make
 
 
@@ -55,16 +56,16 @@ def executed(function, *args):
 
 
 @pytest.mark.parametrize('changes, expected', [
-  (dict(guide=''), 1), (dict(guide='cfg(3)'), 2), (dict(guide='cfg(3, negative=b)'), 2),
-  (dict(guide='cfg(3)', self_condition=True), 2),
+  (dict(guide=''), 1), (dict(guide='cfg(3)'), 1), (dict(guide='cfg(3, negative=b)'), 1),
+  (dict(guide='cfg(3)', self_condition=True), 1),
 ])
-def test_sampling_prepares_each_condition_once_before_its_steps(make, changes, expected):
+def test_sampling_prepares_its_conditions_once_before_its_steps(make, changes, expected):
   run, params = make(**changes)
   keys = samplers.sample_keys(0, np.arange(4))
   sampler = samplers.self_conditioned(run.sampler) if run.self_condition else run.sampler
   def sample(params):
     x = samplers.prior(keys, run.levels, SHAPE)
-    return samplers.sample(keys, run.denoise(params, COND), sampler, run.levels, x)
+    return samplers.sample(keys, run.denoise(Weights(params), COND), sampler, run.levels, x)
   out, calls = executed(sample, params)
   assert calls == expected and np.isfinite(out).all()
 
@@ -73,7 +74,7 @@ def test_sampling_prepares_each_condition_once_before_its_steps(make, changes, e
 def test_guidance_prepares_both_conditions(make, changes):
   run, params = make(guide='cfg(3, negative=b)', **changes)
   x = np.random.default_rng(0).normal(size=(4, *SHAPE)).astype(np.float32)
-  out = run.denoise(params, COND)(x, take(run.levels, 0)).x0
+  out = run.denoise(Weights(params), COND)(x, take(run.levels, 0)).x0
   encoder, layer = np.asarray(params['encoder']['kernel'], np.float64), params['layer']
   def estimate(cond):
     return x * layer['kernel'][0, 0] + layer['bias'] + (cond @ encoder).mean(1)[:, None, None, None]
@@ -87,8 +88,9 @@ def test_guidance_prepares_both_conditions(make, changes):
 def test_the_loss_prepares_its_condition_once_and_trains_the_encoder(make, changes, part, expected):
   run, params = make(condition_dropout=.5, **changes)
   x0 = np.random.default_rng(0).normal(size=(4, *SHAPE)).astype(np.float32)
+  memory = run.objective.init(jax.random.key(0))[1]
   def value(params):
-    return run.loss(jax.random.key(0), params, x0, COND, True, *jax.tree.map(jnp.asarray, run.memory), part=part)[0]
+    return run.objective.loss(jax.random.key(0), params, x0, COND, memory=memory, train=True, part=part)[0]
   grads, calls = executed(jax.grad(value), params)
   assert calls == expected and np.abs(grads['encoder']['kernel']).max() > 1e-3
 
@@ -96,7 +98,7 @@ def test_the_loss_prepares_its_condition_once_and_trains_the_encoder(make, chang
 def test_the_condition_is_dropped_before_it_is_prepared(make):
   x0 = np.random.default_rng(0).normal(size=(4, *SHAPE)).astype(np.float32)
   (dropped, params), (kept, _) = make(condition_dropout=1.), make(condition_dropout=0., guide='')
-  value = lambda run, cond: run.loss(jax.random.key(0), params, x0, cond, True)[0]
+  value = lambda run, cond: run.objective.loss(jax.random.key(0), params, x0, cond, train=True)[0]
   assert value(dropped, COND) == value(kept, 0 * COND) != value(kept, COND)
 
 

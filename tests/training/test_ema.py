@@ -11,6 +11,7 @@ from scipy import integrate
 from diffusion.errors import InputError
 from diffusion.system.checkpoint import open_checkpoints
 from diffusion.core import ema
+from diffusion.objectives.base import Objective
 from diffusion.setup.choices import parse_emas
 from diffusion.training import posthoc
 from diffusion.training.loop import train_step
@@ -102,13 +103,12 @@ def test_a_tracked_average_is_the_sum_over_its_profile(width):
 def test_training_keeps_them(descent):
   """The step of state.py on a noisy quadratic: what it carries is the sum over the parameters after each update."""
   target = jnp.asarray(descent[:60, :3], jnp.float32)
-  def loss(key, params, x0, cond, train, part=None):
-    squared = (params['w'] - x0) ** 2
-    return jnp.mean(squared), dict(mse=jnp.zeros(1), logsnr=jnp.zeros(1))
+  def loss(key, params, x0, cond, **options):
+    return jnp.mean((params['w'] - x0) ** 2), {}
   rules = [rule for _, rule in parse_emas('power(.05) | power(.2)')]
   optimizer = optax.sgd(.5)
-  step = jax.jit(functools.partial(train_step, encode=lambda key, batch: (batch, None), loss=loss, optimizer=optimizer,
-                                   ema=ema.decay(.9), averages=rules))
+  step = jax.jit(functools.partial(train_step, encode=lambda frozen, key, batch: (batch, None), optimizer=optimizer,
+                                   objective=Objective('test', None, loss, None), ema=ema.decay(.9), averages=rules))
   state, seen = init_state(dict(w=jnp.full(3, 50.)), optimizer, averages=2), []
   for batch in target:
     state, _ = step(state, batch, jax.random.key(0))

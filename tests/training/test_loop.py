@@ -7,12 +7,11 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion.data.dataset import Dataset
+from diffusion.data.arrays import image_dataset
 from diffusion.errors import InputError
-from diffusion.setup import build
+from diffusion.objectives.base import Objective
 from diffusion.setup.choices import CHOICES
 from diffusion.setup.config import default, tiny
-from diffusion.system import sharding
 from diffusion.system.checkpoint import open_checkpoints
 from diffusion.system.log import open_log, read_metrics
 from diffusion.system.run_control import trace
@@ -20,6 +19,7 @@ from diffusion.training import loop
 from diffusion.training.heldout import make_heldout_loss
 from diffusion.training.loop import error_by_logsnr, fit, Hooks, LOGSNR_EDGES, train_step
 from diffusion.training.state import abstract_state, init_state, make_state
+from experiments.image_run import image_run, weights_of
 from tests.linear_network import Linear
 
 
@@ -27,7 +27,7 @@ def random_images(n=64, seed=0):
   rng = np.random.default_rng(seed)
   labels = rng.integers(0, 2, n).astype(np.int32)
   values = (rng.random((n, 8, 8, 1)) * 80 + 150 * labels[:, None, None, None]).astype(np.uint8)
-  return Dataset(values, labels, ('dark', 'light'))
+  return image_dataset(values, labels, ('dark', 'light'))
 
 
 TRAIN, HELDOUT = random_images(), random_images(20, 1)
@@ -42,7 +42,7 @@ def linear(monkeypatch):
 def experiment(**changes):
   c = tiny(default())
   c.update(dict(net='linear', lr_schedule='constant(warmup=2)', batch=8) | changes)
-  return build.build(c, (8, 8, 1), TRAIN.classes, sharding.make_mesh(devices=jax.devices()[:1]))
+  return image_run(c, (8, 8, 1), ('dark', 'light'))
 
 
 def test_a_step_is_clipped_adamw_with_a_warmed_up_average_as_computed_by_hand_in_float64():
@@ -52,14 +52,15 @@ def test_a_step_is_clipped_adamw_with_a_warmed_up_average_as_computed_by_hand_in
   adamw = optax.adamw(rate, b1=b1, b2=b2, weight_decay=decay, eps=eps)
   optimizer = optax.chain(optax.clip_by_global_norm(clip), adamw)
   # loss = sum over parameters of (p - mean of the batch)^2: its gradient is 2 (p - mean)
-  loss = lambda key, p, x0, cond, train: (jnp.sum((p - x0.mean(0)) ** 2), dict(mse=jnp.zeros(4), logsnr=jnp.zeros(4)))
+  loss = lambda key, p, x0, cond, **options: (jnp.sum((p - x0.mean(0)) ** 2), {})
   ema = lambda step: jnp.minimum(.9, (1. + step) / (10. + step))
   state = init_state(jnp.array([1., -2., .5]), optimizer)
   p = average = np.array([1., -2., .5])
   m = v = np.zeros(3)
   for t in range(5):
-    state, metrics = train_step(state, data[t].astype(np.float32), jax.random.key(0), loss=loss, optimizer=optimizer,
-                                encode=lambda key, batch: (batch, None), ema=ema)
+    state, metrics = train_step(state, data[t].astype(np.float32), jax.random.key(0), optimizer=optimizer,
+                                objective=Objective('test', None, loss, None), ema=ema,
+                                encode=lambda frozen, key, batch: (batch, None))
     g = 2 * (p - data[t].mean(0))
     norm = np.sqrt(np.sum(g ** 2))
     assert float(metrics['grad_norm']) == pytest.approx(norm, rel=1e-5)
@@ -75,7 +76,7 @@ def test_a_step_is_clipped_adamw_with_a_warmed_up_average_as_computed_by_hand_in
 
 def test_errors_are_sorted_into_bins_of_log_snr():
   logsnr = np.array([-30., -8., -8., .5, 8.9, 9.1])
-  error, count = error_by_logsnr(dict(mse=jnp.arange(6.), logsnr=jnp.asarray(logsnr)))
+  error, count = error_by_logsnr(jnp.arange(6.), jnp.asarray(logsnr))
   expected = np.histogram(logsnr, [-np.inf, *LOGSNR_EDGES, np.inf])[0]
   np.testing.assert_array_equal(count, expected)
   np.testing.assert_allclose(error, np.histogram(logsnr, [-np.inf, *LOGSNR_EDGES, np.inf], weights=np.arange(6.))[0])
@@ -115,8 +116,8 @@ def test_training_is_the_same_bit_for_bit_when_it_is_interrupted_and_it_lowers_t
 
 def test_what_is_measured_on_the_way_sees_the_averaged_weights_and_is_logged(tmp_path):
   seen = {}
-  def measure(step, params):
-    seen[step] = jax.device_get(params)
+  def measure(step, weights):
+    seen[step] = jax.device_get(weights.params)
     return dict(fd_infinity=10. / step)
   run = experiment(log_every=100, save_every=100, val_every=100)
   state, _ = run_fit(run, tmp_path, 10, measures=[(4, measure)])
@@ -137,14 +138,14 @@ def test_nothing_is_compiled_again_during_a_run(tmp_path, caplog):
 
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_leaves_the_last_good_checkpoint(tmp_path):
   run = experiment(steps=40, save_every=4, log_every=10)
-  good = run.loss
-  def bad_at_13(key, params, x0, cond, train):
-    value, parts = good(key, params, x0, cond, train)
+  good = run.objective.loss
+  def bad_at_13(key, params, x0, cond, **options):
+    value, parts = good(key, params, x0, cond, **options)
     return jnp.where(jnp.any(jax.random.key_data(key) == bad_key), jnp.nan, 1.) * value, parts
   step_key = jax.random.fold_in(jax.random.key(run.plan.seed), 13)
   bad_key = jax.random.key_data(jax.random.split(step_key, 2)[1])[0]
   with pytest.raises(InputError, match='nan.*at step 13'):
-    run_fit(run._replace(loss=bad_at_13), tmp_path, 40)
+    run_fit(run._replace(objective=run.objective._replace(loss=bad_at_13)), tmp_path, 40)
   restored = open_checkpoints(tmp_path / 'checkpoints').restore(abstract_state(run))
   assert restored.step == 12
   assert all(np.isfinite(a).all() for a in jax.tree.leaves(restored.state.params))
@@ -170,9 +171,9 @@ def test_a_request_to_stop_saves_the_step_and_leaves(tmp_path):
 def test_the_heldout_loss_is_a_function_of_the_weights_alone():
   run = experiment()
   heldout = make_heldout_loss(run, HELDOUT, 20)
-  params = run.init(jax.random.key(0))
-  other = jax.tree.map(lambda p: p + .05, params)
-  assert heldout(0, params) == heldout(9, params) != heldout(0, other)
+  weights = weights_of(run)
+  other = jax.tree.map(lambda p: p + .05, weights)
+  assert heldout(0, weights) == heldout(9, weights) != heldout(0, other)
 
 
 @pytest.mark.parametrize('when, traced', [((3, 4), {3, 4}), ((5, 9), {5, 6}), (None, set()), ((8, 9), set())])

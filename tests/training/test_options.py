@@ -11,12 +11,14 @@ import pytest
 from diffusion.core.gaussian import take
 from diffusion.errors import InputError
 from diffusion.training.open_model import with_guide_model
-from diffusion.setup import build
+from diffusion.objectives.base import Objective
+from diffusion.setup.build import Weights
 from diffusion.setup.config import default, tiny
 from diffusion.system import sharding
 from diffusion.system.checkpoint import open_checkpoints
 from diffusion.training.loop import make_train_step, train_step
 from diffusion.training.state import abstract_state, init_state, make_state, TrainState
+from experiments.image_run import image_run, params_of
 
 SHAPE, CLASSES = (8, 8, 1), ('dark', 'light')
 
@@ -30,7 +32,7 @@ def config(**changes):
 
 
 def experiment(**changes):
-  return build.build(config(**changes), SHAPE, CLASSES, sharding.make_mesh(devices=jax.devices()[:1]))
+  return image_run(config(**changes), SHAPE, CLASSES)
 
 
 def batches(number):
@@ -73,12 +75,12 @@ def test_a_run_with_everything_resumes_bit_for_bit_with_what_its_times_remember(
 
 
 def test_a_run_with_everything_samples_with_the_variance_it_learned(run):
-  params = run.init(jax.random.key(0))
+  params = params_of(run)
   assert params['in']['kernel'].shape[2] == 2  # x and its own estimate
   x = jax.random.normal(jax.random.key(1), (2, *SHAPE))
   cond = np.eye(2, dtype=np.float32)
   level = take(run.levels, 0)
-  pred = jax.jit(lambda params: run.denoise(params, cond)(x, level))(params)
+  pred = jax.jit(lambda params: run.denoise(Weights(params), cond)(x, level))(params)
   assert pred.x0.shape == pred.variance.shape == x.shape
   np.testing.assert_allclose(level.alpha * pred.x0 + level.sigma * pred.eps, x, atol=1e-4)
 
@@ -102,15 +104,18 @@ def test_a_checkpoint_from_before_the_memory_is_restored(tmp_path):
 
 
 def test_the_step_hands_the_memory_to_the_loss_and_keeps_what_comes_back():
-  def loss(key, params, x0, cond, train, memory=None):
-    parts = dict(mse=jnp.zeros(2), logsnr=jnp.zeros(2))
-    return jnp.sum(params ** 2), parts if memory is None else parts | dict(memory=memory + 1)
-  options = dict(encode=lambda key, batch: (batch, None), loss=loss, optimizer=optax.sgd(.1), ema=lambda step: .9)
+  def loss(key, params, x0, cond, *, memory, **options):
+    return jnp.sum(params ** 2), dict(seen=sum(a.sum() for a in memory) + jnp.zeros(2))
+  remember = lambda memory, metrics: tuple(a + 1 for a in memory)
+  objective = Objective('test', None, loss, None, remember=remember)
+  options = dict(encode=lambda frozen, key, batch: (batch, None), objective=objective, optimizer=optax.sgd(.1),
+                 ema=lambda step: .9)
   for memory in ((), (jnp.zeros(3),)):
     state = init_state(jnp.ones(2), optax.sgd(.1), memory)
     for _ in range(2):
-      state, _ = train_step(state, np.zeros(2, np.float32), jax.random.key(0), **options)
+      state, metrics = train_step(state, np.zeros(2, np.float32), jax.random.key(0), **options)
     assert len(state.memory) == len(memory) and all(np.array_equal(a, np.full(3, 2.)) for a in state.memory)
+    assert metrics['seen'] == 3 * len(memory)  # what came of the first step
 
 
 @pytest.mark.parametrize('changes, message', [
@@ -126,9 +131,10 @@ def test_what_does_not_fit_is_named(changes, message):
 
 
 def test_a_learned_schedule_moves_stays_monotone_and_is_what_samples_are_drawn_on(tmp_path):
-  c = config(schedule='learned(pieces=6)', predict='eps', loss_weight='vlb', grid='trailing(5)', guide='',
+  c = config(objective='vdm', schedule='learned(pieces=6)', predict='eps', loss_weight='vlb', grid='trailing(5)',
+             guide='',
              learning_rate=3e-2)
-  run = build.build(c, SHAPE, CLASSES, sharding.make_mesh(devices=jax.devices()[:1]))
+  run = image_run(c, SHAPE, CLASSES)
   step, key = make_train_step(run), jax.random.key(0)
   state = make_state(run, key)
   before, losses = jax.device_get(state.params['curve']), []
@@ -138,7 +144,7 @@ def test_a_learned_schedule_moves_stays_monotone_and_is_what_samples_are_drawn_o
   after = jax.device_get(state.params['curve'])
   assert np.isfinite(losses).all() and np.mean(losses[-3:]) < np.mean(losses[:3])
   assert all(np.abs(after[name] - before[name]).max() > .01 for name in ('ends', 'inner'))
-  helped, params = with_guide_model(run, state.params, '')
+  helped, _ = with_guide_model(run, Weights(state.params))
   assert np.all(np.diff(helped.levels.logsnr) > 0)
   end = -float(np.logaddexp(0, after['ends'][1]))  # of the learned curve
   assert helped.levels.logsnr[0] == pytest.approx(end, rel=1e-6)
@@ -149,7 +155,7 @@ def test_a_learned_schedule_goes_with_the_bound_alone():
   for changes, fix in ((dict(loss_weight='one'), "loss_weight='vlb'"), (dict(logvar_channels=8), 'logvar_channels=0'),
                        (dict(timesteps='uniform'), "timesteps='stratified'")):
     with pytest.raises(InputError, match=f'variational bound; set config.{fix}'):
-      experiment(**(dict(schedule='learned', predict='eps', loss_weight='vlb', guide='') | changes))
+      experiment(**(dict(objective='vdm', schedule='learned', predict='eps', loss_weight='vlb', guide='') | changes))
 
 
 def test_a_learned_uncertainty_moves_where_a_table_has_rows_without_signal_and_every_run_starts_anew():

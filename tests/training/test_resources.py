@@ -5,18 +5,18 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion.data.dataset import Dataset
-from diffusion.setup import build
+from diffusion.data.arrays import image_dataset
 from diffusion.setup.config import default, tiny
-from diffusion.system import flops, sharding
-from diffusion.training.loop import abstract_batch
+from diffusion.system import flops
+from diffusion.training.loop import abstract_inputs
 from diffusion.training.resources import forecast
 from diffusion.training.state import abstract_state
+from experiments.image_run import image_run
 
 CHIP = flops.Chip(bfloat16=4e12, float32=2e12, bandwidth=1e11, memory=1e9, link=1e9)
 
 
-DATA = Dataset(np.zeros((1, 16, 16, 3), np.uint8), np.zeros(1, np.int32), ('a', 'b'))
+DATA = image_dataset(np.zeros((1, 16, 16, 3), np.uint8), np.zeros(1, np.int32), ('a', 'b'))
 
 
 @pytest.fixture(scope='module')
@@ -24,7 +24,7 @@ def run():
   config = tiny(default())
   net = 'unet(channels=16, multipliers=(1,), blocks=1, attention=(), fast=False)'
   config.update(dict(net=net, batch=8, steps=10 ** 9, guide='', lr_schedule='constant(warmup=2)'))
-  return build.build(config, (16, 16, 3), ('a', 'b'), sharding.make_mesh(devices=jax.devices()[:1])), config
+  return image_run(config, (16, 16, 3), ('a', 'b')), config
 
 
 def number(text, unit):
@@ -34,7 +34,7 @@ def number(text, unit):
 def test_flops_and_utilisation_and_the_least_time_are_those_of_the_compiled_step(run, monkeypatch):
   monkeypatch.setitem(flops.PEAKS, jax.devices()[0].device_kind, CHIP)
   lines, usage, step = forecast(*run, DATA)
-  compiled = step.lower(abstract_state(run[0]), *abstract_batch(run[0], DATA)).compile()
+  compiled = step.lower(abstract_state(run[0]), *abstract_inputs(run[0], DATA)).compile()
   counted = compiled.cost_analysis()['flops'] / 8  # of an image; XLA leaves out padding, and adds what is no product
   each = number(lines['network'], 'GFLOP') * 1e9
   assert counted == pytest.approx(each, rel=.25)

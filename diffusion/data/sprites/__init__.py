@@ -6,7 +6,8 @@ import re
 
 import numpy as np
 
-from diffusion.data.dataset import Dataset, take
+from diffusion.data.arrays import image_dataset
+from diffusion.data.dataset import take
 from diffusion.data.holdout import fingerprint
 from diffusion.data.sprites import creatures, food, people, spells, weapons
 from diffusion.data.sprites.canvas import pick, render, scale2x
@@ -77,8 +78,8 @@ def generate(n, heldout, seed):
       plans[side].append(plan)
     index += 1
   train, rest = _draw_all(plans[0]), _draw_all(plans[1])
-  seen = {fingerprint(image) for image in train.images}
-  fresh = [i for i, image in enumerate(rest.images) if fingerprint(image) not in seen]
+  seen = {fingerprint(image) for image in train.arrays['images']}
+  fresh = [i for i, image in enumerate(rest.arrays['images']) if fingerprint(image) not in seen]
   return train, take(rest, np.array(fresh[:heldout], int))
 
 
@@ -93,7 +94,7 @@ def _draw_all(plans):
     images[start:start + _CHUNK] = render([_draw_framed(*plan) for plan in plans[start:start + _CHUNK]])
   labels = np.array([label for label, _, _ in plans], np.int32)
   captions = tuple(caption(label, attributes) for label, attributes, _ in plans)
-  return Dataset(images, labels, CLASSES, captions, tuple(attributes for _, attributes, _ in plans))
+  return image_dataset(images, labels, CLASSES, captions, [attributes for _, attributes, _ in plans])
 
 
 def enlarge(images, size):

@@ -22,10 +22,17 @@ LOWER = ('fd_infinity', 'fd', 'kid', 'sliced_wasserstein', 'copies', 'heldout_er
 # Higher is better.
 HIGHER = ('precision', 'recall', 'density', 'coverage', 'inception_score', 'class_accuracy', 'attribute_accuracy',
           'diversity', 'authenticity')
+# Metrics of families have names that end in one of these; lower is better.
+ENDINGS = ('_distance', '_nll', '_error')
 # The expected value depends on n.
 SIZED = ('fd', 'copies', 'inception_score', 'precision', 'recall', 'density', 'coverage', 'diversity',
          'sliced_wasserstein')
 NAMES = ('reference', 'extractor')  # names of what the hashes identify
+
+
+def is_metric(name):
+  """Whether it may be the name of a metric."""
+  return name in LOWER + HIGHER or name.endswith(ENDINGS)
 
 
 class Estimate(NamedTuple):
@@ -105,7 +112,7 @@ def ranked(records, metric):
   Raises:
     InputError: the metric is unknown, missing in a record, or was measured in different ways; with the difference.
   """
-  if metric not in LOWER + HIGHER:
+  if not is_metric(metric):
     raise InputError(f'unknown metric {metric!r}; valid: {", ".join(LOWER + HIGHER)}')
   missing = [name for name, record in records.items() if record['metrics'].get(metric, {}).get('value') is None]
   if missing:
@@ -116,7 +123,7 @@ def ranked(records, metric):
     if gaps:
       raise InputError(f'{metric} of {first} and {name} was measured in different ways ({"; ".join(gaps)}) '
                        'and cannot be compared; evaluate both in the same way')
-  sign = 1 if metric in LOWER else -1
+  sign = -1 if metric in HIGHER else 1
   estimates = {name: Estimate(**record['metrics'][metric]) for name, record in records.items()}
   order = sorted(estimates, key=lambda name: sign * estimates[name].value)
   best = estimates[order[0]]

@@ -14,13 +14,13 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from diffusion.data.dataset import batch_indices, condition_vectors
+from diffusion.data.arrays import to_unit
+from diffusion.data.dataset import batch_indices, condition_vectors, size as count
 from diffusion.errors import InputError
 from diffusion.evaluation.metrics.extractor import Extractor, Features
 from diffusion.nets.cnn import Cnn
 from diffusion.system import sharding
 from diffusion.system.cache import cached
-from diffusion.tasks.image import to_unit
 
 SIDE = 32       # larger images are downsampled
 REFLECTIONS = 4
@@ -81,13 +81,14 @@ def own(steps=800):
 
 
 def _own(data, mesh, steps):
-  shape, classes = data.images.shape[1:], data.classes
+  images, classes = data.arrays['images'], tuple(data.facts.get('classes', ()))
+  shape, labels = images.shape[1:], data.arrays.get('labels', np.zeros(count(data), np.int32))
   init, net = _net(classes, shape)
   like = jax.eval_shape(init, jax.random.key(0))
   leaves, tree = jax.tree.flatten(like)
-  key = [VERSION, steps, list(small(shape[:2])), digest(data.images, data.labels), list(classes)]
+  key = [VERSION, steps, list(small(shape[:2])), digest(images, labels), list(classes)]
   def make():
-    params = jax.device_get(_train(data, classes, mesh, init, net, steps))
+    params = jax.device_get(_train(images, labels, classes, mesh, init, net, steps))
     return {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(params))}
   stored = cached('features-own', key, make)
   params = jax.tree.unflatten(tree, [stored[str(i)] for i in range(len(leaves))])
@@ -99,7 +100,7 @@ def _own(data, mesh, steps):
   return Extractor('own', digest(*jax.tree.leaves(params)), resize, Cnn.features, classes, params, apply)
 
 
-def _train(data, classes, mesh, init, net, steps):
+def _train(images, labels, classes, mesh, init, net, steps):
   """The parameters after `steps` of Adam with a one-cycle learning rate."""
   optimizer = optax.adam(optax.cosine_onecycle_schedule(steps, 4e-3, .1))
 
@@ -108,7 +109,7 @@ def _train(data, classes, mesh, init, net, steps):
     turned = optax.softmax_cross_entropy_with_integer_labels(logits[:, len(classes):], how)
     each = optax.sigmoid_binary_cross_entropy(logits[:, :len(classes)], label).sum(1)
     one = optax.softmax_cross_entropy(logits[:, :len(classes)], label)
-    named = 0. if not classes else each if data.labels.ndim == 2 else one
+    named = 0. if not classes else each if labels.ndim == 2 else one
     return jnp.mean(turned + named)
 
   @jax.jit
@@ -122,9 +123,9 @@ def _train(data, classes, mesh, init, net, steps):
   rng, size = np.random.default_rng(0), -(-BATCH // mesh.size) * mesh.size
   title = 'training the feature extractor (once per data set)'
   for i in tqdm(range(steps), title, unit='step', delay=2, file=sys.stderr, disable=None):
-    index = batch_indices(len(data.images), size, 0, i)
-    label = condition_vectors(data.labels[index], classes) if classes else np.zeros((size, 0), np.float32)
-    batch = sharding.put_batch((data.images[index], label, rng.integers(0, REFLECTIONS, size).astype(np.int32)), mesh)
+    index = batch_indices(len(images), size, 0, i)
+    label = condition_vectors(labels[index], classes) if classes else np.zeros((size, 0), np.float32)
+    batch = sharding.put_batch((images[index], label, rng.integers(0, REFLECTIONS, size).astype(np.int32)), mesh)
     params, state, value = step(params, state, *batch)
     if i % 8 == 7:  # limits the steps in flight
       jax.block_until_ready(value)

@@ -5,7 +5,7 @@ from PIL import Image
 import pytest
 
 from diffusion.errors import InputError
-from diffusion.generation import pages
+from diffusion.tasks import pages
 from diffusion.system.files import write_atomic
 
 RNG = np.random.default_rng(0)

@@ -1,0 +1,74 @@
+"""Models one after the other: what one gives, the next one takes, as a base model and its up-samplers do."""
+import shlex
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion.errors import InputError
+from diffusion.generation import requests, sampling
+from diffusion.setup.build import require
+
+
+class Drawn(NamedTuple):
+  """What one model of a chain has drawn."""
+  outputs: dict   # of its task
+  frames: Any     # of the steps that were traced, or None
+  asked: Any      # the Asked of its request
+
+
+def parse(text):
+  """config.sample.then: 'runs/a grid=trailing(20) > runs/b@600' -> [(work directory, {setting: value})].
+
+  Raises:
+    InputError: a part without a work directory, or a setting without a value.
+  """
+  links = []
+  for part in text.split('>') if text.strip() else ():
+    try:
+      where, *words = shlex.split(part)
+      links.append((where, dict(word.split('=', 1) for word in words)))
+    except ValueError as error:
+      raise InputError(f'config.sample.then={text!r}: expected work directories with settings, such as '
+                       f"\"runs/up sampler=ddim grid='trailing(20)' > runs/up2\" ({error})") from error
+  return links
+
+
+def check(models):
+  """Raises InputError where a model does not take what the one before it gives, before anything is drawn."""
+  for i, model in enumerate(models):
+    require(model.run, 'draws')
+    given = models[i - 1].run.task.gives if i else None
+    if i and given not in model.run.task.takes:
+      takes = ', '.join(model.run.task.takes) or 'nothing'
+      raise InputError(f'model {i + 1} of the chain takes {takes}, and the one before it gives {given or "nothing"}: '
+                       'choose a model that continues from that')
+
+
+def draw(models, request, number, seed, batch, trace=None, setting='config.sample.'):
+  """Draws from each model in turn; sample k of every part depends on (seed, k) alone.
+
+  Args:
+    models: list of Loaded.
+    request: {name: text or array}; each model is asked for what its task takes of it.
+    number, seed, batch: of the samples.
+    trace: as for sampling.make_sample, for the last model.
+    setting: before the names of requests in messages.
+  Returns:
+    A Drawn for each model.
+  """
+  check(models)
+  unknown = {name: value for name, value in request.items() if not any(name in m.run.task.takes for m in models)}
+  ids, parts = np.arange(number), []
+  for i, (run, weights, _) in enumerate(models):
+    own = {name: value for name, value in request.items() if name in run.task.takes} | (unknown if i == 0 else {})
+    given = {} if i == 0 else {models[i - 1].run.task.gives: parts[-1].outputs[models[i - 1].run.task.gives]}
+    asked = requests.ask(run, own | given, ids, part_seed(seed, i), setting)
+    drawn = sampling.make_draw(run, part_seed(seed, i), batch, trace=trace if i == len(models) - 1 else None,
+                               shape=asked.shape)
+    parts.append(Drawn(*drawn(weights, ids, asked.cond), asked))
+  return parts
+
+
+def part_seed(seed, i):
+  """The seed of the i-th model: its noise must not be that of the first one."""
+  return seed if i == 0 else (seed + i * 0x9e3779b1) % 2 ** 31

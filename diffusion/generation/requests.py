@@ -1,0 +1,56 @@
+"""What a user asks for: from a config or from Python, to the conditions that a model takes."""
+import jax
+import numpy as np
+
+from diffusion.errors import InputError, unknown
+from diffusion.tasks import Asked
+
+NAMED = ('classes', 'class_mix')  # requests with a setting of their own in config.sample
+
+
+def of_config(run):
+  """The request {name: text} of config.sample."""
+  options = run.config.sample
+  own = {name: options[name] for name in NAMED if options[name]}
+  return own | parse(options.ask, run.task.takes)
+
+
+def parse(text, takes):
+  """'length: 128 | prompt: a hero' -> {'length': '128', 'prompt': 'a hero'}; a part without a name is for takes[0]."""
+  request = {}
+  for part in text.split('|') if text.strip() else ():
+    name, colon, value = part.partition(':')
+    name = name.strip()
+    if not colon or not name.isidentifier():
+      name, value = next((take for take in takes if take not in request), ''), part
+    if name in request:
+      raise InputError(f'config.sample.ask={text!r}: {name} is asked for twice')
+    request[name] = value.strip()
+  return request
+
+
+def ask(run, request, ids, seed, setting='config.sample.'):
+  """The Asked of a request {name: text or array}; entry k depends on (seed, ids[k]) and the request alone.
+
+  Args:
+    setting: before the names of requests in messages.
+  Raises:
+    InputError: a request that the task does not take, or cannot understand.
+  """
+  takes = run.task.takes
+  for name in request:
+    if name not in takes:
+      own = setting + name if name in NAMED else f'{setting}ask: {name}' if setting else name
+      task = f'config.task={run.config.task!r}'
+      raise InputError(f'{own}: {task} takes nothing' if not takes else f'{own}: {task}: {unknown(name, takes)}')
+  try:
+    return run.task.ask(request, np.asarray(ids), seed)
+  except InputError as error:
+    named = str(error).startswith(NAMED) or not setting
+    raise InputError(f'{setting}{error}' if named else f'{setting}ask: {error}') from error
+
+
+def rows(asked, index):
+  """The Asked with these entries alone."""
+  labels = asked.labels and [asked.labels[i] for i in index]
+  return Asked(jax.tree.map(lambda a: a[index], asked.cond), labels, asked.shape)
