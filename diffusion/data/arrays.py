@@ -42,7 +42,9 @@ def image_dataset(images, labels=None, classes=(), captions=(), attributes=()):
   if labels is not None and (len(classes) or np.any(labels)):
     arrays['labels'] = labels
   if len(captions):
-    arrays['captions'] = np.array(captions, np.dtypes.StringDType())
+    # Half a character, which JSON and file names may contain, has no place in UTF-8.
+    valid = [text.encode('utf-8', 'replace').decode() for text in captions]
+    arrays['captions'] = np.array(valid, np.dtypes.StringDType())
   if len(attributes):
     arrays['attributes'] = np.array(attributes, object)
   return Dataset(arrays, dict(classes=tuple(classes)) if len(classes) else {})

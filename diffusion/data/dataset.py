@@ -5,6 +5,7 @@ is `task.batch(data, batch_indices(...))`, and what is computed of it, on the de
 of (seed, step), so the position in the data is one integer and resuming needs no iterator state.
 """
 import functools
+import json
 from typing import NamedTuple
 
 import numpy as np
@@ -111,18 +112,31 @@ def captions(data, index):
 
 
 def check(data, name):
-  """Returns data. Raises InputError, starting with `name`, if columns differ in length or labels are inconsistent."""
+  """Returns data, if columns are of one length, labels are consistent and facts are JSON.
+
+  Raises:
+    InputError: they are not; starts with `name`.
+  """
+  if not data.arrays:
+    raise InputError(f'{name}: data without columns; give at least one')
   first, column = next(iter(data.arrays.items()))
   count = len(column)
   for what, values in data.arrays.items():
     if len(values) != count:
       raise InputError(f'{name}: {len(values)} {what} for {count} {first}; give one for each')
   if 'labels' in data.arrays:
-    _check_labels(data.arrays['labels'], data.facts.get('classes', ()), name)
+    one = 'image' if 'images' in data.arrays else 'example'
+    _check_labels(data.arrays['labels'], data.facts.get('classes', ()), name, one)
+  for fact, value in data.facts.items():
+    try:
+      json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+      raise InputError(f'{name}: the fact {fact}={value!r} cannot be stored as JSON ({error}); '
+                       'give texts, finite Python numbers, or tuples of them') from error
   return data
 
 
-def _check_labels(labels, classes, name):
+def _check_labels(labels, classes, name, one):
   if labels.ndim == 2:
     if labels.shape[1] != len(classes):
       raise InputError(f'{name}: label vectors have {labels.shape[1]} entries, '
@@ -132,7 +146,7 @@ def _check_labels(labels, classes, name):
       raise InputError(f'{name}: label vectors must be finite; row {finite.argmin()} is not')
   elif len(labels) and not 0 <= labels.min() <= labels.max() < max(len(classes), 1):
     bad = int(np.argmax((labels < 0) | (labels >= max(len(classes), 1))))
-    raise InputError(f'{name}: label {labels[bad]} of image {bad} is out of range; '
+    raise InputError(f'{name}: label {labels[bad]} of {one} {bad} is out of range; '
                      f'{len(classes)} classes have labels 0 to {max(len(classes), 1) - 1}')
 
 
@@ -145,7 +159,7 @@ def describe(source):
   by = 'x'.join(map(str, column.shape[1:])) or 'single'
   numbers = column.dtype.kind in 'uifb' and inspected.size
   values = f', values {_short(inspected.min())} to {_short(inspected.max())}{scope}' if numbers else ''
-  lines = [f'{name:<10}{size(train):,} for training, {size(heldout):,} held out, {by} {column.dtype}{values}']
+  lines = [f'{name:<9} {size(train):,} for training, {size(heldout):,} held out, {by} {column.dtype}{values}']
   if train.facts.get('classes') and 'labels' in train.arrays:
     lines += [f'classes   {_counts(train)}']
   if 'captions' in train.arrays:

@@ -28,7 +28,8 @@ def _row_fingerprint(values, salt):
   for value in values:
     value = np.asarray(value)
     numbers = value.dtype.kind in 'biufc'
-    digest.update(f'{value.dtype.kind} {value.shape} '.encode() + (value.tobytes() if numbers else str(value).encode()))
+    content = value.tobytes() if numbers else repr(value.tolist()).encode()  # quoted: where a text ends is told
+    digest.update(f'{value.dtype.kind} {value.shape} '.encode() + content)
   return int.from_bytes(digest.digest(), 'little')
 
 

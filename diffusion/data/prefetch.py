@@ -11,6 +11,7 @@ import queue
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from functools import partial
 from multiprocessing import parent_process
 from typing import Callable, NamedTuple
@@ -124,19 +125,25 @@ def _streamed(read, start, stop, workers):
     raise failed
 
 
-class _Noting(dict):
-  """Columns that note which of them are asked for."""
+class _Noting(Mapping):
+  """Columns that note which of them are asked for, in whatever way: Mapping does all by these three."""
 
   def __init__(self, columns):
-    super().__init__(columns)
+    self.columns = columns
     self.asked = {next(iter(columns))}  # which says how many examples there are
 
   def __getitem__(self, name):
+    column = self.columns[name]
     self.asked.add(name)
-    return super().__getitem__(name)
+    return column
 
-  def get(self, name, default=None):
-    return self[name] if name in self else default
+  def __iter__(self):
+    for name in self.columns:
+      self.asked.add(name)
+      yield name
+
+  def __len__(self):
+    return len(self.columns)
 
 
 def used_columns(batch_of, data):

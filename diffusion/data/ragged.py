@@ -45,10 +45,13 @@ class Ragged:
 
   def __getitem__(self, key):
     """The array of one example for an integer; for integers, a mask or a slice the Ragged of those."""
-    index = np.arange(len(self))[key]
-    if index.ndim == 0:
-      return self.values[self.offsets[index]:self.offsets[index + 1]]
-    return ragged([self[int(i)] for i in index], self.values[:0])
+    offsets = np.asarray(self.offsets, np.int64)
+    starts, ends = offsets[:-1][key], offsets[1:][key]
+    if starts.ndim == 0:
+      return self.values[starts:ends]
+    lengths = ends - starts
+    chosen = np.cumsum([0, *lengths], dtype=np.int64)
+    return Ragged(self.values[np.arange(chosen[-1]) + np.repeat(starts - chosen[:-1], lengths)], chosen)
 
   def padded(self, length=None):
     """(values [N, L, ...] with zeros behind each example, mask bool [N, L]); L is `length`, or the longest example's.

@@ -48,7 +48,7 @@ def sprites(size=16, n=20000, heldout=1000, seed=0):
   stored = cache.cached('sprites', [art.source_hash(), n, heldout, seed], make)
   texts = cache.unpack_text(stored['texts'])
   sides = [arrays.image_dataset(art.enlarge(stored[prefix + 'images'], size), stored[prefix + 'labels'], art.CLASSES,
-                         captions, attributes)
+                                captions, attributes)
            for prefix, (captions, attributes) in zip(('', 'held_'), texts)]
   return Source(*sides)
 

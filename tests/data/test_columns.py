@@ -34,6 +34,16 @@ def test_a_ragged_column_gives_the_examples_it_was_made_of():
   assert len(column[:0]) == 0 and column[:0].values.shape == (0, 3)
 
 
+def test_examples_without_values_are_kept_and_indices_out_of_range_are_not():
+  column = ragged([EXAMPLES[0], EXAMPLES[0][:0], EXAMPLES[1]])
+  again = column[np.array([1, 2, 1, 0])]
+  assert again.lengths.tolist() == [0, LENGTHS[1], 0, LENGTHS[0]]
+  assert np.array_equal(again[1], EXAMPLES[1]) and np.array_equal(again[3], EXAMPLES[0])
+  for key in (3, np.array([0, 3])):
+    with pytest.raises(IndexError):
+      column[key]
+
+
 def test_padding_adds_zeros_and_the_mask_says_where():
   values, mask = ragged(EXAMPLES).padded(9)
   assert values.shape == (40, 9, 3) and mask.sum() == LENGTHS.sum() and not values[~mask].any()
@@ -68,9 +78,43 @@ def test_equal_examples_stay_on_one_side_whatever_their_label(more):
   assert held and not trained & held
 
 
+def held_numbers(**columns):
+  """The numbers of the examples that are held out, by a column that takes no part in the decision."""
+  count = len(next(iter(columns.values())))
+  numbers = np.arange(count, dtype=np.int32)
+  data = Dataset(columns | dict(labels=numbers), dict(classes=tuple(map(str, range(count)))))
+  return set(split(data, count // 2, 1, 'x').heldout.arrays['labels'].tolist())
+
+
+def test_what_differs_in_one_place_only_is_told_apart():
+  """Examples that were taken for equal would all be on one side, and none would be left to train on."""
+  texts = np.full((8, 1500), 'a', TEXT)  # so many that NumPy abbreviates them in print
+  texts[np.arange(8), 700 + np.arange(8)] = 'b'
+  assert len(held_numbers(texts=texts)) == 4
+  assert len(held_numbers(values=(texts == 'b').astype(np.float32))) == 4
+  zeros = np.zeros(8, np.float32)
+  assert len(held_numbers(atoms=ragged([zeros[:n] for n in range(8)]))) == 4  # by lengths alone
+
+
+def test_where_one_text_ends_and_the_next_begins_counts():
+  firsts, seconds = zip(*[('a' * n, 'a' * (8 - n)) for n in range(8)])
+  assert len(held_numbers(one=np.array(firsts, TEXT), other=np.array(seconds, TEXT))) == 4
+
+
 def test_columns_of_different_lengths_are_named():
   with pytest.raises(InputError, match='mine: 39 energy for 40 atoms; give one for each'):
     check(DATA._replace(arrays=DATA.arrays | dict(energy=np.arange(39))), 'mine')
+
+
+@pytest.mark.parametrize('data, message', [
+  (Dataset({}), 'without columns'),
+  (Dataset(dict(x=np.arange(2)), dict(mean=np.float32(1))), 'the fact mean=.* JSON'),
+  (Dataset(dict(x=np.arange(2)), dict(scale=[1., np.nan])), 'the fact scale=.* JSON'),
+  (Dataset(dict(x=np.arange(2), labels=np.array([0, 2])), dict(classes=('a', 'b'))),
+   'label 2 of example 1 .*2 classes')])
+def test_what_is_no_data_set_is_refused_by_name(data, message):
+  with pytest.raises(InputError, match=f'mine: .*{message}'):
+    check(data, 'mine')
 
 
 def test_the_description_fits_any_data():
@@ -79,6 +123,8 @@ def test_the_description_fits_any_data():
   assert text.splitlines()[0] == f'atoms     40 for training, 4 held out, 3 float32, values {low:.3g} to {high:.3g}'
   texts = describe(Source(Dataset(dict(texts=DATA.arrays['texts'])), take(DATA, slice(0))))
   assert texts.startswith('texts     40 for training, 0 held out, single StringDType')
+  long = Dataset(dict(trajectories=np.zeros((3, 2))))
+  assert describe(Source(long, long)).startswith('trajectories 3 for training')
 
 
 def batch_of(data, indices):
@@ -88,6 +134,21 @@ def batch_of(data, indices):
 
 def test_a_batch_reads_only_the_columns_it_needs():
   assert used_columns(batch_of, DATA) == {'atoms', 'energy'}
+
+
+@pytest.mark.parametrize('every', [
+  lambda data, i: {name: column[i] for name, column in data.arrays.items()},
+  lambda data, i: {name: data.arrays[name][i] for name in data.arrays},
+  lambda data, i: dict(**data.arrays),
+  lambda data, i: take(data, i).arrays])
+def test_no_way_of_reading_all_columns_goes_unnoticed(every):
+  assert used_columns(every, DATA) == set(DATA.arrays)
+
+
+def test_a_column_that_is_read_only_if_it_is_there_is_noticed():
+  optional = lambda data, i: data.arrays['energy'][i] if 'energy' in data.arrays else data.arrays.get('none')
+  assert used_columns(optional, DATA) == {'atoms', 'energy'}
+  assert used_columns(optional, take(DATA, slice(3))._replace(arrays=dict(texts=DATA.arrays['texts']))) == {'texts'}
 
 
 def test_batches_read_ahead_are_those_of_the_task():

@@ -105,6 +105,20 @@ def test_the_split_depends_on_images_and_seed_but_not_on_order():
   assert held(images, 0) != held(images, 1)
 
 
+@pytest.mark.parametrize('seed, held', [(0, [0, 4, 17, 21, 31, 39]), (7, [13, 15, 17, 26, 29, 33])])
+def test_the_images_held_out_are_those_of_earlier_versions(seed, held):
+  # Recorded when a Dataset was of images only: a run that goes on must not train on what it had held out.
+  number, row, column, channel = np.ogrid[:40, :3, :4, :3]
+  images = (37 * number + 11 * row + 5 * column + channel).astype(np.uint8)
+  data = image_dataset(images, np.arange(40, dtype=np.int32), tuple(map(str, range(40))))
+  assert sorted(split(data, 6, seed, 'x').heldout.arrays['labels']) == held
+
+
+def test_half_a_character_in_a_caption_is_replaced():
+  data = image_dataset(random_images(2), captions=('a \ud83d', 'caf\u00e9 \U0001f600'))
+  assert data.arrays['captions'].tolist() == ['a ?', 'caf\u00e9 \U0001f600']
+
+
 def test_labels_captions_and_attributes_follow_their_images():
   images = random_images(20)
   names = {image.tobytes(): i for i, image in enumerate(images)}

@@ -13,6 +13,7 @@ from diffusion.data import sources
 from diffusion.data.arrays import image_dataset, images_batch
 from diffusion.data.dataset import batch_indices, condition_vectors, read_batch
 from diffusion.data.prefetch import feed
+from diffusion.data.ragged import ragged
 from diffusion.data.stream import open_stream
 from diffusion.errors import InputError
 
@@ -207,6 +208,29 @@ def test_errors_while_reading_come_out_of_next(folder, tmp_path):
   with pytest.raises(MemoryError, match='no room on the device'):
     read(data, 0, 1, put=full)
   assert left() == before
+
+
+def columns_batch(data, indices):
+  """Of images on disk, a ragged column and texts; not of attributes, which could not be sent."""
+  values, mask = data.arrays['atoms'][indices].padded(5)
+  return dict(images=data.arrays['images'][indices], values=values, mask=mask,
+              length=np.strings.str_len(data.arrays['captions'][indices]))
+
+
+def test_workers_pass_columns_of_several_kinds_through_and_need_no_others(folder):
+  data = sources.folder(str(folder), heldout=0, stream=True).train
+  number = data.arrays['images'][:][:, 0, 0, 0]  # each image is of one value
+  more = dict(atoms=ragged([np.full((n % 5, 2), n, np.float32) for n in number]),
+              captions=np.array(['x' * n for n in number], np.dtypes.StringDType()),
+              attributes=np.array([threading.Lock() for _ in number], object))
+  data = data._replace(arrays=data.arrays | more)
+  source = feed(partial(read_batch, columns_batch, data, BATCH, SEED, np.arange(BATCH)), 0, 3, lambda x: x, workers=1)
+  for step in range(3):
+    batch, wanted = source.next(), number[batch_indices(30, BATCH, SEED, step)]
+    assert np.array_equal(batch['images'][:, 0, 0, 0], wanted) and np.array_equal(batch['length'], wanted)
+    assert np.array_equal(batch['mask'].sum(1), wanted % 5)
+    assert np.array_equal(batch['values'][..., 1], np.where(batch['mask'], wanted[:, None], 0))
+  source.close()
 
 
 def test_worker_processes_read_the_same_and_leave_nothing(folder):
