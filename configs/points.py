@@ -4,7 +4,9 @@
   python -m diffusion.main --config=configs/points.py --config.data='points(spirals)' --workdir=runs/spirals
 
 kinds: moons, spirals, eight, checkerboard. It trains, draws 2,000 points (grid.png, coloured by class) and measures
-them: field.png shows the density at four noise levels, and above it what the network has learned.
+them: field.png shows the density at four noise levels, and above it what the network has learned. The energy distance
+to held-out points should be 0 within its error; the KL divergence from the true density, excess_nll, which sees more,
+is about 0.01 nats for the moons and 0.25 for spirals and checkerboard, whose edges are sharper.
 """
 from diffusion.setup.config import default, variant
 

@@ -40,6 +40,15 @@ def test_the_ring_of_gaussians_has_its_exact_density():
   np.testing.assert_allclose(points.density('eight', xy), known, rtol=1e-9, atol=1e-300)
 
 
+@pytest.mark.parametrize('kind, variances', [
+  ('moons', (1 / 2 + .5 ** 2 + .08 ** 2, 1 / 2 - 1 / np.pi + .25 ** 2 + .08 ** 2)),  # of +-(cos - .5), +-(sin - .25)
+  ('eight', (1 / 2 + .08 ** 2,) * 2), ('checkerboard', (1 / 3,) * 2)])
+def test_means_are_0_and_variances_the_exact_ones(kind, variances):
+  xy, _ = points.draw(kind, 200_000, np.random.default_rng(0))
+  np.testing.assert_allclose(xy.mean(0), 0, atol=5 * np.sqrt(max(variances) / 200_000))
+  np.testing.assert_allclose(xy.var(0), variances, rtol=.01)
+
+
 def test_classes_are_the_parts_of_a_distribution_and_the_same_seed_gives_the_same_points():
   source = points.points('eight', n=2000, heldout=100)
   xy, labels = source.train.arrays['points'], source.train.arrays['labels']
