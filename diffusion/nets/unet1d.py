@@ -14,7 +14,6 @@ class UNet1d(nn.Module):
   A length that the resolutions do not divide is padded by repeating the last sample, and cut again.
 
   Fields:
-    patch: samples that are taken together, as channels: 4 is four times as fast as 1.
     channels: at the finest resolution; a multiple of 4 and of `groups`.
     multipliers: of `channels` at each resolution, each half of the one before.
     blocks: residual blocks per resolution.
@@ -22,9 +21,8 @@ class UNet1d(nn.Module):
     groups: of channels that are normalised together, at each sample of the series.
     out_channels: of the output if not those of x.
   """
-  patch: int = 4
   channels: int = 32
-  multipliers: tuple = (1, 2, 2)
+  multipliers: tuple = (1, 2, 2, 2)
   blocks: int = 2
   kernel: int = 5
   groups: int = 8
@@ -35,9 +33,8 @@ class UNet1d(nn.Module):
     """Runs the network: x [B, L, C], time [B], cond None, [B, K] or a dict of such -> [B, L, out_channels], float32."""
     self._check(x)
     emb = nn.silu(Embedding(self.channels, 'sinusoidal', name='embedding')(time, cond))
-    length, unit = x.shape[1], self.patch * 2 ** (len(self.multipliers) - 1)
+    length, unit = x.shape[1], 2 ** (len(self.multipliers) - 1)
     h = jnp.pad(x, ((0, 0), (0, -length % unit), (0, 0)), 'edge')
-    h = h.reshape(h.shape[0], h.shape[1] // self.patch, self.patch * h.shape[2])
     h, kept = self._conv(self.channels, 'in')(h), []
     for level, multiplier in enumerate(self.multipliers):
       for i in range(self.blocks):
@@ -52,9 +49,8 @@ class UNet1d(nn.Module):
       if level:
         h = jnp.repeat(h, 2, 1)
     h = nn.silu(nn.GroupNorm(self.groups, reduction_axes=(-1,), name='norm')(h))
-    channels = self.out_channels or x.shape[-1]
-    h = nn.Conv(self.patch * channels, (self.kernel,), kernel_init=nn.initializers.zeros, name='out')(h)
-    return h.reshape(h.shape[0], h.shape[1] * self.patch, channels)[:, :length]
+    zero = nn.initializers.zeros
+    return nn.Conv(self.out_channels or x.shape[-1], (self.kernel,), kernel_init=zero, name='out')(h)[:, :length]
 
   def _conv(self, width, name):
     return nn.Conv(width, (self.kernel,), name=name)
@@ -71,9 +67,9 @@ class UNet1d(nn.Module):
   def _check(self, x):
     if x.ndim != 3:
       raise InputError(f'unet1d takes series [B, length, channels], got {x.ndim} dimensions')
-    numbers = (self.patch, self.channels, self.blocks, self.kernel, self.groups)
+    numbers = (self.channels, self.blocks, self.kernel, self.groups)
     if not all(isinstance(n, int) and n > 0 for n in numbers) or not self.kernel % 2:
-      raise InputError(f'patch, channels, blocks, kernel and groups: expected whole numbers, kernel odd; got {numbers}')
+      raise InputError(f'channels, blocks, kernel and groups: expected whole numbers, kernel odd; got {numbers}')
     if not isinstance(self.multipliers, tuple) or not self.multipliers:
       raise InputError(f'multipliers={self.multipliers!r}: expected a tuple, such as (1, 2)')
     if self.channels % 4 or any(self.channels * m % self.groups for m in self.multipliers):

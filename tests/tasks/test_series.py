@@ -31,13 +31,24 @@ def test_a_sine_has_its_power_at_its_frequency():
   assert evaluation.value_distance(wave, wave + 3) == pytest.approx(3)
 
 
+def test_the_error_of_a_distance_is_its_spread_over_repeats():
+  rng, found = np.random.default_rng(0), []
+  for seed in range(60):
+    a, b = rng.normal(size=(60, 8, 1)) + rng.normal(size=(60, 1, 1)), 3 + rng.normal(size=(40, 8, 1))
+    found.append(evaluation.measured(evaluation.value_distance, a, b, seed))
+  values, errors = np.array([e.value for e in found]), np.array([e.error for e in found])
+  assert values.mean() == pytest.approx(3, abs=.06)
+  assert errors.mean() == pytest.approx(values.std(), rel=.3)
+  assert np.mean([e.low <= 3 <= e.high for e in found]) > .85
+
+
 def test_far_from_its_ends_the_network_does_not_know_how_long_a_series_is():
-  net = nets.make(UNet1d(channels=8, multipliers=(1,), blocks=1, groups=4, kernel=3))
+  net = nets.make(UNet1d(channels=8, multipliers=(1, 1), blocks=1, groups=4, kernel=3))
   x = np.asarray(jax.random.normal(jax.random.key(0), (1, 96, 1)))
   params = net.init(jax.random.key(0), (1, 96, 1))
   params = jax.tree.map(lambda a: a + .1 * jax.random.normal(jax.random.key(1), a.shape), params)
   whole, part = (np.asarray(net.apply(params, x[:, :n], np.full(1, 100.))) for n in (96, 61))
-  assert part.shape == (1, 61, 1)  # a length that the patches do not divide
+  assert part.shape == (1, 61, 1)  # a length that the resolutions do not divide
   np.testing.assert_allclose(part[:, :24], whole[:, :24], atol=1e-5)
   assert np.abs(part[:, -4:] - whole[:, 57:61]).max() > 1e-3
 
