@@ -49,7 +49,7 @@ def test_far_from_its_ends_the_network_does_not_know_how_long_a_series_is():
   params = jax.tree.map(lambda a: a + .1 * jax.random.normal(jax.random.key(1), a.shape), params)
   whole, part = (np.asarray(net.apply(params, x[:, :n], np.full(1, 100.))) for n in (96, 61))
   assert part.shape == (1, 61, 1)  # a length that the resolutions do not divide
-  np.testing.assert_allclose(part[:, :24], whole[:, :24], atol=1e-5)
+  np.testing.assert_allclose(part[:, :24], whole[:, :24], atol=1e-4)  # two programs: 2e-5 apart with jax 0.12
   assert np.abs(part[:, -4:] - whole[:, 57:61]).max() > 1e-3
 
 
