@@ -7,7 +7,8 @@ setup(
   description='Diffusion models in JAX: pure functions for research, one command to train, sample and look.',
   license='Apache-2.0',
   python_requires='>=3.11',
-  packages=find_packages(include=['diffusion', 'diffusion.*']),
+  packages=[*find_packages(include=['diffusion', 'diffusion.*']), 'diffusion.recipes'],
+  package_dir={'diffusion.recipes': 'configs'},  # found by name, as --config=cosine_ddim
   install_requires=[
     'jax>=0.10.2,<0.13',
     'flax>=0.12.8,<0.13',

@@ -23,6 +23,7 @@ from diffusion.system.log import no_log, open_log, read_metrics, warn_only
 from diffusion.training.heldout import make_heldout_loss
 from diffusion.training.loop import fit, Hooks
 from diffusion.tasks import pages
+from diffusion.tasks.classes import quoted
 from diffusion.training.init_from import start_from
 from diffusion.training.open_model import choose_weights, Loaded, open_run, placed_frozen, restore, with_guide_model
 from diffusion.training.record import versions
@@ -78,6 +79,10 @@ def prepare_training(config, workdir):
   report('data', config.data)
   data = build.load_data(config)
   report('', describe(data))
+  odd = [name for name in data.train.facts.get('classes', ()) if quoted(name) != name]
+  if odd:
+    report('note', 'names of classes to be written in quotes, as in --config.sample.classes="'
+           f'{", ".join(map(quoted, odd[:3]))}"')
   opened = open_run(config, workdir, data, config.fsdp, parts, report)
   run, data = opened.run, opened.data
   sample_report.check(run)
@@ -135,7 +140,10 @@ def progress_page(run, workdir, log):
   draw = make_draw(run, options.seed, number, trace=sample_report.traced(options))  # the program that sampling compiles
   asked = requests.ask(run, {}, np.arange(number), options.seed)
   def show(step, weights):
-    page = sample_report.page(run.task, draw(weights, np.arange(number), asked.cond)[0], asked.labels, f'step {step}')
+    lost = []
+    outputs, _ = draw(weights, np.arange(number), asked.cond, lost=lost)
+    title = f'step {step}' + (f', {len(lost)} samples are not finite' if lost else '')
+    page = sample_report.page(run.task, outputs, asked.labels, title)
     pages.save_png(page, workdir / 'training' / f'step_{step:07d}.png')
     log.image(step, 'samples', page)
   return show
@@ -158,6 +166,9 @@ def curve(run, workdir, data):
   past = [(line['step'], line['fd_infinity'], line['fd_infinity_error']) for line in lines if 'fd_infinity' in line]
   def measure(step, weights):
     values, flat = point(weights), sample_metrics.plateau(past)
+    if not values:
+      report('note', 'no point of the fd_infinity curve at this step: some samples are not finite')
+      return values
     past.append((step, values['fd_infinity'], values['fd_infinity_error']))
     if sample_metrics.plateau(past) and not flat:
       value, error = values['fd_infinity'], values['fd_infinity_error']
@@ -189,7 +200,7 @@ def evaluate(config, workdir):
 def write_evaluation(run, workdir, state, data):
   """Writes an evaluation into a new folder of the work directory, or the one that config.evaluate.folder names."""
   config, step = run.config, int(state.step)
-  path = config.evaluate.folder and epath.Path(config.evaluate.folder) / 'evaluation.json'
+  path = config.evaluate.folder and epath.Path(config.evaluate.folder).expanduser() / 'evaluation.json'
   if path and path.exists():
     subject = record.read(path)['subject']
     if (subject['step'], subject['config']) != (step, json.loads(config.to_json())):

@@ -17,3 +17,14 @@ def unknown(name, names):
   """'unknown x; did you mean y? Valid: y, z': the end of an error message."""
   close = difflib.get_close_matches(name, names, 1, .5)
   return f'unknown {name!r}' + (f'; did you mean {close[0]!r}? Valid: ' if close else '; valid: ') + ', '.join(names)
+
+
+def shown(text):
+  """A name as it is written in a message: as it is, or escaped where it has line ends, control or broken characters."""
+  return text if text.isprintable() else ascii(text)
+
+
+def check_seed(name, seed):
+  """Raises InputError unless the seed is a whole number of 32 bits: beyond them, seeds repeat each other."""
+  if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2 ** 32:
+    raise InputError(f'{name}={seed!r}: expected a whole number from 0 to {2 ** 32 - 1}')

@@ -1,6 +1,6 @@
 r"""Train a diffusion model, sample from it, look at it.
 
-  python -m diffusion.main --config=configs/cosine_ddim.py                  train, then sample
+  python -m diffusion.main --config=configs/cosine_ddim.py                  train, then sample (or --config=cosine_ddim)
   python -m diffusion.main --config=configs/cosine_ddim.py                  again: resumes where it stopped
   python -m diffusion.main --config=configs/cosine_ddim.py:tiny             the same in seconds
   python -m diffusion.main --config=configs/cosine_ddim.py --workdir=runs/x --config.data='folder(/my/images, size=32)'
@@ -29,6 +29,8 @@ from diffusion.setup.config import default, filled
 from diffusion.setup.migrate import answer
 from diffusion.system import multihost, platform
 
+RECIPES = next((folder for folder in (epath.Path(__file__).parent.parent / 'configs',
+                                      epath.Path(__file__).parent / 'recipes') if folder.is_dir()), None)  # installed
 MODES = ('train', 'sample', 'evaluate', 'edit', 'export')
 
 
@@ -48,7 +50,7 @@ def argument(argv, name):
 def stored(workdir):
   """The record in the newest checkpoint of a work directory, or None."""
   from diffusion.system.checkpoint import open_checkpoints
-  found = open_checkpoints(epath.Path(workdir) / 'checkpoints').latest_meta()
+  found = open_checkpoints(epath.Path(workdir).expanduser() / 'checkpoints').latest_meta()
   return found[1] if found else None
 
 
@@ -94,6 +96,26 @@ def unknown_setting(message):
   return InputError(f'unknown setting {text} (diffusion/setup/config.py lists all settings)')
 
 
+def with_recipe(argv):
+  """The command line with the path of the recipe in place of its name: 'cosine_ddim' is one that ships with this."""
+  text = argument(argv, 'config')
+  if text is None:
+    return argv
+  name, colon, variant = text.partition(':')
+  path = epath.Path(name).expanduser()
+  if not (name and path.is_file()):
+    shipped = RECIPES and RECIPES / f'{path.stem}.py'
+    if not (shipped and shipped.is_file() and path.parent in (epath.Path('.'), epath.Path('configs'))):
+      known = ', '.join(sorted(recipe.stem for recipe in RECIPES.glob('*.py'))) if RECIPES else 'none'
+      raise InputError(f'--config={name}: no such recipe; give the path of one, or the name of one of these: {known}')
+    path = shipped
+  found = f'{path}{colon}{variant}'
+  joined = [word.replace(f'config={text}', f'config={found}') if word.lstrip('-') == f'config={text}' else word
+            for word in argv]
+  return [found if word == text and before.lstrip('-') == 'config' else word
+          for before, word in zip(['', *joined], joined)]
+
+
 def default_workdir(argv):
   """configs/cosine_ddim.py:tiny -> runs/cosine_ddim_tiny."""
   path, _, variant = argument(argv, 'config').partition(':')
@@ -107,7 +129,7 @@ def main(argv):
   quiet_orbax()
   if argument(sys.argv, 'verbosity') is None:
     logging.set_verbosity(logging.WARNING)
-  workdir = epath.Path(flags.FLAGS.workdir or default_workdir(sys.argv))
+  workdir = epath.Path(flags.FLAGS.workdir or default_workdir(sys.argv)).expanduser()
   from diffusion import commands
   from diffusion.system import consensus  # after the flags are read: its imports take seconds
   more = dict(profile=span(flags.FLAGS.profile)) if flags.FLAGS.mode == 'train' else {}
@@ -141,9 +163,6 @@ def parse_flags(argv):
   """flags.FLAGS(argv); raises InputError for an unknown setting, a bad value or a recipe that does not load."""
   recipe = argument(argv, 'config')
   recipe = recipe and recipe.partition(':')[0]
-  if recipe is not None and not (recipe and epath.Path(recipe).is_file()):
-    recipes = ', '.join(map(str, sorted(epath.Path('configs').glob('*.py'))))
-    raise InputError(f'--config={recipe}: no such recipe; configs/ has {recipes or "none"}')
   try:
     rest = flags.FLAGS(argv)
     flags.FLAGS.config  # a recipe that failed says so now
@@ -163,12 +182,15 @@ def parse_flags(argv):
 def cli():
   """The command line: bad input is one line on stderr and exit code 2."""
   try:
+    for out in (sys.stdout, sys.stderr):
+      out.reconfigure(errors='backslashreplace')  # names of files need not be valid text, nor fit the terminal
     platform.start()
+    sys.argv = with_recipe(sys.argv)
     join(sys.argv)
     define_flags(sys.argv)
     app.run(main, flags_parser=parse_flags)
   except (InputError, OSError) as error:
-    print(f'error: {error}', file=sys.stderr)
+    print('error:', str(error).replace('\n', ' '), file=sys.stderr)
     sys.exit(2)
   except KeyboardInterrupt:
     sys.exit(130)

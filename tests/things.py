@@ -121,7 +121,7 @@ def _tree(kind, facts, fitted):
   def decode(frozen, x0, cond):
     return dict(numbers=x0['numbers'], kinds=jnp.argmax(x0['kinds'], -1))
 
-  return Task(batch, encode, null=lambda cond: cond, decode=decode, ask=ask_classes(()), show=_show, save=_save,
+  return Task(batch, encode, null=lambda cond: cond, decode=decode, ask=ask_classes({}), show=_show, save=_save,
               facts=facts, gives='numbers', evaluators=('loss',))
 
 

@@ -1,22 +1,44 @@
 """Images and labels: converts accepted layouts to those of Dataset and refuses all others."""
 import pathlib
-import zipfile
 
 import numpy as np
 
 from diffusion.data.dataset import check, condition_vectors, Dataset
-from diffusion.errors import InputError
+from diffusion.errors import InputError, shown
 
 
-def load(path, **options):
+NEAR = .02      # share of the range by which the ends of float images may be off it
+FEW_VALUES = 64  # the largest value of 8-bit images below which it is said that they are dark
+
+
+def as_path(path, source):
+  """The pathlib.Path of what the user wrote, with ~ expanded. Raises InputError for a number or anything else."""
+  if not isinstance(path, (str, pathlib.PurePath)) or not str(path).strip():
+    raise InputError(f"{source}({path!r}): expected a path; one that looks like a number needs quotes, as in "
+                     f"{source}('{path}')")
+  return pathlib.Path(path).expanduser()
+
+
+def load_array(path, source, **options):
+  """The array in a .npy file. Raises InputError as `load`, and for an archive of several arrays."""
+  found = load(path, source, **options)
+  if isinstance(found, np.ndarray):
+    return found
+  found.close()
+  other = f'use npz({path})' if source == 'npy' else 'save the array alone with numpy.save'
+  raise InputError(f'{path}: this is an .npz archive of several arrays, expected a single .npy array; {other}')
+
+
+def load(path, source='npz', **options):
   """np.load without pickles. Raises InputError for a file that is missing, damaged or pickled."""
-  path = pathlib.Path(path).expanduser()
+  path = as_path(path, source)
   if not path.is_file():
     raise InputError(f'{path}: no such file')
   try:
     return np.load(path, allow_pickle=False, **options)
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-    raise InputError(f'{path}: not a readable NumPy file without pickled objects ({error})') from error
+  except Exception as error:  # NumPy's reader raises nearly anything on damaged headers
+    why = 'it holds pickled objects' if 'allow_pickle' in str(error) else shown(' '.join(str(error).split())[:200])
+    raise InputError(f'{path}: not a readable NumPy file without pickled objects ({why})') from error
 
 
 def from_unit(x):
@@ -73,35 +95,72 @@ def check_images(data, name):
   return check(data, name)
 
 
-def as_images(array, name):
+def as_images(array, name, values=None):
   """[N, H, W, C] or [N, H, W] (grey) -> uint8 [N, H, W, C].
 
-  Accepts uint8, other integers in 0..255, and floats in [0, 1], or in [-1, 1] if any is negative. Raises InputError,
-  which starts with `name`, for everything else; integers that are all 0 or 1 and floats beyond 1 are ambiguous.
+  Args:
+    array: uint8, other integers in 0..255, or floats that fill [0, 1] or [-1, 1] to its lower end.
+    name: of the file, for error messages.
+    values: (black, white), the values that become 0 and 255; None: as the array is.
+  Raises:
+    InputError: starts with `name`; a shape or values that are none of these, or could be several.
   """
   if array.ndim not in (3, 4):
     raise InputError(f'{name}: images must be [N, height, width, channels], got shape {list(array.shape)}')
   if array.dtype.kind not in 'uif':
     raise InputError(f'{name}: images must be numbers (uint8), got {array.dtype}')
   if array.ndim == 3:
+    if array.shape[-1] <= 4 and array.size:
+      one = list(array.shape)
+      raise InputError(f'{name}: {one} may be one image of {one[2]} channels or {one[0]} grey ones of '
+                       f'{one[1]}x{one[2]}; save it as {[1, *one]} or {[*one, 1]}')
     array = array[..., None]
   if array.shape[-1] not in (1, 2, 3, 4):
     hint = '; channels must come last' if array.shape[1] in (1, 3, 4) else ''
     raise InputError(f'{name}: images must have 1 to 4 channels, got shape {list(array.shape)}{hint}')
-  if array.dtype == np.uint8 or array.size == 0:
-    return array.astype(np.uint8, copy=False)
-  low, high = array.min(), array.max()
-  values = f'{array.dtype} values from {low} to {high}'
-  if not (np.isfinite(low) and np.isfinite(high)):
-    raise InputError(f'{name}: images must be finite, got {values}')
-  if array.dtype.kind in 'ui':
-    if low < 0 or high > 255 or high <= 1:
-      raise InputError(f'{name}: {values} are ambiguous as images; save uint8 from 0 to 255')
+  if array.size == 0:
     return array.astype(np.uint8)
-  if low < -1 or high > 1:
-    raise InputError(f'{name}: {values} are ambiguous as images; '
-                     'save uint8 0 to 255, or floats in [0, 1] or [-1, 1]')
-  return from_unit(np.asarray(array) if low < 0 else np.asarray(array) * 2 - 1)
+  low, high = array.min(), array.max()
+  if not (np.isfinite(low) and np.isfinite(high)):
+    raise InputError(f'{name}: images must be finite, got {array.dtype} values from {low} to {high}')
+  black, white = _checked_range(values, low, high, name) if values is not None else _range(array.dtype, low, high, name)
+  if (black, white) == (0, 255):
+    return array.astype(np.uint8, copy=False)
+  return ((np.asarray(array, np.float32) - black) * (255 / (white - black))).round().clip(0, 255).astype(np.uint8)
+
+
+def _checked_range(values, low, high, name):
+  """(black, white) as the user gave them."""
+  numbers = isinstance(values, (tuple, list)) and len(values) == 2 and all(type(v) in (int, float) for v in values)
+  if not numbers or not np.all(np.isfinite(values)) or not values[0] < values[1]:
+    raise InputError(f'{name}: values={values!r}: expected the values of black and of white, such as (0, 1)')
+  room = NEAR * (values[1] - values[0])
+  if low < values[0] - room or high > values[1] + room:
+    raise InputError(f'{name}: values={values!r}, but it holds {low} to {high}; give the range of all')
+  return tuple(values)
+
+
+def _range(dtype, low, high, name):
+  """(black, white) where they are clear."""
+  unclear = f'{name}: {dtype} values from {low} to {high} are ambiguous as images; '
+  if dtype.kind in 'ui':
+    if low < 0 or high > 255 or high <= 1 and low != high:
+      raise InputError(unclear + f'say what black and white are, such as values=(0, {max(high, 1)}) or '
+                       'values=(0, 255), or save uint8 from 0 to 255')
+    return 0, 255
+  if -NEAR < low < 5 * NEAR and high < 1 + NEAR:
+    return 0, 1
+  if -1 - NEAR < low < -1 + 5 * NEAR and high < 1 + NEAR:
+    return -1, 1
+  raise InputError(unclear + 'say what black and white are, such as values=(0, 1), values=(-1, 1) or '
+                   f'values=({low:.3g}, {high:.3g}), or save uint8 0 to 255')
+
+
+def range_notes(images):
+  """Notes on images uint8 that are all nearly black, as those of fewer bits are."""
+  high = images.max(initial=0)
+  return [f'the largest value is {high} of 255, nearly black; if it should be white, say values=(black, white)'
+          ] * bool(high < FEW_VALUES and images.size)
 
 
 def as_labels(array, classes, name):
@@ -112,8 +171,10 @@ def as_labels(array, classes, name):
     classes: names, or () for '0', '1', ...
     name: of the file, for error messages.
   Raises:
-    InputError: labels of another kind or not finite, names that are not among the classes.
+    InputError: labels of another kind or not finite, names that are not among the classes, numbers of which most have
+      no example.
   """
+  classes = as_classes(classes, name)
   if array.ndim == 2 and array.shape[1] == 1:
     array = array[:, 0]
   if array.ndim == 1 and array.dtype.kind == 'U':
@@ -130,12 +191,35 @@ def as_labels(array, classes, name):
     return (array.argmax(1).astype(np.int32) if one_hot else array.astype(np.float32)), classes
   if (array != np.round(array)).any():
     raise InputError(f'{name}: class labels must be integers, got {array[array != np.round(array)][0]}')
-  count = int(array.max()) + 1 if len(array) else 0
-  return array.astype(np.int32), classes or tuple(str(k) for k in range(count))
+  return _numbered(array, classes, name)
+
+
+def as_classes(classes, name):
+  """Names of classes as a tuple of texts. Raises InputError for one text, or a name that is there twice."""
+  if isinstance(classes, str) or not all(isinstance(c, (str, int)) for c in classes):
+    raise InputError(f"{name}: classes={classes!r}: expected a list of names, such as ('cat', 'dog')")
+  classes = tuple(map(str, classes))
+  twice = [c for i, c in enumerate(classes) if c in classes[:i]]
+  if twice:
+    raise InputError(f'{name}: class {twice[0]!r} is named twice; give each class one name')
+  return classes
+
+
+def _numbered(array, classes, name):
+  """(labels, classes) of whole numbers [N]; without names every number up to the largest is a class."""
+  found, counts = np.unique(array, return_counts=True)
+  if not len(found):
+    return array.astype(np.int32), classes
+  odd = found[0] if found[0] < 0 else found[-1]
+  of = f'{name}: label {odd:g} of {counts[found == odd][0]} examples '
+  if not 0 <= odd < 2 * len(found) and not (classes and abs(odd) < 2 ** 31):
+    raise InputError(of + f'among {len(found)} different labels: classes count from 0; renumber them, or name all '
+                     'classes with classes=(..)')
+  return array.astype(np.int32), classes or tuple(str(k) for k in range(int(odd) + 1))
 
 
 def _named(array, classes, name):
-  classes = classes or tuple(str(text) for text in np.unique(array))
+  classes = classes or tuple(np.unique(array).tolist())
   unknown = sorted(set(array.tolist()) - set(classes))
   if unknown:
     raise InputError(f'{name}: label {unknown[0]!r} is not among the classes {", ".join(classes)}')

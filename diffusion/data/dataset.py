@@ -5,6 +5,7 @@ is `task.batch(data, batch_indices(...))`, and what is computed of it, on the de
 of (seed, step), so the position in the data is one integer and resuming needs no iterator state.
 """
 import functools
+import hashlib
 import json
 from typing import NamedTuple
 
@@ -148,6 +149,26 @@ def _check_labels(labels, classes, name, one):
     bad = int(np.argmax((labels < 0) | (labels >= max(len(classes), 1))))
     raise InputError(f'{name}: label {labels[bad]} of {one} {bad} is out of range; '
                      f'{len(classes)} classes have labels 0 to {max(len(classes), 1) - 1}')
+
+
+def fingerprint(source):
+  """32 hex digits that are the same for the same columns and facts on both sides, whatever their name and place."""
+  digest = hashlib.blake2b(digest_size=16)
+  for side in source[:2]:
+    digest.update(json.dumps(side.facts, sort_keys=True).encode())
+    for name, column in sorted(side.arrays.items()):
+      digest.update(f'{name} {column.dtype} {column.shape} '.encode())
+      digest.update(_bytes(column))
+  return digest.hexdigest()
+
+
+def _bytes(column):
+  """What tells a column from another one of its dtype and shape."""
+  if hasattr(column, 'identity'):  # a Stream or a Ragged
+    return column.identity
+  if column.dtype.kind in 'biufc':
+    return np.ascontiguousarray(column)
+  return repr(column.tolist()).encode('utf-8', 'surrogateescape')
 
 
 def describe(source):

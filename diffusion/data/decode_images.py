@@ -1,19 +1,31 @@
 """Image files of any format, mode and size -> uint8 arrays of one shape."""
+import collections
 import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageColor, PngImagePlugin, UnidentifiedImageError
 
-from diffusion.errors import InputError
+from diffusion.errors import check_positive, InputError, shown
 
 _MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}
 _CHUNK = 32  # images that a thread decodes at a time
+_ORIENTATION, _TURNS = 0x0112, {  # the EXIF tag, and what undoes its values
+  2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90}
+
+# Pillow refuses what might be an attack on a server: long texts and profiles, and images above 179 megapixels. The
+# files here are the user's own, and every viewer opens them.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2 ** 28
+Image.MAX_IMAGE_PIXELS = 2 ** 29
+warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 _RESAMPLE = {name: Image.Resampling[name.upper()]
              for name in ('nearest', 'box', 'bilinear', 'bicubic', 'lanczos')}
 
 
-def decoder(size=None, channels=3, background='white', fit='crop', resample='lanczos'):
+def decoder(size=None, channels=3, background='white', fit='crop', resample='lanczos', white=None):
   """Checks the options and returns decode: (path or binary file) -> uint8 [H, W, channels].
 
   Args:
@@ -23,9 +35,13 @@ def decoder(size=None, channels=3, background='white', fit='crop', resample='lan
     fit: 'crop' scales to cover the size and keeps the centre; 'pad' scales down if larger, and centres on the
       background.
     resample: 'nearest', 'box', 'bilinear', 'bicubic' or 'lanczos'; all but nearest are antialiased.
+    white: the value of white in images of more than 8 bits, such as 4095 or 1; 0 is black. None: 65535 in those of 16
+      bits; in those of 32 bits, which define none, it is an error.
   Raises:
     InputError: an invalid option.
   """
+  if white is not None:
+    check_positive('folder', white=white)
   one_of('channels', channels, _MODES)
   one_of('fit', fit, ('crop', 'pad'))
   method = as_method(resample)
@@ -40,7 +56,7 @@ def decoder(size=None, channels=3, background='white', fit='crop', resample='lan
       if shape:
         # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size while that is at least twice the size needed.
         image.draft(image.mode, (2 * max(shape),) * 2)
-      converted = _convert(ImageOps.exif_transpose(image), channels, colour)
+      converted = _convert(_upright(image), channels, colour, white)
     if shape:
       converted = _fit(converted, shape, fit, method, colour)
     array = np.array(converted)
@@ -69,9 +85,18 @@ def one_of(option, value, valid):
   return value
 
 
-def _convert(image, channels, colour):
+def _upright(image):
+  """The image as the camera was held. EXIF data that cannot be read beside the orientation do not matter."""
+  try:
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+  except Exception:  # Pillow's parser raises nearly anything; without an orientation the image is as it is
+    turn = None
+  return image if turn is None else image.transpose(turn)
+
+
+def _convert(image, channels, colour, white):
   if image.mode.startswith('I') or image.mode == 'F':
-    image = Image.fromarray(_to_8_bit(np.asarray(image), image.mode))
+    image = Image.fromarray(_to_8_bit(np.asarray(image), image.mode, white))
   if 'A' in image.getbands() or 'a' in image.getbands() or 'transparency' in image.info:
     image = image.convert('RGBA')
     if channels in (1, 3):
@@ -81,14 +106,17 @@ def _convert(image, channels, colour):
   return image.convert(_MODES[channels])
 
 
-def _to_8_bit(values, mode):
-  """-> uint8. Modes I and F do not define a range: 16-bit, 0..255 or [0, 1] is inferred from the values."""
-  values = values.astype(np.float64)
-  if mode.startswith('I;16') or values.max() > 255:
-    values = values / 257
-  elif mode == 'F' and values.max() <= 1:
-    values = values * 255
-  return values.round().clip(0, 255).astype(np.uint8)
+def _to_8_bit(values, mode, white):
+  """-> uint8. The white of a data set is one: it is not told from the values of single images."""
+  white = white or (65535 if mode.startswith('I;16') else None)
+  low, high = values.min(), values.max()
+  if not (np.isfinite(low) and np.isfinite(high)):
+    raise InputError('values that are not finite')
+  if white is None:
+    raise InputError('its 32 bits do not say which value is white; say white=255, white=65535 or white=1')
+  if low < -1e-3 * white or high > 1.001 * white:
+    raise InputError(f'values outside 0 to {white:g}, which is white')
+  return (values.astype(np.float64) * (255 / white)).round().clip(0, 255).astype(np.uint8)
 
 
 def _fit(image, shape, fit, resample, colour):
@@ -127,7 +155,7 @@ def read_all(decode, names, opener, unreadable):
     try:
       return decode(opener(i))
     except Exception as error:  # decoders of broken files raise nearly anything; the file is named below
-      return f'{type(error).__name__}: {error}'
+      return reason(error)
 
   images, good, broken = [], [], []
   chunks = [range(start, min(start + _CHUNK, len(names))) for start in range(0, len(names), _CHUNK)]
@@ -143,17 +171,36 @@ def read_all(decode, names, opener, unreadable):
         raise
       progress.update(len(chunk))
   if not images:
-    raise InputError(f'none of {len(names)} images can be read; the first: {broken[0]}')
-  first = ', '.join(text.split(' (')[0] for text in broken[:5]) + (', ...' if len(broken) > 5 else '')
-  notes = [f'{len(broken)} unreadable images skipped: {first}'] if broken else []
+    raise InputError(f'none of {len(names)} images can be read: {_grouped(broken)}')
+  notes = [f'{len(broken)} unreadable images skipped: {_grouped(broken)}'] if broken else []
   return np.stack(images), np.array(good), notes
+
+
+def reason(error):
+  """Why a file cannot be read, in one line that is the same for all files with this fault."""
+  if isinstance(error, UnidentifiedImageError):
+    return 'it is no image'
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  text = ' '.join(str(error).split())
+  return text if isinstance(error, (InputError, OSError)) else f'{type(error).__name__}: {text}'
+
+
+def _grouped(broken, most=4):
+  """[(name, reason)] as one line: for each reason how many, and the first of them."""
+  groups = collections.defaultdict(list)
+  for name, why in broken:
+    groups[why].append(name)
+  parts = [f'{len(names)} for {why} ({", ".join(map(shown, names[:3]))}{", .." * (len(names) > 3)})'
+           for why, names in sorted(groups.items(), key=lambda group: -len(group[1]))]
+  return '; '.join(parts[:most]) + ('; ..' if len(parts) > most else '')
 
 
 def _collect(names, i, result, unreadable, images, good, broken):
   if isinstance(result, str):
     if unreadable == 'stop':
-      raise InputError(f"cannot read {names[i]} ({result}); repair or remove it, or set unreadable='skip'")
-    broken.append(f'{names[i]} ({result})')
+      raise InputError(f"cannot read {shown(names[i])} ({result}); repair or remove it, or set unreadable='skip'")
+    broken.append((names[i], result))
     return
   if images and result.shape != images[0].shape:
     raise InputError(f'images differ in size: {names[good[0]]} is {size_text(images[0].shape)}, '

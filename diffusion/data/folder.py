@@ -1,17 +1,18 @@
-"""The images in a folder, and their classes and captions: sub-folders, metadata.jsonl, .txt files."""
+"""The images in a folder, and their classes and sides of the split: sub-folders. Whatever is left out is said."""
 import collections
-import json
 import os
 import pathlib
+import unicodedata
 from typing import NamedTuple
 
 from PIL import Image
 
-from diffusion.errors import InputError
+from diffusion.data.captions import read_captions
+from diffusion.errors import InputError, shown
 
 _UNREADABLE = {'BUFR', 'GRIB', 'HDF5', 'MPEG', 'WMF'}  # Pillow knows these formats but cannot read them
-_KNOWN_TEXT = {'.txt', '.jsonl'}
-_PARTS = {'train': 'train', 'test': 'heldout', 'val': 'heldout', 'valid': 'heldout', 'validation': 'heldout'}
+_PARTS = dict(train='train', training='train') | dict.fromkeys(
+  ('test', 'testing', 'val', 'valid', 'validation', 'eval', 'heldout'), 'heldout')
 
 
 class Listing(NamedTuple):
@@ -23,36 +24,39 @@ class Listing(NamedTuple):
   notes: list
 
 
+class Found(NamedTuple):
+  """What a walk through a folder finds: paths relative to it."""
+  images: list
+  texts: list     # .txt files
+  metadata: list  # metadata.jsonl
+  empty: list     # folders without an image in or below them
+  left_out: dict  # why -> paths
+  repeated: list  # (path, the path of the same folder): linked more than once
+
+
 def listing(root, labelled=True):
-  """Lists the images below `root`, without hidden files and folders and files of other types.
+  """Lists the images below `root`; links are followed. Hidden files and files of other types are left out and noted.
 
   Args:
     root: the folder.
-    labelled: whether the first sub-folder is the class. Sub-folders train and test (or val, valid, validation) are the
+    labelled: whether the first sub-folder is the class. Sub-folders train and test (or val, validation, ..) are the
       two sides of the split, not classes.
   Raises:
     InputError: no such folder or no images in it; metadata.jsonl that is invalid or names other files; images beside
-      the class sub-folders.
+      the class sub-folders; train and test beside other folders.
   """
   root = pathlib.Path(root).expanduser()
   if not root.is_dir():
-    raise InputError(f'{root}: no such folder')
-  names, notes = _find(root)
-  metadata = _metadata(root)
-  if metadata:
-    missing = sorted(set(metadata) - set(names))
-    if missing:
-      raise InputError(f'{root}/metadata.jsonl: {missing[0]} is not an image in this folder '
-                       f'({len(missing)} such lines)')
-    if len(metadata) < len(names):
-      notes.append(f'{len(names) - len(metadata)} images skipped that metadata.jsonl does not list')
-    names = [name for name in names if name in metadata]
-  if not names:
-    skipped = f' ({notes[0]})' if notes else ''
+    raise InputError(f'{root}: ' + ('this is no folder' if root.exists() else 'no such folder'))
+  found = walk(root)
+  notes = _notes(found)
+  if not found.images:
+    skipped = f' ({"; ".join(notes)})' if notes else ''
     raise InputError(f'{root}: no images in this folder; expected .png, .jpg, ... or sub-folders of them{skipped}')
-  parts, classes = _folders(root, names, labelled)
-  captions, attributes = _texts(root, names, metadata, notes)
-  return Listing(names, parts, classes, captions, attributes, notes)
+  texts = read_captions(root, found)
+  names, notes = texts.names, notes + texts.notes
+  parts, classes, said = _folders(root, names, labelled)
+  return Listing(names, parts, classes, texts.captions, texts.attributes, notes + said)
 
 
 def stamp(path):
@@ -64,69 +68,100 @@ def stamp(path):
   return status.st_size, status.st_mtime_ns
 
 
-def _find(root):
+def walk(root):
+  """The Found of a folder: through links too, but not into a folder that is above itself."""
   Image.init()
-  readable = {ending for ending, kind in Image.EXTENSION.items() if kind in Image.OPEN
-              and kind not in _UNREADABLE}
-  names, others = [], collections.Counter()
-  for folder, subfolders, files in os.walk(root):
-    subfolders[:] = sorted(name for name in subfolders if not name.startswith(('.', '__')))
-    for file in files:
-      ending = os.path.splitext(file)[1].lower()
-      if file.startswith('.') or ending in _KNOWN_TEXT:
-        continue
-      if ending in readable:
-        names.append((pathlib.Path(folder) / file).relative_to(root).as_posix())
+  readable = {ending for ending, kind in Image.EXTENSION.items() if kind in Image.OPEN and kind not in _UNREADABLE}
+  found, places = Found([], [], [], [], collections.defaultdict(list), []), {}
+  def visit(folder, above):
+    before = len(found.images)
+    try:
+      entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
+    except OSError as error:
+      found.left_out[f'folders that cannot be opened ({error.strerror})'].append(folder)
+      return
+    for entry in entries:
+      path, ending = os.path.join(folder, entry.name), os.path.splitext(entry.name)[1].lower()
+      real = os.path.realpath(entry.path)
+      if entry.name.startswith('.') or entry.is_dir() and entry.name.startswith('__'):
+        found.left_out['hidden files and folders'].append(path)
+      elif entry.is_dir() and real in above:
+        found.left_out['links to a folder that they are in'].append(path)
+      elif entry.is_dir():
+        if places.setdefault(real, path) != path:
+          found.repeated.append((path, places[real]))
+        visit(path, {*above, real})
+      elif not entry.is_file() and not (entry.is_symlink() and ending in readable):  # such a link is unreadable
+        found.left_out['broken links and devices'].append(path)
       else:
-        others[ending or 'no ending'] += 1
-  kinds = ', '.join(f'{count} {ending}' for ending, count in others.most_common(4))
-  return sorted(names), [f'{others.total()} files of other types skipped: {kinds}'] if others else []
+        kind = (found.metadata if entry.name == 'metadata.jsonl' else found.texts if ending == '.txt' else
+                found.images if ending in readable else found.left_out['files of other types'])
+        kind.append(path)
+    if len(found.images) == before and folder:
+      found.empty.append(folder)
+  visit('', {os.path.realpath(root)})
+  found.images.sort()
+  return found
 
 
-def _metadata(root):
-  """Reads metadata.jsonl in the root and below: {name relative to the root: its other fields}."""
-  records = {}
-  for path in sorted(root.rglob('metadata.jsonl')):
-    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
-      if not line.strip():
-        continue
-      try:
-        fields = json.loads(line)
-        name = (path.parent.relative_to(root) / fields.pop('file_name')).as_posix()
-      except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f'{path}, line {number}: expected {{"file_name": ..., "text": ...}}, '
-                         f'got {line[:80]}') from error
-      records[name] = fields
-  return records
+def _notes(found):
+  """One line for each kind of thing that is left out."""
+  notes = []
+  for why, paths in found.left_out.items():
+    if why == 'files of other types':
+      kinds = collections.Counter(os.path.splitext(path)[1].lower() or 'no ending' for path in paths)
+      near = [path for path in paths if os.path.basename(path).lower().startswith('metadata.')]
+      text = ', '.join(f'{count} {shown(ending)}' for ending, count in kinds.most_common(4))
+      text += f'; {shown(near[0])} is not read: captions come from metadata.jsonl' if near else ''
+    else:
+      text = few(paths)
+    notes.append(f'{len(paths)} {why} skipped: {text}')
+  if found.empty:
+    notes.append(f'{len(found.empty)} sub-folders hold no images: {few(found.empty)}')
+  for path, same in found.repeated[:4]:
+    notes.append(f'{shown(path)} and {shown(same)} are the same folder, so that its images count twice')
+  return notes
+
+
+def few(paths, most=4):
+  """The first paths, separated by commas."""
+  return ', '.join(map(shown, paths[:most])) + (', ..' if len(paths) > most else '')
 
 
 def _folders(root, names, labelled):
-  """(part, labels) of a Listing."""
+  """(part, labels, notes) of a Listing."""
   paths = [name.split('/') for name in names]
-  parts = [None] * len(names)
-  tops = {path[0].lower() for path in paths if len(path) > 1}
-  if 'train' in tops and tops <= set(_PARTS) and all(len(path) > 1 for path in paths):
-    parts = [_PARTS[path[0].lower()] for path in paths]
-    paths = [path[1:] for path in paths]
+  parts, paths, notes = _sides(root, paths)
   nested = [len(path) > 1 for path in paths]
   if not labelled or not any(nested):
-    return parts, []
+    return parts, [], notes
   if not all(nested):
     beside = names[nested.index(False)]
     raise InputError(f'{root}: {nested.count(False)} images are beside the class sub-folders, '
-                     f'such as {beside}; move them into one, or set labelled=False to ignore the sub-folders')
-  return parts, [path[0] for path in paths]
+                     f'such as {shown(beside)}; move them into one, or set labelled=False to ignore the sub-folders')
+  labels = [unicodedata.normalize('NFC', path[0]) for path in paths]
+  if len(set(labels)) < len({path[0] for path in paths}):
+    notes.append('sub-folders whose names look the same, but are encoded in two Unicode forms, are one class')
+  deep = sorted({'/'.join(path[:-1]) for path in paths if len(path) > 2})
+  if deep:
+    notes.append(f'images in deeper sub-folders, such as {shown(deep[0])}, are of the class {shown(labels[0])}'
+                 if len(set(labels)) == 1 else f'{len(deep)} deeper sub-folders are no classes of their own: {few(deep)}')
+  return parts, labels, notes
 
 
-def _texts(root, names, metadata, notes):
-  """(captions, attributes) of a Listing; adds to the notes."""
-  if metadata:
-    captions = [str(metadata[name].pop('text', None) or '') for name in names]
-    attributes = [metadata[name] for name in names]
-  else:
-    beside = [(root / name).with_suffix('.txt') for name in names]
-    captions = [path.read_text(encoding='utf-8').strip() if path.is_file() else '' for path in beside]
-    attributes = []
-  if any(captions) and not all(captions):
-    notes.append(f'{captions.count("")} of {len(captions)} images have no caption')
-  return captions if any(captions) else [], attributes if any(attributes) else []
+def _sides(root, paths):
+  """(part of each image, what is left of its path, notes)."""
+  tops = {path[0] for path in paths if len(path) > 1}
+  sides = {top for top in tops if top.lower() in _PARTS}
+  kinds = {_PARTS[top.lower()] for top in sides}
+  whole = sides == tops and all(len(path) > 1 for path in paths)
+  if 'train' in kinds and whole:
+    parts = [_PARTS[path[0].lower()] for path in paths]
+    held = sorted(top for top in sides if _PARTS[top.lower()] == 'heldout')
+    return parts, [path[1:] for path in paths], [f'held out: what is in {", ".join(held) or "no sub-folder"}']
+  if kinds == {'train', 'heldout'} or kinds == {'heldout'} and whole:
+    others = sorted(tops - sides) or [path[0] for path in paths if len(path) == 1]
+    what = f'beside {few(others)}' if others else 'without train'
+    raise InputError(f'{root}: sub-folders {", ".join(sorted(sides))} {what}: if they are the sides of the split, '
+                     'leave train and test alone in this folder; if they are classes, rename them')
+  return [None] * len(paths), paths, []

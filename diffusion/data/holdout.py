@@ -5,7 +5,7 @@ import numpy as np
 
 from diffusion.data.arrays import check_images
 from diffusion.data.dataset import check, in_memory, size, Source, take
-from diffusion.errors import InputError
+from diffusion.errors import check_seed, InputError, shown
 
 
 def fingerprint(image, salt=''):
@@ -53,12 +53,16 @@ def split(data, heldout, seed, name, notes=(), names=None):
   Raises:
     InputError: there are no examples, or `heldout` leaves none to train on.
   """
-  what = _checked(data, name)
+  what, name = _checked(data, name), str(name)
   count = size(data)
+  check_seed(f'{name}: seed', seed)
+  if isinstance(heldout, bool) or not isinstance(heldout, (int, float)):
+    raise InputError(f'{name}: heldout={heldout!r}: expected a number of {what}, or a fraction such as 0.1')
   if count == 0:
     raise InputError(f'{name}: no {what} found')
-  number = heldout if isinstance(heldout, int) else round(heldout * count)
-  if not 0 <= number <= count or (isinstance(heldout, float) and heldout >= 1):
+  fraction = isinstance(heldout, float)
+  number = heldout if not fraction else round(heldout * count) if 0 <= heldout < 1 else -1
+  if not 0 <= number <= count:
     raise InputError(f'{name}: heldout={heldout} of {count} {what}; give a number or a fraction such as 0.1')
   held = np.zeros(count, bool)
   if number:
@@ -71,7 +75,22 @@ def split(data, heldout, seed, name, notes=(), names=None):
                      f'({count} {what}, duplicates kept together); set heldout=0 or add {what}')
   if names is not None and number:
     notes = (*notes, 'held out by name and not by content: duplicates of an image may be on both sides')
-  return Source(take(data, ~held), take(data, held), tuple(notes))
+  return sides(take(data, ~held), take(data, held), notes)
+
+
+def sides(train, heldout, notes=()):
+  """The Source of both sides; says, and states as the fact `untrained`, which classes have nothing to train on."""
+  classes, labels = train.facts.get('classes', ()), train.arrays.get('labels')
+  if labels is None or labels.ndim == 2:
+    return Source(train, heldout, tuple(notes))
+  count = np.bincount(labels, minlength=len(classes))
+  absent = tuple(name for name, number in zip(classes, count) if not number)
+  if not absent:
+    return Source(train, heldout, tuple(notes))
+  names = ', '.join(map(shown, absent[:6])) + (', ..' if len(absent) > 6 else '')
+  note = f'no examples to train on of {len(absent)} of {len(classes)} classes, drawn only if asked for: {names}'
+  with_fact = (side._replace(facts=side.facts | dict(untrained=absent)) for side in (train, heldout))
+  return Source(*with_fact, (*notes, note))
 
 
 def _checked(data, name):
@@ -88,8 +107,8 @@ def by_part(data, parts, name, notes=()):
     raise InputError(f'{name}: all readable images are held out, none is left to train on')
   if not in_memory(data):
     unknown = 'not checked: held-out images may also occur in training'
-    return Source(take(data, ~held), take(data, held), (*notes, unknown))
+    return sides(take(data, ~held), take(data, held), (*notes, unknown))
   prints = np.array(fingerprints(data), np.uint64)
   shared = np.isin(prints[held], prints[~held]).sum()
   warning = (f'{shared} of {held.sum()} held-out images also occur in training',) if shared else ()
-  return Source(take(data, ~held), take(data, held), tuple(notes) + warning)
+  return sides(take(data, ~held), take(data, held), (*notes, *warning))

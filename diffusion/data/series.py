@@ -45,10 +45,10 @@ def series(path, labels=None, classes=(), heldout=.05, seed=0):
   Raises:
     InputError: an array of another shape, or values that are not finite.
   """
-  values = arrays.load(path)
-  if getattr(values, 'ndim', 0) not in (2, 3) or values.dtype.kind not in 'biuf':
-    found = f'{values.dtype} {list(values.shape)}' if hasattr(values, 'shape') else 'an .npz file'
-    raise InputError(f'{path}: series must be numbers [N, length] or [N, length, channels], got {found}')
+  values = arrays.load_array(path, 'series')
+  if values.ndim not in (2, 3) or values.dtype.kind not in 'biuf':
+    raise InputError(f'{path}: series must be numbers [N, length] or [N, length, channels], '
+                     f'got {values.dtype} {list(values.shape)}')
   values = (values[..., None] if values.ndim == 2 else values).astype(np.float32)
   if values.shape[1] < LEAST or not 1 <= values.shape[2] <= MOST:
     raise InputError(f'{path}: series need a length of at least {LEAST} and 1 to {MOST} channels, channels last; '
@@ -58,5 +58,5 @@ def series(path, labels=None, classes=(), heldout=.05, seed=0):
     raise InputError(f'{path}: series must be finite; number {finite.argmin()} is not')
   columns, facts = dict(series=values), {}
   if labels is not None:
-    columns['labels'], facts['classes'] = arrays.as_labels(arrays.load(labels), tuple(classes), labels)
+    columns['labels'], facts['classes'] = arrays.as_labels(arrays.load_array(labels, 'series'), classes, labels)
   return holdout.split(Dataset(columns, facts), heldout, seed, path)

@@ -8,10 +8,9 @@ and list it in data/__init__.py.
 images and on `seed` alone, and duplicates and mirror images are never split between the two sides. Streamed images are
 split by name or number instead of content, and duplicates are not noticed.
 """
-import pathlib
-
 import numpy as np
 
+from diffusion import errors
 from diffusion.data import (arrays, dataset, decode_images, folder as folders, holdout as splitting,
                             sprites as art, stream as streams, tfds_reader)
 from diffusion.data.dataset import Source
@@ -75,23 +74,24 @@ def digits(size=8, resample='bilinear', heldout=0.1, seed=0):
   return splitting.split(data, heldout, seed, 'digits')
 
 
-def npy(images, labels=None, classes=(), heldout=0.05, seed=0):
+def npy(images, labels=None, classes=(), values=None, heldout=0.05, seed=0):
   """NumPy files.
 
   Args:
     images: path of [N, H, W, C] or grey [N, H, W], uint8, or floats in [0, 1] or [-1, 1].
+    values: (black, white), such as (0, 1) or (0, 4095), where the numbers do not tell; None: they do.
     labels: path of class indices [N], one-hot rows or any context vectors [N, K]; None: unconditional.
     classes: K names; (): '0', '1', ...
   """
-  array = arrays.as_images(arrays.load(images, mmap_mode='r'), images)
+  array = arrays.as_images(arrays.load_array(images, 'npy', mmap_mode='r'), images, values)
   if labels is None:
     data = arrays.image_dataset(array)
   else:
-    data = arrays.image_dataset(array, *arrays.as_labels(arrays.load(labels), tuple(classes), labels))
-  return splitting.split(data, heldout, seed, images)
+    data = arrays.image_dataset(array, *arrays.as_labels(arrays.load_array(labels, 'npy'), classes, labels))
+  return splitting.split(data, heldout, seed, images, arrays.range_notes(array))
 
 
-def npz(path, heldout=0.05, seed=0):
+def npz(path, values=None, heldout=0.05, seed=0):
   """One .npz file with images (or arr_0) and optionally labels, names (or classes) and captions; see npy."""
   file = arrays.load(path)
   if isinstance(file, np.ndarray):
@@ -101,40 +101,51 @@ def npz(path, heldout=0.05, seed=0):
     if key is None:
       raise InputError(f'{path}: no array "images" or "arr_0" inside, only {", ".join(file.files)}')
     stored = _without_pickles(file, path)
-  images = arrays.as_images(stored[key], path)
-  classes = tuple(str(name) for name in stored.get('names', stored.get('classes', ())))
-  captions = tuple(str(text) for text in stored.get('captions', ()))
+  images = arrays.as_images(stored[key], path, values)
+  classes, captions = _texts(stored, 'names' if 'names' in stored else 'classes', path), _texts(stored, 'captions', path)
   if 'labels' in stored:
     labels, classes = arrays.as_labels(stored['labels'], classes, path)
   else:
     labels, classes = np.zeros(len(images), np.int32), ()
-  return splitting.split(arrays.image_dataset(images, labels, classes, captions), heldout, seed, path)
+  unread = sorted(set(stored) - {key, 'labels', 'names', 'classes', 'captions'})
+  notes = [f'arrays that are not read: {", ".join(map(errors.shown, unread))}'] if unread else []
+  data = arrays.image_dataset(images, labels, classes, captions)
+  return splitting.split(data, heldout, seed, path, notes + arrays.range_notes(images))
+
+
+def _texts(stored, key, path):
+  """The texts of an array of an archive, () without it."""
+  texts = stored.get(key, np.zeros(0, str))
+  if texts.ndim != 1 or len(texts) and texts.dtype.kind != 'U':
+    raise InputError(f'{path}: {key} must be an array of text [N], got {texts.dtype} {list(texts.shape)}')
+  return tuple(texts.tolist())
 
 
 def _without_pickles(file, path):
   try:
     return dict(file)
-  except ValueError as error:
-    raise InputError(f'{path}: {error}; save plain arrays, and text as a unicode array') from error
+  except Exception as error:  # NumPy's reader raises nearly anything on damaged archives
+    why = errors.shown(' '.join(str(error).split())[:200])
+    raise InputError(f'{path}: {why}; save plain arrays, and text as a unicode array') from error
 
 
 def folder(path, size=None, channels=3, background='white', fit='crop', resample='lanczos', unreadable='skip',
-           labelled=True, heldout=0.05, seed=0, stream=False):
-  """Image files of any format below a folder, in sorted order.
+           labelled=True, heldout=0.05, seed=0, stream=False, white=None):
+  """Image files of any format below a folder, in sorted order; links are followed, hidden files left out.
 
   Captions come from metadata.jsonl (`file_name`, `text`) or from a .txt file beside each image.
 
   Args:
     path: the folder. Sub-folders are classes; sub-folders train and test are the two sides of the split.
-    size, channels, background, fit, resample: see decode_images.decoder.
+    size, channels, background, fit, resample, white: see decode_images.decoder.
     unreadable: 'skip' or 'stop' at images that cannot be read.
     labelled: False ignores the sub-folders.
     stream: leave the images on disk and read them during training, for data that do not fit into memory; `size` may be
       None if all are of one size. Unreadable images are found in training only: 'skip' replaces one by the next of its
       class.
   """
-  decode = decode_images.decoder(size, channels, background, fit, resample)
-  root = pathlib.Path(path).expanduser()
+  decode = decode_images.decoder(size, channels, background, fit, resample, white)
+  root = arrays.as_path(path, 'folder')
   listed = folders.listing(root, labelled)
   if stream:
     return _streamed_folder(root, listed, decode, unreadable, heldout, seed)
@@ -143,7 +154,7 @@ def folder(path, size=None, channels=3, background='white', fit='crop', resample
     images, good, notes = decode_images.read_all(decode, listed.names, lambda i: root / listed.names[i], unreadable)
     return dict(images=images, good=good, notes=cache.pack_text(notes))
 
-  options = [str(root.resolve()), size, channels, background, fit, resample, unreadable]
+  options = [str(root.resolve()), size, channels, background, fit, resample, unreadable, white]
   stamps = [(name, folders.stamp(root / name)) for name in listed.names]
   stored = cache.cached('folder', [options, stamps], make, min_seconds=5)
   good = stored['good']
@@ -166,9 +177,11 @@ def _classes(listed):
 def _streamed_folder(root, listed, decode, unreadable, heldout, seed):
   decode_images.one_of('unreadable', unreadable, ('skip', 'stop'))
   names, (labels, classes) = listed.names, _classes(listed)
+  sizes = [(folders.stamp(root / name) or '?')[0] for name in names]
   fetch = lambda numbers: [(names[i], root / names[i]) for i in numbers]
   groups = labels if unreadable == 'skip' else None
-  images = streams.open_stream(fetch, decode, len(names), '\0'.join(names), groups)
+  images = streams.open_stream(fetch, decode, len(names), '\0'.join(f'{n}\0{b}' for n, b in zip(names, sizes)),
+                               groups)
   data = arrays.image_dataset(images, labels, classes, tuple(listed.captions), tuple(listed.attributes))
   if listed.part[0] is None:
     return splitting.split(data, heldout, seed, str(root), listed.notes, names)
@@ -207,4 +220,4 @@ def tfds(name, data_dir=None, size=None, channels=None, background='black', fit=
     data = load(train)
     names = [f'{train} {i}' for i in range(dataset.size(data))] if stream else None
     return splitting.split(data, heldout, seed, name, names=names)
-  return Source(arrays.check_images(load(train), name), arrays.check_images(load(test), name))
+  return splitting.sides(*(arrays.check_images(load(split), name) for split in (train, test)))

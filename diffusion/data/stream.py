@@ -12,7 +12,7 @@ from typing import Callable
 
 import numpy as np
 
-from diffusion.data.decode_images import read_all, size_text
+from diffusion.data.decode_images import read_all, reason, size_text
 from diffusion.errors import InputError
 
 INSPECTED = 64  # images from which shape and values are inferred, instead of reading all
@@ -113,7 +113,7 @@ class Stream:
       raise InputError(f'{name} cannot be opened ({type(error).__name__}: {error}); restore it, '
                        'or check that its disk is mounted') from error
     except Exception as error:  # decoders of broken files raise nearly anything; the caller names the file
-      return None, f'{type(error).__name__}: {error}'
+      return None, reason(error)
     if image.shape != self.size:
       raise InputError(f'images differ in size: the first are {size_text(self.size)}, '
                        f'{name} is {size_text(image.shape)}; give size=, for example size=32')

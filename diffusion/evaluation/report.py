@@ -1,6 +1,8 @@
 """--mode=evaluate: measures a model, each number with its error, and writes a folder."""
+import contextlib
 import json
 
+from etils import epath
 import jax
 import numpy as np
 
@@ -8,13 +10,13 @@ from diffusion.errors import InputError, unknown
 from diffusion.evaluation import EVALUATORS
 from diffusion.evaluation.metrics import make_features, measure, record
 from diffusion.evaluation.metrics.trained_features import digest
-from diffusion.generation import sample_report
 from diffusion.system import sharding
-from diffusion.system.files import write_atomic
+from diffusion.system.files import numbered_folder, writable, write_atomic
 from diffusion.tasks.classes import split_names
 from diffusion.training.open_model import with_guide_model
 
-LEAST = dict(num_samples=measure.ENOUGH, likelihood_samples=1, curve_samples=measure.ENOUGH, every=0, seed=0)
+LEAST = dict(num_samples=measure.ENOUGH, likelihood_samples=1, curve_samples=measure.ENOUGH, every=0)
+MAY_BE_NAN = 'copies'  # unknown with few held-out images
 SUBJECT = ('sampler', 'grid', 'guide', 'clip_x0')  # settings that the record shows by themselves
 
 
@@ -94,19 +96,43 @@ def evaluate(run, weights, step, data, workdir, versions, report):
   """
   names, notes = prepare(run, data)
   run, weights = with_guide_model(run, weights, run.config.sample.classes)
-  folder = run.config.evaluate.folder
-  folder = type(workdir)(folder) if folder else sample_report.new_folder(workdir / 'evaluations', step)
-  results = [EVALUATORS[name].measure(run, weights, data, folder, report) for name in names]
-  merged = lambda field: {key: value for result in results for key, value in getattr(result, field).items()}
-  made = record.make(merged('protocol'), subject(run, weights, step, workdir, versions), merged('metrics'))
-  heldout = {key: estimate._asdict() for key, estimate in merged('heldout').items()}
-  notes += [note for result in results for note in result.notes]
-  made |= record.plain(dict(heldout=heldout, details=merged('details'), notes=notes))
-  text = table(made)
-  write_atomic(folder / 'evaluation.md', text.encode())
-  write_atomic(folder / 'evaluation.json', json.dumps(made, indent=2).encode())  # last: it marks a complete evaluation
+  named = run.config.evaluate.folder and epath.Path(run.config.evaluate.folder).expanduser()
+  if named:
+    writable(named)
+  place = contextlib.nullcontext(named) if named else numbered_folder(workdir / 'evaluations', step)
+  with place as folder:
+    results, failures = _measure_all(names, run, weights, data, folder, report)
+    made = _record(results, subject(run, weights, step, workdir, versions), (*notes, *data.notes, *failures))
+    text = table(made)
+    write_atomic(folder / 'evaluation.md', text.encode())
+    if failures:
+      raise InputError(f'{folder}: {"; ".join(failures)}')
+    write_atomic(folder / 'evaluation.json', json.dumps(made, indent=2).encode())  # last: marks a complete evaluation
   report('', text)
   return folder
+
+
+def _measure_all(names, run, weights, data, folder, report):
+  """(what the evaluators measured, why some did not): one that fails does not take the others with it."""
+  results, failures = [], []
+  for name in names:
+    try:
+      results.append(EVALUATORS[name].measure(run, weights, data, folder, report))
+    except InputError as error:
+      failures.append(f'{name}: {error}')
+      continue
+    odd = [key for key, estimate in results[-1].metrics.items() if not np.isfinite(estimate.value) and key != MAY_BE_NAN]
+    failures += [f'{name}: {" and ".join(odd)} is not finite'] * bool(odd)
+  return results, failures
+
+
+def _record(results, subject, notes):
+  """The record of an evaluation."""
+  merged = lambda field: {key: value for result in results for key, value in getattr(result, field).items()}
+  made = record.make(merged('protocol'), subject, merged('metrics'))
+  heldout = {key: estimate._asdict() for key, estimate in merged('heldout').items()}
+  notes = [note for part in (notes, *(result.notes for result in results)) for note in part if note]
+  return made | record.plain(dict(heldout=heldout, details=merged('details'), notes=notes))
 
 
 def table(made):

@@ -92,16 +92,22 @@ def conditions(run, data, number):
 
 
 def make_curve(run, data):
-  """weights -> {'fd_infinity', 'fd_infinity_error'} of a few samples: a point of the curve that follows a training."""
+  """weights -> {'fd_infinity', 'fd_infinity_error'} of a few samples: a point of the curve that follows a training.
+
+  {} where samples are not finite, as they may be at first.
+  """
   options, protocol = run.config.evaluate, make_protocol(run, data)
   number = options.curve_samples
   cond, _ = conditions(run, data, number)
   sample, batch = sampling.make_sample(run, options.seed), min(run.config.sample.batch, number)
 
   def point(weights):
-    batches = sampling.stream(run, sample, batch, weights, np.arange(number), cond)
+    lost = []
+    batches = sampling.stream(run, sample, batch, weights, np.arange(number), cond, lost=lost)
     images = (outputs['images'] for outputs, _ in batches)
     features, _ = extract_all(protocol.extract, images, sharding.local_mesh(run.mesh))
+    if lost:
+      return {}
     distance = frechet.fd_infinity(features.moments, protocol.split.moments)
     return dict(fd_infinity=distance.value, fd_infinity_error=distance.error)
   return point
@@ -192,7 +198,9 @@ def panel(images, train, copies, folder):
 # ---- the evaluator
 def _needs(run, data):
   return first('' if run.draws else f'the objective {run.objective.name} draws nothing',
-               '' if run.task.gives == 'images' else f'the samples are {run.task.gives}, not images')
+               '' if run.task.gives == 'images' else f'the samples are {run.task.gives}, not images',
+               '' if size(data.train) >= measure.ENOUGH else
+               f'it needs at least {measure.ENOUGH} training images, and there are {size(data.train)}')
 
 
 def _prepare(run, data):

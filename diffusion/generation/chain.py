@@ -14,6 +14,7 @@ class Drawn(NamedTuple):
   outputs: dict   # of its task
   frames: Any     # of the steps that were traced, or None
   asked: Any      # the Asked of its request
+  lost: list      # ids of samples that are not finite
 
 
 def parse(text):
@@ -65,7 +66,8 @@ def draw(models, request, number, seed, batch, trace=None, setting='config.sampl
     asked = requests.ask(run, own | given, ids, part_seed(seed, i), setting)
     drawn = sampling.make_draw(run, part_seed(seed, i), batch, trace=trace if i == len(models) - 1 else None,
                                shape=asked.shape)
-    parts.append(Drawn(*drawn(weights, ids, asked.cond), asked))
+    lost = []
+    parts.append(Drawn(*drawn(weights, ids, asked.cond, lost=lost), asked, lost))
   return parts
 
 

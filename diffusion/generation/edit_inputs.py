@@ -8,19 +8,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion.data.decode_images import decoder
+from diffusion.data.decode_images import decoder, reason
 from diffusion.errors import InputError
 from diffusion.generation import requests
 from diffusion.samplers import constraints
 from diffusion.setup import specs
 from diffusion.setup.build import require
+from diffusion.tasks.classes import split_names
 
 # The tasks, and the file that each needs besides the image.
 TASKS = dict(inpaint='mask', repaint='mask', outpaint='', img2img='', invert='', interpolate='target', colourise='',
              upscale='')
 MASKED = ('inpaint', 'repaint', 'outpaint')  # known pixels are replaced at every level
-RANGES = dict(num_samples=(1, 10_000), factor=(2, 64), jump=(1, 10_000), repeats=(1, 10_000), seed=(0, 2 ** 31 - 1),
-              strength=(0, 1))
+RANGES = dict(num_samples=(1, 10_000), factor=(2, 64), jump=(1, 10_000), repeats=(1, 10_000), strength=(0, 1))
 
 
 class Inputs(NamedTuple):
@@ -64,7 +64,7 @@ def read(run):
   size = _input_size(run)
   if options.task in MASKED:
     constraints.inpaint(run.sampler, 0., True).plan(run.levels)  # refuses samplers that skip levels
-  number = len(options.classes.split(',')) if options.task == 'invert' else options.num_samples
+  number = max(1, len(split_names(options.classes))) if options.task == 'invert' else options.num_samples
   cond, labels = _conditions(run, 'classes', number)
   source_cond, _ = _conditions(run, 'source_class', 1)
   if options.task == 'outpaint':
@@ -105,14 +105,13 @@ def _by(size):
 
 
 def _decode(options, field, **how):
-  path = options[field]
-  if not pathlib.Path(path).is_file():
-    raise InputError(f'config.edit.{field}={path!r}: no such file')
+  path = pathlib.Path(options[field]).expanduser()
+  if not path.is_file():
+    raise InputError(f'config.edit.{field}={options[field]!r}: no such file')
   try:
     return decoder(**how)(path)
   except Exception as error:  # decoders of broken files raise nearly anything
-    why = ' '.join(str(error).split())
-    raise InputError(f'config.edit.{field}={path!r} cannot be read as an image ({why}); save it as PNG') from error
+    raise InputError(f'config.edit.{field}={options[field]!r} cannot be read as an image ({reason(error)}); save it as PNG') from error
 
 
 def _image(options, field, size, channels):

@@ -13,10 +13,9 @@ from diffusion import samplers
 from diffusion.core import operators
 from diffusion.core.gaussian import clip
 from diffusion.generation import sampling, strips
-from diffusion.generation.sample_report import new_folder
 from diffusion.samplers import constraints
 from diffusion.system import sharding
-from diffusion.system.files import write_atomic, write_npz
+from diffusion.system.files import numbered_folder, write_atomic, write_npz
 from diffusion.tasks import pages
 from diffusion.tasks.classes import split_names
 from diffusion.training.open_model import with_guide_model
@@ -172,9 +171,15 @@ def write(run, inputs, parent, weights, step, versions):
   Returns:
     The folder.
   """
+  with numbered_folder(parent, step) as folder:
+    result = OPERATIONS[run.config.edit.task](
+      *with_guide_model(run, weights, run.config.edit.classes or 'none'), inputs)
+    _write_result(folder, run, inputs, result, step, versions)
+  return folder
+
+
+def _write_result(folder, run, inputs, result, step, versions):
   config, task = run.config, run.config.edit.task
-  result = OPERATIONS[task](*with_guide_model(run, weights, config.edit.classes or 'none'), inputs)
-  folder = new_folder(parent, step)
   tiles = [_rgb(image) for _, image in result.before] + [_rgb(image) for image in result.images]
   labels = [label for label, _ in result.before] + list(result.labels)
   sampler = 'ddim' if task in ('invert', 'interpolate') else config.sampler
@@ -186,7 +191,6 @@ def write(run, inputs, parent, weights, step, versions):
   record = dict(step=step, config=json.loads(config.to_json()), classes=list(run.classes), labels=labels,
                 versions=versions)
   write_atomic(folder / 'record.json', json.dumps(record | result.facts, indent=2).encode())
-  return folder
 
 
 def _rgb(image):

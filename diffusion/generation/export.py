@@ -12,6 +12,7 @@ The folder of an export holds
   config.json           config, facts of the task, step, versions
   sample.py             draws samples, and a page of images, with jax, numpy, safetensors and pillow alone
 """
+import errno
 import json
 import os
 
@@ -28,7 +29,8 @@ from diffusion.setup import build
 from diffusion.setup.build import require
 from diffusion.system import sharding
 from diffusion.system.checksums import flat
-from diffusion.tasks.classes import split_names
+from diffusion.system.files import writable
+from diffusion.tasks.classes import drawn_classes, split_names
 from diffusion.training.open_model import open_at, with_guide_model
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -78,6 +80,7 @@ def write(run, weights, step, folder, versions):
     raise InputError(f'--mode=export needs a single process, but there are {jax.process_count()}; run it on one host')
   if folder.exists():
     raise InputError(f'{folder} exists already; move it away to export again')
+  writable(folder.parent)  # before the work
   # On a mesh of one device: a batch of unknown size cannot be divided over several.
   run = build.build(config, run.task, run.example, sharding.make_mesh(devices=jax.local_devices()[:1]),
                     open_model=open_at)
@@ -90,11 +93,10 @@ def write(run, weights, step, folder, versions):
   files = {'weights.safetensors': save(own, metadata)}
   files |= {'frozen.safetensors': save(given)} if given else {}
   files |= {'requests.safetensors': save(asked)} if asked else {}
-  _write_folder(folder, files | {
+  return _write_folder(folder, files | {
     'sampler.stablehlo': bytes(sampler(run, weights).serialize()),
     'config.json': json.dumps(record | facts, indent=2).encode(),
     'sample.py': SAMPLE.encode()})
-  return folder
 
 
 def rest_of(weights):
@@ -135,19 +137,33 @@ def unflat(like, arrays):
 
 def conditions(run):
   """The conditions that samples cycle through, as config.sample says, {path: [R, ...]}; {} if there are none."""
-  number = len(split_names(run.config.sample.classes) or run.classes) or 1
+  number = len(split_names(run.config.sample.classes) or drawn_classes(run.task.facts)) or 1
   return flat_arrays(requests.ask(run, requests.of_config(run), np.arange(number), run.config.sample.seed).cond)
 
 
+def _place(part, folder):
+  """Renames `part` to `folder`, or to the first free of folder-2, folder-3 .. if another process was faster."""
+  number = 1
+  while True:
+    place = folder if number == 1 else folder.parent / f'{folder.name}-{number}'
+    try:
+      os.rename(part, place)  # fails where there is a folder with files
+      return place
+    except OSError as error:
+      if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+        raise
+      number += 1
+
+
 def _write_folder(folder, files):
-  """Writes all of {name: bytes} or nothing: into a temporary folder beside it, which is then renamed."""
+  """Writes all of {name: bytes} or nothing: into a temporary folder beside it, which is then renamed. The folder."""
   part = folder.parent / f'.{folder.name}.{os.getpid()}.part'
   try:
     try:
       part.mkdir(parents=True)
       for name, data in files.items():
         (part / name).write_bytes(data)
-      part.rename(folder)
+      return _place(part, folder)
     except BaseException:
       if part.exists():
         part.rmtree()

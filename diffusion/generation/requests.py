@@ -3,6 +3,7 @@ import jax
 import numpy as np
 
 from diffusion.errors import InputError, unknown
+from diffusion.setup import specs
 from diffusion.tasks import Asked
 
 NAMED = ('classes', 'class_mix')  # requests with a setting of their own in config.sample
@@ -18,7 +19,7 @@ def of_config(run):
 def parse(text, takes):
   """'length: 128 | prompt: a hero' -> {'length': '128', 'prompt': 'a hero'}; a part without a name is for takes[0]."""
   request = {}
-  for part in text.split('|') if text.strip() else ():
+  for part in specs.split(text, '|'):
     name, colon, value = part.partition(':')
     name = name.strip()
     if not colon or not name.isidentifier():

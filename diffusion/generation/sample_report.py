@@ -5,12 +5,12 @@ import numpy as np
 
 from diffusion.core import ema, grids
 from diffusion.errors import InputError
-from diffusion.generation import chain, requests, strips
+from diffusion.generation import chain, requests, sampling, strips
 from diffusion.setup.build import load_data
 from diffusion.setup.choices import parse_emas
 from diffusion.setup.specs import parse, resolve, unknown
 from diffusion.system import multihost
-from diffusion.system.files import write_atomic
+from diffusion.system.files import numbered_folder, write_atomic
 from diffusion.tasks import pages
 from diffusion.tasks.classes import parse_mix, split_names
 from diffusion.training.open_model import load
@@ -61,17 +61,6 @@ def parse_show(text):
   return set(SHOWS) if 'all' in names else names
 
 
-def new_folder(parent, step):
-  """Makes samples/001_step_5000, then 002_..: earlier folders stay as they are."""
-  if not multihost.is_main():
-    return parent / f'step_{step}'  # nothing is written there
-  parent.mkdir(parents=True, exist_ok=True)
-  taken = [int(number) for path in parent.iterdir() if (number := path.name.partition('_')[0]).isdigit()]
-  folder = parent / f'{max(taken, default=0) + 1:03d}_step_{step}'
-  folder.mkdir()
-  return folder
-
-
 def batch_size(options):
   """Images per batch of config.sample."""
   return min(options.batch, options.num_samples)
@@ -98,22 +87,33 @@ def write(model, parent, versions, data=None):
   if data is None and 'noising' in parse_show(options.show):
     data = load_data(config)
   models = [model] + [load(where, **settings) for where, settings in chain.parse(options.then)]
+  with numbered_folder(parent, model.step) as folder:
+    _draw_into(folder, models, versions, data)
+  return folder
+
+
+def _draw_into(folder, models, versions, data):
+  (run, _, step), config = models[0], models[0].run.config
+  options = config.sample
   parts = chain.draw(models, requests.of_config(run), options.num_samples, options.seed, batch_size(options),
                      traced(options) if len(models) == 1 else None)
-  folder = new_folder(parent, model.step)
-  title = ', '.join(filter(None, (f'step {model.step}', config.sampler, config.grid, config.guide, options.class_mix,
+  title = ', '.join(filter(None, (f'step {step}', config.sampler, config.grid, config.guide, options.class_mix,
                                   options.ask)))
   for i, (each, part) in enumerate(zip(models, parts)):
     place = folder / f'part_{i + 1}' if len(models) > 1 else folder
     if multihost.is_main():
       place.mkdir(exist_ok=True)
     save(each.run, place, part.outputs, part.asked, title)
-  record = dict(step=model.step, config=json.loads(config.to_json()), facts=run.task.facts, versions=versions,
-                classes=list(run.classes))
+  lost = sorted({id for part in parts for id in part.lost})
+  record = dict(step=step, config=json.loads(config.to_json()), facts=run.task.facts, versions=versions,
+                classes=list(run.classes), not_finite=lost)
   write_atomic(folder / 'record.json', json.dumps(record, indent=2).encode())
+  try:
+    sampling.check_finite(lost, options.num_samples)
+  except InputError as error:
+    raise InputError(f'{folder}: {error}') from error
   if len(models) == 1:
-    _write_strips(model, data, folder, title, parts[0])
-  return folder
+    _write_strips(models[0], data, folder, title, parts[0])
 
 
 def save(run, folder, outputs, asked, title):

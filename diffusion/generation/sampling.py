@@ -7,6 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffusion import samplers
+from diffusion.errors import check_seed, InputError
 from diffusion.setup.build import require
 from diffusion.system import sharding
 
@@ -22,7 +23,8 @@ def make_sample(run, seed, sampler=None, levels=None, trace=None, shape=None):
     shape: of one x0, in place of that of training.
   Returns:
     sample(weights, ids [B], cond: tree [B, ...] or None, start [B, ...] or None)
-      -> (outputs {name: [B, ...]}, frames {name: [S+1, len(trace), ...]}, the starting noise first, or None).
+      -> (outputs {name: [B, ...]}, frames {name: [S+1, len(trace), ...]}, the starting noise first, or None,
+      whether all values of a sample are finite, bool [B]).
   """
   sampler, levels, shape = sampler or run.sampler, run.levels if levels is None else levels, shape or run.shape
 
@@ -30,7 +32,8 @@ def make_sample(run, seed, sampler=None, levels=None, trace=None, shape=None):
   def sample(weights, ids, cond, start):
     keys = samplers.sample_keys(seed, ids)
     if 'denoise' not in run.can:
-      return run.decode(weights.frozen, run.model(weights).draw(keys, cond, shape), cond), None
+      x = run.model(weights).draw(keys, cond, shape)
+      return run.decode(weights.frozen, x, cond), None, finite_rows(x)
     project = run.task.project and (lambda x: run.task.project(x, cond))
     x = samplers.prior(keys, levels, shape) if start is None else start
     x = project(x) if project else x
@@ -42,27 +45,48 @@ def make_sample(run, seed, sampler=None, levels=None, trace=None, shape=None):
     follow = None if trace is None else lambda state: frame(state.x)
     out = samplers.sample(keys, run.denoise(weights, cond), solver, levels, x, follow)
     if trace is None:
-      return run.decode(weights.frozen, out, cond), None
+      return run.decode(weights.frozen, out, cond), None, finite_rows(out)
     frames = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), frame(x), out[1])
-    return run.decode(weights.frozen, out[0], cond), frames
+    return run.decode(weights.frozen, out[0], cond), frames, finite_rows(out[0])
   return sample
 
 
-def stream(run, sample, batch, weights, ids, cond=None, start=None):
+def finite_rows(x):
+  """Whether all values of an example are finite, bool [B]; x: a tree [B, ...]."""
+  whole = lambda a: jnp.all(jnp.isfinite(a), tuple(range(1, a.ndim)))
+  return jnp.all(jnp.stack(jax.tree.leaves(jax.tree.map(whole, x))), 0)
+
+
+def check_finite(lost, number):
+  """Raises InputError if some of `number` samples are not finite. lost: their ids."""
+  if lost:
+    which = ', '.join(map(str, lost[:8])) + (', ..' if len(lost) > 8 else '')
+    raise InputError(f'{len(lost)} of {number} samples are not finite (number {which}): lower the scale of '
+                     'config.guide, set config.clip_x0=True, or use more steps in config.grid')
+
+
+def stream(run, sample, batch, weights, ids, cond=None, start=None, lost=None):
   """Yields what `sample` (see make_sample) returns, batch by batch, for any number of ids.
 
   Args:
     batch: samples per batch; rounded up to a multiple of the devices.
     ids, cond, start: [N, ...], as for make_sample.
+    lost: a list, to which the ids of samples that are not finite are added; None: they raise after the last batch.
   Yields:
     (outputs {name: [n, ...]}, frames or None); the samples of all batches are N.
+  Raises:
+    InputError: samples that are not finite.
   """
+  found = [] if lost is None else lost
   batch = -(-batch // run.mesh.size) * run.mesh.size
   for first in tqdm(range(0, len(ids), batch), 'sampling', unit='batch', leave=False, delay=2, disable=None):
     index = np.minimum(np.arange(first, first + batch), len(ids) - 1)  # the last id fills up the last batch
     rows = jax.tree.map(lambda a: sharding.put_batch(np.asarray(a)[index], run.mesh), (np.asarray(ids), cond, start))
-    outputs, frames = jax.device_get(sample(weights, *rows))
+    outputs, frames, finite = jax.device_get(sample(weights, *rows))
+    found += [int(ids[i]) for i, good in zip(range(first, len(ids)), finite) if not good]
     yield jax.tree.map(lambda a: a[:len(ids) - first], outputs), frames
+  if lost is None:
+    check_finite(found, len(ids))
 
 
 def make_draw(run, seed, batch, sampler=None, levels=None, trace=None, shape=None):
@@ -70,13 +94,13 @@ def make_draw(run, seed, batch, sampler=None, levels=None, trace=None, shape=Non
 
   Args: as for make_sample and stream.
   Returns:
-    draw(weights, ids [N], cond=None, start=None) -> (outputs {name: [N, ...]}, frames of the first batch or None).
-    Sample k depends on (seed, k) and its condition alone, not on `batch` or the devices.
+    draw(weights, ids [N], cond=None, start=None, lost=None) -> (outputs {name: [N, ...]}, frames of the first batch
+    or None). Sample k depends on (seed, k) and its condition alone, not on `batch` or the devices.
   """
   sample = make_sample(run, seed, sampler, levels, trace, shape)
 
-  def draw(weights, ids, cond=None, start=None):
-    outputs, frames = zip(*stream(run, sample, batch, weights, ids, cond, start))
+  def draw(weights, ids, cond=None, start=None, lost=None):
+    outputs, frames = zip(*stream(run, sample, batch, weights, ids, cond, start, lost))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs), frames[0]
   return draw
 
@@ -93,11 +117,13 @@ def draw(model, number, seed=0, batch=48, **request):
   Returns:
     What the task gives: of images uint8 [number, H, W, C].
   Raises:
-    InputError: a model that draws nothing, or a request that it does not understand.
+    InputError: a model that draws nothing, a request that it does not understand, samples that are not finite.
   """
   from diffusion.generation import chain  # which draws with this module
+  check_seed('seed', seed)
   models = model if isinstance(model, list) else [model]
   for each in models:
     require(each.run, 'draws')
   parts = chain.draw(models, request, number, seed, batch, setting='')
+  check_finite(parts[-1].lost, number)
   return parts[-1].outputs[models[-1].run.task.gives]

@@ -49,8 +49,8 @@ def parse_emas(text):
     InputError: an unknown kind, a value out of range, or the same average twice.
   """
   found = {}
-  for part in text.split('|') if text.strip() else ():
-    rule = specs.resolve(dict(extra_emas=dict(decay=ema.decay, power=ema.power)), 'extra_emas', part.strip())
+  for part in specs.split(text, '|'):
+    rule = specs.resolve(dict(extra_emas=dict(decay=ema.decay, power=ema.power)), 'extra_emas', part)
     kind, args, kwargs = specs.parse(part)
     name = f'{kind}({float([*args, *kwargs.values()][0])})'
     if name in found:

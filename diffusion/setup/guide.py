@@ -96,7 +96,7 @@ def parse(text):
   Raises:
     InputError: an unknown part or argument, a value out of range, parts in an order that has no meaning.
   """
-  pieces = [piece.strip() for piece in text.split('|') if piece.strip()]
+  pieces = specs.split(text, '|')
   names = tuple(specs.parse(piece)[0] for piece in pieces)
   guide = Guide(text, names, tuple(specs.resolve(dict(guide=GUIDE), 'guide', piece) for piece in pieces))
   try:

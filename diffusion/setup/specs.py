@@ -12,28 +12,32 @@ NESTED = {'schedule', 'grid', 'sampler'}
 HIDDEN = ('self', 'parent', 'name', 'constrain')  # fields of a Flax module that no spec sets
 
 
-def split(text):
-  """The comma-separated parts of an argument list; commas inside brackets and quotes do not count."""
-  parts, depth, quote, start = [], 0, None, 0
+def split(text, separator=','):
+  """The parts of an argument list; separators inside brackets and quotes do not count.
+
+  A quote opens where a value starts, so that a path may hold one, as in folder(/photos/mother's, size=32).
+  """
+  parts, depth, quote, start, before = [], 0, None, 0, separator
   for i, c in enumerate(text):
     if quote:
-      quote = None if c == quote else quote
-    elif c in '\'"':
+      quote = None if c == quote and text[i - 1] != '\\' else quote
+    elif c in '\'"' and before in separator + ',=([{:':
       quote = c
     elif c in '([{':
       depth += 1
     elif c in ')]}':
-      depth -= 1
-    elif c == ',' and depth == 0:
+      depth = max(depth - 1, 0)
+    elif c == separator and depth == 0:
       parts.append(text[start:i])
       start = i + 1
+    before = before if c.isspace() else c
   return [part.strip() for part in (*parts, text[start:]) if part.strip()]
 
 
 def _literal(text):
   try:
     return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
+  except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two for deep nesting
     return text
 
 
@@ -103,5 +107,5 @@ def resolve(choices, field, spec, **extra):
     if str(error).startswith('config.'):  # it names a setting itself
       raise
     raise InputError(f'config.{field}={spec!r}: {error}') from error
-  except (TypeError, AttributeError, ValueError, ArithmeticError) as error:  # a wrong type, such as trailing(ten)
+  except (TypeError, AttributeError, ValueError, ArithmeticError, LookupError) as error:  # as of trailing(ten)
     raise InputError(f'config.{field}={spec!r}: {error}; expected {expected}') from error

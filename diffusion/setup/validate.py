@@ -6,7 +6,7 @@ import numpy as np
 from diffusion.core import gaussian
 from diffusion.core.gaussian import Noise, take
 from diffusion.core.schedules import evaluate, scaling_of
-from diffusion.errors import InputError, unknown
+from diffusion.errors import check_seed, InputError, unknown
 from diffusion.samplers import Sampler
 from diffusion.setup import guide, specs
 from diffusion.setup.choices import CHOICES, make, parse_emas
@@ -15,8 +15,8 @@ from diffusion.setup.optimizer import parse_groups
 COUNTS = ('fsdp', 'grad_accumulation', 'batch', 'steps', 'log_every', 'val_every', 'val_samples', 'sample_every',
           'save_every', 'keep_last')
 RANGES = dict(condition_dropout=(0, 1), ema_decay=(0, 1), learning_rate=(0, np.inf), grad_clip=(0, np.inf),
-              logvar_channels=(0, np.inf), keep_every=(0, np.inf), snapshot_every=(0, np.inf), data_workers=(0, 256),
-              seed=(0, 2 ** 31))
+              logvar_channels=(0, np.inf), keep_every=(0, np.inf), snapshot_every=(0, np.inf), data_workers=(0, 256))
+SEEDS = ('seed', 'sample.seed', 'edit.seed', 'evaluate.seed')
 UNSCALED = 10.  # largest sigma at alpha = 1 for a target that does not scale the input of the network
 
 
@@ -86,6 +86,9 @@ def _check_numbers(config):
   for field, (low, high) in RANGES.items():
     if not low <= config[field] <= high or not np.isfinite(config[field]):
       raise InputError(f'config.{field}={config[field]}: expected a number from {low} to {high}')
+  for field in SEEDS:
+    section, _, last = field.rpartition('.')
+    check_seed(f'config.{field}', config[section][last] if section else config[last])
   if config.on_save_error not in ('stop', 'continue'):
     raise InputError(f"config.on_save_error={config.on_save_error!r}: expected 'stop' or 'continue'")
 

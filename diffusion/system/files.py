@@ -1,4 +1,6 @@
 """Atomic writes, so that readers see the old or the new file and never a part; and checks that one can write."""
+import codecs
+import contextlib
 import io
 import os
 
@@ -7,6 +9,32 @@ import numpy as np
 
 from diffusion.errors import InputError
 from diffusion.system.multihost import is_main, process_index
+
+
+BYTE_ORDER = {codecs.BOM_UTF8: 'utf-8-sig', codecs.BOM_UTF32_LE: 'utf-32', codecs.BOM_UTF32_BE: 'utf-32',
+              codecs.BOM_UTF16_LE: 'utf-16', codecs.BOM_UTF16_BE: 'utf-16'}  # marks at the start of a file
+
+
+def read_text(path):
+  """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark, which is left out.
+
+  Raises:
+    InputError: it cannot be read, or is no such text; names the file and the line.
+  """
+  try:
+    data = path.read_bytes()
+  except OSError as error:
+    raise InputError(f'{path} cannot be read: {error.strerror or error}') from error
+  encoding = next((name for mark, name in BYTE_ORDER.items() if data.startswith(mark)), 'utf-8')
+  try:
+    text = data.decode(encoding)
+  except UnicodeDecodeError as error:
+    line = data[:error.start].count(b'\n') + 1
+    raise InputError(f'{path}, line {line}: this is not text in UTF-8; save it as UTF-8') from error
+  if '\0' in text:
+    line = text[:text.index('\0')].count('\n') + 1
+    raise InputError(f'{path}, line {line}: a zero byte, as in UTF-16 without its mark; save it as UTF-8')
+  return text
 
 
 def write_atomic(path, data: bytes) -> None:
@@ -60,3 +88,33 @@ def write_npz(path, arrays) -> None:
   buffer = io.BytesIO()
   np.savez_compressed(buffer, allow_pickle=False, **arrays)
   write_atomic(path, buffer.getvalue())
+
+
+@contextlib.contextmanager
+def numbered_folder(parent, step):
+  """A new folder, 001_step_5000 then 002_.., made before the work whose results it gets: no place, no work.
+
+  Processes that work in one `parent` at a time get folders of their own. If the work fails before anything is written,
+  the folder is removed. Of the processes of one run only the first makes it.
+
+  Raises:
+    InputError: the folder cannot be made.
+  """
+  if not is_main():
+    yield parent / f'step_{step}'  # nothing is written there
+    return
+  writable(parent)
+  folder = None
+  while folder is None:
+    taken = [int(number) for path in parent.iterdir() if (number := path.name.partition('_')[0]).isdigit()]
+    try:
+      folder = parent / f'{max(taken, default=0) + 1:03d}_step_{step}'
+      folder.mkdir()
+    except FileExistsError:  # another process took it
+      folder = None
+  try:
+    yield folder
+  except BaseException:
+    with contextlib.suppress(OSError):  # what is written stays
+      folder.rmdir()
+    raise

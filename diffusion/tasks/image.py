@@ -7,7 +7,7 @@ from diffusion.data.arrays import from_unit, images_batch, to_unit
 from diffusion.system.files import write_npz
 from diffusion.tasks import pages
 from diffusion.tasks.base import need, Task
-from diffusion.tasks.classes import ask_classes, TAKES
+from diffusion.tasks.classes import ask_classes, class_facts, TAKES
 
 
 def image(flip=False, *, data=None, facts=None):
@@ -18,7 +18,7 @@ def image(flip=False, *, data=None, facts=None):
   """
   if data is not None:
     need(data, 'images')
-    facts = dict(shape=list(data.arrays['images'].shape[1:]), classes=list(data.facts.get('classes', ())))
+    facts = dict(shape=list(data.arrays['images'].shape[1:]), **class_facts(data))
   facts = facts or {}
   classes = tuple(facts.get('classes', ()))
 
@@ -39,6 +39,6 @@ def image(flip=False, *, data=None, facts=None):
 
   return Task(
     images_batch, encode, null=lambda cond: jax.tree.map(jnp.zeros_like, cond),
-    decode=lambda frozen, x0, cond: dict(images=from_unit(x0)), ask=ask_classes(classes), show=show, save=save,
+    decode=lambda frozen, x0, cond: dict(images=from_unit(x0)), ask=ask_classes(facts), show=show, save=save,
     facts=facts, tiles=lambda outputs: outputs['images'], takes=TAKES, gives='images', bounds=(-1., 1.), levels=256,
     evaluators=('loss', 'samples', 'bound', 'ode'))

@@ -10,7 +10,7 @@ from diffusion.data.dataset import condition_vectors
 from diffusion.errors import InputError
 from diffusion.system.files import write_atomic, write_npz
 from diffusion.tasks.base import need, Task
-from diffusion.tasks.classes import ask_classes, TAKES
+from diffusion.tasks.classes import ask_classes, class_facts, TAKES
 
 REACH = 2.5  # standard deviations that a plot shows on each side
 
@@ -22,7 +22,7 @@ def points(*, data=None, facts=None, fitted=None):
     xy = data.arrays['points']
     if xy.ndim != 2 or xy.shape[1] != 2:
       raise InputError(f'it needs points of the plane, [N, 2], and config.data has {list(xy.shape)}')
-    facts = dict(data.facts, classes=list(data.facts.get('classes', ())))
+    facts = dict(data.facts) | class_facts(data)
     measured = dict(mean=xy.mean(0, np.float64), scale=xy.std(0, dtype=np.float64))
     fitted = fitted or {name: a.astype(np.float32) for name, a in measured.items()}
   facts, fitted = facts or {}, fitted or dict(mean=np.zeros(2, np.float32), scale=np.ones(2, np.float32))
@@ -45,7 +45,7 @@ def points(*, data=None, facts=None, fitted=None):
   return Task(
     batch, lambda frozen, key, batch: ((batch['points'] - mean) / scale, batch.get('cond')),
     null=lambda cond: jax.tree.map(jnp.zeros_like, cond),
-    decode=lambda frozen, x0, cond: dict(points=x0 * scale + mean), ask=ask_classes(classes), show=show, save=save,
+    decode=lambda frozen, x0, cond: dict(points=x0 * scale + mean), ask=ask_classes(facts), show=show, save=save,
     facts=facts, fitted=fitted, takes=TAKES, gives='points', evaluators=('loss', 'density'))
 
 

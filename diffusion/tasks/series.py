@@ -11,7 +11,7 @@ from diffusion.errors import InputError
 from diffusion.system.files import write_atomic
 from diffusion.tasks import pages
 from diffusion.tasks.base import need, Task
-from diffusion.tasks.classes import ask_classes, TAKES
+from diffusion.tasks.classes import ask_classes, class_facts, TAKES
 
 WIDTH, HEIGHT = 180, 90  # pixels of a picture
 REACH = 3.               # standard deviations that it shows on each side of the mean
@@ -27,7 +27,7 @@ def series(*, data=None, facts=None, fitted=None):
   if data is not None:
     need(data, 'series')
     values = data.arrays['series']
-    facts = dict(shape=list(values.shape[1:]), classes=list(data.facts.get('classes', ())))
+    facts = dict(shape=list(values.shape[1:]), **class_facts(data))
     measured = dict(mean=values.mean((0, 1), np.float64), scale=values.std((0, 1), dtype=np.float64) + 1e-12)
     fitted = fitted or {name: a.astype(np.float32) for name, a in measured.items()}
   facts, fitted = facts or {}, fitted or dict(mean=np.zeros(1, np.float32), scale=np.ones(1, np.float32))
@@ -38,7 +38,7 @@ def series(*, data=None, facts=None, fitted=None):
     return dict(series=data.arrays['series'][indices]) | conditional
 
   def ask(request, ids, seed):
-    asked, text = ask_classes(classes)(request, ids, seed), str(request.get('length', '') or facts['shape'][0])
+    asked, text = ask_classes(facts)(request, ids, seed), str(request.get('length', '') or facts['shape'][0])
     if not (text.isdigit() and LEAST <= int(text) <= MOST):
       raise InputError(f'length={text!r}: expected a whole number of samples, from {LEAST} to {MOST:,}')
     return asked._replace(shape=(int(text), facts['shape'][1]))

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 from etils import epath
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from diffusion.data.dataset import Source
+from diffusion.data.dataset import fingerprint, Source
 from diffusion.errors import InputError
 from diffusion.setup import build, specs
 from diffusion.setup.build import Weights
@@ -18,7 +19,7 @@ from diffusion.setup.optimizer import merged
 from diffusion.system import sharding, tensors
 from diffusion.system.checkpoint import open_checkpoints
 from diffusion.training import posthoc
-from diffusion.training.record import record_of, require_same_model, require_same_weights, to_meta
+from diffusion.training.record import OF_DATA, other_data, record_of, require_same_model, require_same_weights, to_meta
 from diffusion.training.state import abstract_state
 
 class Opened(NamedTuple):
@@ -104,13 +105,17 @@ def open_run(config, workdir, data=None, fsdp=None, parts=None, report=lambda la
   fitted = record.fitted if old else fitted_of(config)
   task = make('task', config.task, data=data and data.train, facts=old and record.facts, fitted=fitted or None,
               open_model=open_at)
-  data = data and Source(*(task.prepare(task.frozen, side) for side in data[:2]), data.notes)
+  mark = data and fingerprint(data)
+  changed = other_data(config, old, mark) if old and data else ''
+  if changed:
+    report('note', changed)
+  data = data and Source(*(task.prepare(task.frozen, side) for side in data[:2]), (*data.notes, changed))
   example = encoded_example(task, data.train) if data else record.example
   if old:
     require_same_model(workdir, config, filled(old['config']), task.facts, record.facts, report)
   mesh = sharding.make_mesh(fsdp or math.gcd(config.fsdp, jax.device_count()))
   run = build.build(config, task, example, mesh, parts, open_at)
-  meta = to_meta(config, run)
+  meta = to_meta(config, run) | (dict(data_fingerprint=mark) if data else {})
   if old:
     require_same_weights(workdir, meta['hashes'], record.hashes)
   return Opened(run, checkpoints, meta, data)
@@ -146,9 +151,18 @@ def restore(run, checkpoints, step=None, report=lambda label, text: None):
 
 
 def choose_weights(run, state, workdir):
-  """The Weights of a state, with the parameters that config.sample.params names."""
+  """The Weights of a state, with the parameters that config.sample.params names. InputError: they are not finite."""
   chosen = merged(_choose_params(run, state, workdir), state.base)
+  if not all_finite(chosen):
+    raise InputError(f'{workdir}: the parameters at step {int(state.step)} are not finite, as after a diverged '
+                     'training; use an earlier checkpoint, or train anew with a lower config.learning_rate')
   return Weights(chosen, state.memory, placed_frozen(run))
+
+
+@jax.jit
+def all_finite(params):
+  """Whether all values of all arrays are finite."""
+  return jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(params)]))
 
 
 def _choose_params(run, state, workdir):
@@ -215,7 +229,8 @@ def _open_second(run, guide):
   if newest is None:
     raise InputError(f'{field}: {workdir} holds no checkpoint')
   facts, here = record_of(newest[1]).facts, json.loads(json.dumps(run.task.facts))
-  gaps = [f'{key} {facts.get(key)} there, {value} here' for key, value in here.items() if facts.get(key) != value]
+  gaps = [f'{key} {facts.get(key)} there, {value} here' for key, value in here.items()
+          if key not in OF_DATA and facts.get(key) != value]
   if gaps:
     raise InputError(f'{field}: {workdir} was trained on other data: {"; ".join(gaps)}')
   config = filled(ConfigDict(newest[1]['config']))

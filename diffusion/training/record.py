@@ -20,6 +20,7 @@ FREE = {'dtype', 'remat', 'fast', 'dropout', 'strength', 'levels'}  # arguments 
 # Any other setting may change; a resumed run reports changes of these.
 NOTED = ('seed', 'data', 'task', 'timesteps', 'loss_weight', 'loss_type', 'noise_type', 'condition_dropout', 'batch',
          'steps', 'optimizer', 'learning_rate', 'lr_schedule', 'grad_clip', 'ema_decay')
+OF_DATA = {'untrained'}  # facts of the examples at hand, on which the weights do not depend
 
 
 class Record(NamedTuple):
@@ -65,13 +66,22 @@ def require_same_model(workdir, config, old, facts, old_facts, report):
   gaps = [f'config.{key}: {config[key]!r} here, {old[key]!r} in the checkpoint' for key in gaps]
   facts = json.loads(json.dumps(facts))
   gaps += [f'{key}: {facts.get(key)} here, {old_facts.get(key)} in the checkpoint'
-           for key in {**facts, **old_facts} if facts.get(key) != old_facts.get(key)]
+           for key in {**facts, **old_facts} if key not in OF_DATA and facts.get(key) != old_facts.get(key)]
   if gaps:
     raise InputError(f'{workdir} holds a checkpoint of another model or optimizer ({"; ".join(gaps)}); '
                      'use another --workdir')
   changed = [f'{key} {old[key]!r} -> {config[key]!r}' for key in NOTED if config[key] != old[key]]
   if changed:
     report('changed', '; '.join(changed))
+
+
+def other_data(config, old, fingerprint):
+  """A note if the data are not those of the checkpoint whose record is `old`, though they have the same name; or ''."""
+  known = old.get('data_fingerprint')
+  if known in (None, fingerprint) or old['config'].get('data') != config.data:  # another name is reported as such
+    return ''
+  return (f'{config.data} holds other data than at the checkpoint (fingerprint {fingerprint[:8]}, then {known[:8]}): '
+          'the held-out side may hold what was trained on')
 
 
 def _optimizer_names(config):

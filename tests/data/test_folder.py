@@ -38,7 +38,9 @@ def test_sub_folders_are_classes_in_sorted_order_and_other_files_are_left_out(tm
   assert np.array_equal(source.train.arrays['images'], images[[2, 1, 3, 0]])
   assert source.train.facts['classes'] == ('cat', 'dog')
   assert source.train.arrays['labels'].tolist() == [0, 0, 1, 1]
-  assert source.notes == ('1 files of other types skipped: 1 .mp3',)
+  assert source.notes == ('2 hidden files and folders skipped: .thumbs, cat/.hidden.png',
+                          '1 files of other types skipped: 1 .mp3',
+                          '1 deeper sub-folders are no classes of their own: cat/deep')
   flat = sources.folder(str(tmp_path), labelled=False, heldout=0).train
   assert flat.facts.get('classes', ()) == () and np.array_equal(flat.arrays['images'], source.train.arrays['images'])
 
@@ -167,7 +169,8 @@ def test_unreadable_images_are_named_and_skipped_or_stop(tmp_path):
   (tmp_path / 'e.png').symlink_to('nowhere.png')
   source = sources.folder(str(tmp_path), heldout=0)
   assert len(source.train.arrays['images']) == 2
-  assert source.notes == ('3 unreadable images skipped: b.png, d.jpg, e.png',)
+  assert source.notes == ('3 unreadable images skipped: 1 for image file is truncated (b.png); '
+                          '1 for it is no image (d.jpg); 1 for No such file or directory (e.png)',)
   with pytest.raises(InputError, match='cannot read b.png'):
     sources.folder(str(tmp_path), unreadable='stop')
 

@@ -194,7 +194,7 @@ def read(path):
     InputError: the file is missing or has other contents.
   """
   try:
-    with np.load(io.BytesIO(epath.Path(path).read_bytes()), allow_pickle=False) as stored:
+    with np.load(io.BytesIO(epath.Path(path).expanduser().read_bytes()), allow_pickle=False) as stored:
       if all(name in stored for name in Moments._fields):
         return Moments(*(stored[name] for name in Moments._fields))
       mean, covariance = stored['mu'], stored['sigma']
