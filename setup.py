@@ -31,7 +31,8 @@ setup(
     'tqdm>=4.70,<5',
   ],
   extras_require={
-    'test': ['pytest>=9,<10', 'pytest-xdist>=3.5,<4', 'constriction>=0.5,<0.6', 'optuna>=5,<6', 'psutil>=7,<8'],
+    'test': ['pytest>=9,<10', 'pytest-xdist>=3.5,<4', 'constriction>=0.5,<0.6', 'optuna>=5,<6', 'psutil>=7,<8',
+             'hypothesis>=6.100,<7'],
     'tensorboard': ['tensorboard>=2.18,<3'],
     'tf': ['tensorflow>=2.18,<3'],  # only to prepare stock data sets
     'tpu': ['libtpu>=0.0.52,<0.1'],  # TPUs, and compiling for them without one: experiments/aot.py

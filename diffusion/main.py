@@ -175,6 +175,12 @@ def parse_flags(argv):
     moved = error.name == 'diffusion.config'
     raise InputError(f'{recipe}: {error}' + ('; it is now diffusion.setup.config' if moved else '')) from error
   except (flags.Error, ValueError, TypeError, OSError, ImportError, SyntaxError) as error:
+    wrong = re.match(r'flag --config\.([\w.]+)=(.*?): ', str(error), re.S)
+    if wrong and isinstance(error, flags.IllegalFlagValueError):
+      usual = default()
+      for key in wrong[1].split('.'):
+        usual = usual[key]
+      raise InputError(f'--config.{wrong[1]}={wrong[2]}: expected a value such as {usual!r}') from error
     lines = [line for line in str(error).splitlines() if line.strip()]
     raise InputError(lines[-1].removeprefix('diffusion.errors.InputError: ')) from error
 

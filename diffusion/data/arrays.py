@@ -196,7 +196,7 @@ def as_labels(array, classes, name):
 
 def as_classes(classes, name):
   """Names of classes as a tuple of texts. Raises InputError for one text, or a name that is there twice."""
-  if isinstance(classes, str) or not all(isinstance(c, (str, int)) for c in classes):
+  if not isinstance(classes, (tuple, list)) or not all(isinstance(c, (str, int)) for c in classes):
     raise InputError(f"{name}: classes={classes!r}: expected a list of names, such as ('cat', 'dog')")
   classes = tuple(map(str, classes))
   twice = [c for i, c in enumerate(classes) if c in classes[:i]]

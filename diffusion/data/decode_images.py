@@ -20,7 +20,7 @@ _ORIENTATION, _TURNS = 0x0112, {  # the EXIF tag, and what undoes its values
 # files here are the user's own, and every viewer opens them.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2 ** 28
 Image.MAX_IMAGE_PIXELS = 2 ** 29
-warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
+warnings.filterwarnings('ignore', module=r'PIL\.')  # on files that it reads all the same
 _RESAMPLE = {name: Image.Resampling[name.upper()]
              for name in ('nearest', 'box', 'bilinear', 'bicubic', 'lanczos')}
 

@@ -154,8 +154,11 @@ def put(config, key, value):
     raise InputError(f'{key}={value!r}: {unknown(key, list(config))}')
   try:
     text = isinstance(value, str) and not isinstance(place[last], str)
-    place[last] = ast.literal_eval(value) if text else value
-  except (TypeError, ValueError, SyntaxError) as error:
+    value = ast.literal_eval(value) if text else value
+    if value is None:
+      raise ValueError('no setting is None')
+    place[last] = value
+  except (TypeError, ValueError, SyntaxError, MemoryError, RecursionError) as error:
     raise InputError(f'{key}={value!r}: expected a value such as {place[last]!r}') from error
 
 

@@ -115,6 +115,6 @@ def numbered_folder(parent, step):
   try:
     yield folder
   except BaseException:
-    with contextlib.suppress(OSError):  # what is written stays
+    if not any(folder.iterdir()):  # what is written stays
       folder.rmdir()
     raise

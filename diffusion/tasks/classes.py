@@ -64,7 +64,7 @@ def _name(match):
 
 def quoted(name):
   """A name as it is written in a list or a mix."""
-  plain = name not in ('', 'none') and name == name.strip() and not re.search(r'[,+*|:]|^[\'"]', name)
+  plain = name not in ('', 'none') and name == name.strip() and not re.search(r'[,+*|:()\[\]{}]|^[\'"]', name)
   return name if plain else f"'{name}'" if "'" not in name else f'"{name}"'
 
 

@@ -6,12 +6,14 @@ that pixel art stays exact; larger ones are unchanged. The result is an RGB `PIL
 """
 import io
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from diffusion.errors import InputError
 from diffusion.system.files import write_atomic
+from diffusion.tasks.fonts import font_of
 
 _READABLE = 64    # pixels on the longer side of an image, at least
 _MARGIN = 10      # pixels around the page
@@ -134,41 +136,47 @@ def _chunks(items, size) -> list:
   return [items[i:i + size] for i in range(0, len(items), size)]
 
 
-def _fit(text, font, width) -> str:
-  """The text as one line, cut with an ellipsis if it is wider than `width` pixels."""
-  text = ' '.join(str(text).split())
-  if font.getlength(text) <= width:
-    return text
-  while text and font.getlength(text + '…') > width:
-    text = text[:-1]
-  return text.rstrip() + '…'
+class _Line(NamedTuple):
+  text: str
+  font: Any
+  width: int
+
+
+def _line(text, width=math.inf) -> _Line:
+  """The text as one line, in a font that has its letters, cut with an ellipsis if it is wider than `width` pixels."""
+  font, text = font_of(' '.join(str(text).split()), _FONT_SIZE)
+  if font.getlength(text) > width:
+    while text and font.getlength(text + '…') > width:
+      text = text[:-1]
+    text = text.rstrip() + '…'
+  return _Line(text, font, math.ceil(font.getlength(text)))
 
 
 def _page(cells, left=None, top=None, under=None, title=None) -> Image.Image:
   """Tiles [R][K] with labels at the left of rows, above columns and under tiles."""
-  font = ImageFont.load_default(_FONT_SIZE)
-  line = sum(font.getmetrics()) + 2
+  written = [_line(text) for text in (*(left or ()), *(top or ()), *sum(under or [], []), *([title] if title else []))]
+  line = max([sum(text.font.getmetrics()) for text in written], default=_FONT_SIZE) + 2
   # Captions need a wider gap than images, or two neighbours read as one.
   gap = 3 * _GAP if top or under else _GAP
   width = max(tile.width for row in cells for tile in row)
   width = max(width, _READABLE) if top or under else width
   height = max(tile.height for row in cells for tile in row)
   pitch = height + _GAP + (line + _GAP if under else 0)
-  left = [_fit(text, font, _LABEL_WIDTH) for text in left] if left else []
-  x0 = _MARGIN + (math.ceil(max(map(font.getlength, left))) + 2 * _GAP if left else 0)
+  left = [_line(text, _LABEL_WIDTH) for text in left or ()]
+  x0 = _MARGIN + (max(text.width for text in left) + 2 * _GAP if left else 0)
   y0 = _MARGIN + (line + _GAP if title else 0) + (line if top else 0)
-  title = _fit(title, font, math.inf) if title else ''
+  title = _line(title or '')
   columns = max(map(len, cells))
-  page_width = max(x0 + columns * (width + gap) - gap, _MARGIN + math.ceil(font.getlength(title))) + _MARGIN
+  page_width = max(x0 + columns * (width + gap) - gap, _MARGIN + title.width) + _MARGIN
   page = Image.new('RGB', (page_width, y0 + len(cells) * pitch - _GAP + _MARGIN), 'white')
   draw = ImageDraw.Draw(page)
 
-  def write(x, y, text, anchor, limit=math.inf):
-    draw.text((x, y), _fit(text, font, limit), 'black', font, anchor)
+  def write(x, y, line, anchor):
+    draw.text((x, y), line.text, 'black', line.font, anchor)
 
   write(_MARGIN, _MARGIN, title, 'la')
   for k, text in enumerate(top or []):
-    write(x0 + k * (width + gap) + width // 2, y0 - line, text, 'ma', width + gap - _GAP)
+    write(x0 + k * (width + gap) + width // 2, y0 - line, _line(text, width + gap - _GAP), 'ma')
   for r, row in enumerate(cells):
     y = y0 + r * pitch
     if left:
@@ -177,7 +185,7 @@ def _page(cells, left=None, top=None, under=None, title=None) -> Image.Image:
       x = x0 + k * (width + gap)
       page.paste(tile, (x + (width - tile.width) // 2, y + (height - tile.height) // 2))
       if under:
-        write(x + width // 2, y + height + 1, under[r][k], 'ma', width + gap - _GAP)
+        write(x + width // 2, y + height + 1, _line(under[r][k], width + gap - _GAP), 'ma')
   return page
 
 

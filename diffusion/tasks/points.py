@@ -11,6 +11,7 @@ from diffusion.errors import InputError
 from diffusion.system.files import write_atomic, write_npz
 from diffusion.tasks.base import need, Task
 from diffusion.tasks.classes import ask_classes, class_facts, TAKES
+from diffusion.tasks.fonts import escaped
 
 REACH = 2.5  # standard deviations that a plot shows on each side
 
@@ -58,11 +59,11 @@ def scatter(xy, labels, title, low, high):
   names = list(dict.fromkeys(labels)) if labels else [None]
   for name in sorted(names, key=str):
     chosen = np.array([label == name for label in labels]) if labels else slice(None)
-    axes.scatter(*np.asarray(xy)[chosen].T, s=4, alpha=.6, linewidths=0, label=name)
+    axes.scatter(*np.asarray(xy)[chosen].T, s=4, alpha=.6, linewidths=0, label=name and escaped(name))
   if labels:
     axes.legend(loc='upper right', markerscale=3)
   axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect='equal')
-  axes.set_title(title, fontsize=9, wrap=True)
+  axes.set_title(escaped(title), fontsize=9, wrap=True)
   return as_image(figure)
 
 

@@ -1,6 +1,7 @@
 """What --mode=evaluate is made of; the mode itself is in test_evaluate_command.py."""
 from types import SimpleNamespace
 
+from etils import epath
 import jax
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from diffusion.data.arrays import image_dataset
 from diffusion.data.dataset import Source, take
 from diffusion.errors import InputError
 from diffusion.evaluation import bits, report, sample_metrics
+from diffusion.evaluation.base import Evaluator, Measured
 from diffusion.evaluation.metrics.extractor import Features
+from diffusion.evaluation.metrics.record import Estimate
 from diffusion.setup.build import Weights
 from diffusion.setup.config import default, tiny
 from diffusion.system import sharding
@@ -89,6 +92,29 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(heldout, fi
   run.config[part][name] = value
   with pytest.raises(InputError, match=words):
     report.prepare(run, DATA._replace(heldout=heldout))
+
+
+def test_few_training_images_leave_the_samples_out_before_any_is_drawn(monkeypatch):
+  monkeypatch.setattr(sample_metrics, 'make_features', lambda *_: lambda *_: None)
+  parts, notes = report.prepare(experiment(), DATA._replace(train=take(TRAIN, slice(2))))
+  assert 'samples' not in parts and 'at least 16 training images, and there are 2' in notes[0]
+
+
+def test_what_was_measured_is_kept_when_an_evaluator_fails_or_gives_no_number(tmp_path, monkeypatch):
+  number = lambda value: lambda *_: Measured(dict(a_distance=Estimate(value, 1., 0., 1., 4)), {})
+  def broken(*_):
+    raise InputError('no such thing')
+  fakes = dict(loss=number(.5), bound=broken, ode=number(np.inf))
+  monkeypatch.setattr(report, 'EVALUATORS', {name: Evaluator(lambda *_: '', measure) for name, measure in fakes.items()})
+  run = experiment(guide='')
+  run.config.evaluate.parts = 'loss, bound, ode'
+  data = DATA._replace(notes=('a note on the data',))
+  with pytest.raises(InputError, match='bound: no such thing; ode: a_distance is not finite'):
+    report.evaluate(run, Weights({}), 3, data, epath.Path(tmp_path), {}, lambda *_: None)
+  [folder] = (tmp_path / 'evaluations').iterdir()
+  text = (folder / 'evaluation.md').read_text()
+  assert 'a_distance' in text and 'no such thing' in text and 'a note on the data' in text
+  assert not (folder / 'evaluation.json').exists()  # it would mark a complete evaluation
 
 
 def test_the_features_of_a_stream_do_not_depend_on_its_batches_and_only_so_many_are_kept():

@@ -6,6 +6,7 @@ import pytest
 
 from diffusion.errors import InputError
 from diffusion.tasks import pages
+from diffusion.tasks.fonts import escaped, font_of
 from diffusion.system.files import write_atomic
 
 RNG = np.random.default_rng(0)
@@ -90,10 +91,23 @@ def test_labels_of_rows_and_columns_and_the_title_touch_nothing_and_are_not_cut_
 
 
 def test_a_text_that_is_too_long_ends_in_an_ellipsis_and_a_short_one_is_left_alone():
-  font = pages.ImageFont.load_default(13)
-  assert pages._fit('axe', font, 70) == 'axe'
-  cut = pages._fit('a shield and a spear', font, 70)
+  font, _ = font_of('axe', 13)
+  assert pages._line('axe', 70).text == 'axe'
+  cut = pages._line('a shield and a spear', 70).text
   assert cut.endswith('…') and font.getlength(cut) <= 70 and 'a shield and a spear'.startswith(cut[:-1])
+
+
+def test_letters_of_any_alphabet_are_drawn_or_escaped_and_never_boxes():
+  words = ['café', 'кот', 'γάτα', 'hero']
+  for word in words:
+    font, text = font_of(word, 13)
+    assert text == word
+    glyphs = {bytes(font.getmask(c)) for c in set(word)}
+    assert len(glyphs) == len(set(word)), 'two letters look the same, as boxes do'
+  unknown = '\U00010A00'  # Kharoshthi
+  font, text = font_of(f'x{unknown}', 13)
+  assert text in (f'x{unknown}', r'x\U00010a00') and font_of('a\x00b\ud800', 13)[1] == 'a b '
+  assert escaped(f'é{unknown}') == r'é\U00010a00'
 
 
 def test_rows_of_different_lengths_keep_their_columns():
