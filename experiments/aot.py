@@ -30,7 +30,7 @@ from diffusion.main import argument, parse_flags
 from diffusion.setup.config import default
 from diffusion.setup.specs import parse
 from diffusion.system import platform
-from diffusion.system.files import write_atomic
+from diffusion.system.files import writable, write_atomic
 from experiments import hlo
 
 CHIPS = {'v5e': 'TPU v5 lite', 'v5p': 'TPU v5', 'v6e': 'TPU v6 lite'}  # name in topologies: device kind
@@ -227,12 +227,15 @@ def main(argv):
     raise InputError(f'unexpected argument {argv[1]!r}; every setting is --config.NAME=VALUE')
   logging.set_verbosity(logging.ERROR)
   options = flags.FLAGS
+  out = options.out and epath.Path(options.out).expanduser()
+  if out:
+    writable(out.parent)
   record = dict(config=argument(sys.argv, 'config')) | measure(
     options.config, options.topology, options.chips, tuple(map(int, options.shape)), options.classes, options.programs,
     lambda label, text: print(f'{label:<9} {text}', flush=True))
   print(tell(record))
-  if options.out:
-    write_atomic(epath.Path(options.out), json.dumps(record, indent=1).encode())
+  if out:
+    write_atomic(out, json.dumps(record, indent=1).encode())
 
 
 def define_flags():

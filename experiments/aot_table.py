@@ -12,7 +12,7 @@ import sys
 
 from etils import epath
 
-from diffusion.system.files import write_atomic
+from diffusion.system.files import output_folder, write_atomic
 
 CIFAR, IMAGENET = '--config=configs/cifar10.py:pod', '--config=configs/imagenet64.py:pod'
 SMALL = ('--config.net=unet(channels=64, multipliers=(1, 2), blocks=1, attention=(16,), heads=1, film=False, '
@@ -60,7 +60,7 @@ def main(argv):
   parser.add_argument('--only', nargs='*', default=[], choices=list(ROWS), metavar='ROW',
                       help=f'some of the rows: {", ".join(ROWS)}')
   options = parser.parse_args(argv)
-  out = epath.Path(options.out)
+  out = output_folder(options.out)
   for name in options.only or ROWS:
     path = out / 'rows' / f'{name}.json'
     if not path.exists():

@@ -153,7 +153,7 @@ def compress(model, options, out):
   from experiments import bits_back
   from diffusion.data.dataset import take
   from diffusion.errors import InputError
-  from diffusion.system.files import write_atomic
+  from diffusion.system.files import output_folder, write_atomic
   heldout = model.data.heldout
   if not 1 <= options.number <= len(heldout.images):
     raise InputError(f'--number={options.number}: expected from 1 to the {len(heldout.images)} held-out images')
@@ -228,13 +228,13 @@ def main():
   from etils import epath
   import numpy as np
   from diffusion.errors import InputError
-  from diffusion.system.files import write_atomic
+  from diffusion.system.files import output_folder, write_atomic
   from diffusion.commands import report
   from diffusion.training.open_model import versions
   try:
     trained = model(options.workdir)
     if options.decode:
-      source = epath.Path(options.decode)
+      source = epath.Path(options.decode).expanduser()
       if not source.is_file():
         raise InputError(f'--decode={options.decode}: no such file')
       buffer, target = io.BytesIO(), source.parent / 'pictures.npz'
@@ -242,7 +242,7 @@ def main():
       write_atomic(target, buffer.getvalue())
       report('wrote', target)
       return
-    out = epath.Path(options.out or f'{options.workdir}/compressed')
+    out = output_folder(options.out or f'{options.workdir}/compressed')
     record = compress(trained, options, out)
   except (InputError, OSError, ValueError) as error:
     sys.exit(f'error: {error}')

@@ -56,10 +56,11 @@ def convert(source, target):
     InputError: the source cannot be read, does not match its name, or holds more than tensors; the target cannot be
       written.
   """
-  if Path(target).suffix != '.safetensors':
+  target = Path(target).expanduser()
+  if target.suffix != '.safetensors':
     raise InputError(f'{target}: expected a name ending in .safetensors')
   try:
-    data = Path(source).read_bytes()
+    data = Path(source).expanduser().read_bytes()
   except OSError as error:
     raise InputError(f'{source} cannot be read ({error.strerror})') from error
   digest, expected = hashlib.sha256(data).hexdigest(), re.search(r'-([0-9a-f]{8})\.\w+$', Path(source).name)

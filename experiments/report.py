@@ -20,7 +20,7 @@ from etils import epath
 
 from diffusion.errors import InputError
 from diffusion.evaluation.metrics import record
-from diffusion.system.files import write_atomic
+from diffusion.system.files import output_folder, write_atomic
 from experiments.sweep import page, plots, results
 
 # Further columns of the table.
@@ -235,20 +235,20 @@ def report(workdir, metric=None, out=None):
   Raises:
     InputError: no trials in the work directory, or an unknown metric.
   """
-  workdir = epath.Path(workdir)
+  workdir, copy = epath.Path(workdir).expanduser(), out and output_folder(out)
   sweep = results.collect(workdir, metric)
   made = blocks(sweep)
   files = {kind[1]: kind[3] for kind in made if kind[0] == 'image'}
   files |= {'report.md': page.markdown(made).encode(), 'report.html': page.html(made).encode(),
             'results.csv': table_csv(sweep).encode()}
-  for folder in [workdir / 'report'] + ([epath.Path(out)] if out else []):
+  for folder in [workdir / 'report'] + ([copy] if copy else []):
     for name, data in files.items():
       write_atomic(folder / name, data)
     for name in ('metric.png', 'quality.png', 'curves.png', 'samples.png'):
       if name not in files:
         (folder / name).unlink(missing_ok=True)  # of an earlier report
   tensorboard(sweep, workdir / 'tensorboard')
-  return epath.Path(out or workdir / 'report') / 'report.html'
+  return (copy or workdir / 'report') / 'report.html'
 
 
 def main(argv=None):

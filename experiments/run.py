@@ -144,7 +144,7 @@ def start(options, program):
   engine = cluster.engine(options.engine)
   checked(options, engine)
   sweep, always = sweep_file.load(options.sweep, options.model), settings(options.set)
-  workdir, metric = epath.Path(options.workdir), sweep_file.known_metric(options.metric or sweep.metric)
+  workdir, metric = epath.Path(options.workdir).expanduser(), sweep_file.known_metric(options.metric or sweep.metric)
   suggested = lambda point: trials.trial(sweep, workdir, point | always, trials.telling(sweep, point), program)
   planned = [] if options.search else trials.every(sweep, workdir, always, options.only, program)
   with local.only_runner(workdir):

@@ -83,7 +83,7 @@ def write(model, parent, versions, data=None):
   Returns:
     The folder.
   """
-  run, config, options = model.run, model.run.config, model.run.config.sample
+  config, options = model.run.config, model.run.config.sample
   if data is None and 'noising' in parse_show(options.show):
     data = load_data(config)
   models = [model] + [load(where, **settings) for where, settings in chain.parse(options.then)]

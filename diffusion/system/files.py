@@ -83,6 +83,13 @@ def writable(path) -> None:
                      'space, or use another directory') from error
 
 
+def output_folder(path):
+  """The folder that a user names for results, ~ expanded, made and tried before the work. InputError: it cannot be."""
+  folder = epath.Path(path).expanduser()
+  writable(folder)
+  return folder
+
+
 def write_npz(path, arrays) -> None:
   """Writes {name: array} as a compressed .npz without pickles, whole or not at all."""
   buffer = io.BytesIO()

@@ -9,7 +9,7 @@ from diffusion.setup.choices import make
 from diffusion.system import sharding
 from diffusion.system.checkpoint import open_checkpoints
 from diffusion.system.checksums import flat
-from diffusion.training.open_model import open_at
+from diffusion.training.open_model import open_at, split_step
 from diffusion.training.record import record_of
 from diffusion.training.state import abstract_state
 
@@ -64,10 +64,7 @@ def _taken(tree, source, found):
 def _restored(run):
   """(state, names of its averages, step) of 'WORKDIR' or 'WORKDIR@STEP'."""
   where = run.config.init_from
-  workdir, at, step = where.partition('@')
-  if at and not step.isdigit():
-    raise InputError(f'config.init_from={where!r}: expected a work directory, or one with a step, such as '
-                     f'{workdir}@600')
+  workdir, step = split_step(where, 'config.init_from')
   checkpoints = open_checkpoints(epath.Path(workdir).expanduser() / 'checkpoints')
   newest = checkpoints.latest_meta()
   if newest is None:
@@ -75,5 +72,5 @@ def _restored(run):
   config, record = filled(newest[1]['config']), record_of(newest[1])
   task = make('task', config.task, facts=record.facts, fitted=record.fitted, open_model=open_at)
   other = build.build(config, task, record.example, run.mesh, open_model=open_at)
-  restored = checkpoints.restore(abstract_state(other), int(step) if at else None)
+  restored = checkpoints.restore(abstract_state(other), step)
   return restored.state, [name for name, _ in other.averages], restored.step

@@ -65,10 +65,21 @@ def load(workdir, step=None, **settings):
 
 def open_at(where):
   """load(..) of 'WORKDIR' or 'WORKDIR@STEP': what tasks and objectives open other models with."""
-  workdir, at, step = where.partition('@')
-  if at and not step.isdigit():
-    raise InputError(f'{where!r}: expected a work directory, or one with a step, such as {workdir}@600')
-  return load(workdir, int(step) if at else None)
+  return load(*split_step(where, 'model'))
+
+
+def split_step(where, setting):
+  """(work directory, step or None) of 'WORKDIR' or 'WORKDIR@STEP'; the directory may have an @ in its own name.
+
+  Raises:
+    InputError: starts with `setting`; what follows the @ is no step, and there is no such directory.
+  """
+  workdir, at, step = where.rpartition('@')
+  if at and step.isdigit():
+    return workdir, int(step)
+  if at and not epath.Path(where).expanduser().is_dir():
+    raise InputError(f'{setting}={where!r}: expected a work directory, or one with a step, such as {workdir}@600')
+  return where, None
 
 
 def stored_meta(workdir):
@@ -132,7 +143,7 @@ def fitted_of(config):
   """The fitted arrays of the model that config.init_from names, or None."""
   if not config.init_from:
     return None
-  return record_of(stored_meta(epath.Path(config.init_from.partition('@')[0]).expanduser())).fitted
+  return record_of(stored_meta(epath.Path(split_step(config.init_from, 'config.init_from')[0]).expanduser())).fitted
 
 
 def encoded_example(task, data):
@@ -220,10 +231,8 @@ def with_guide_model(run, weights, asked=''):
 
 def _open_second(run, guide):
   """(Experiment, Weights) of 'WORKDIR' or 'WORKDIR@STEP'."""
-  workdir, at, step = guide.model.partition('@')
   field = f'config.guide={guide.text!r}'
-  if at and not step.isdigit():
-    raise InputError(f'{field}: expected a work directory, or one with a step, such as {workdir}@600')
+  workdir, step = split_step(guide.model, 'config.guide')
   checkpoints = open_checkpoints(epath.Path(workdir).expanduser() / 'checkpoints')
   newest = checkpoints.latest_meta()
   if newest is None:
@@ -238,5 +247,5 @@ def _open_second(run, guide):
     raise InputError(f'{field}: {workdir} was trained on config.schedule={config.schedule!r}, the model on '
                      f'{run.config.schedule!r}; use one with the same schedule')
   second = build.build(config, run.task, run.example, run.mesh, open_model=open_at)
-  state = checkpoints.restore(abstract_state(second), int(step) if at else None).state
+  state = checkpoints.restore(abstract_state(second), step).state
   return second, Weights(merged(state.ema, state.base), state.memory, placed_frozen(second))

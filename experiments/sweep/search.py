@@ -3,7 +3,7 @@ import itertools
 
 import numpy as np
 
-from diffusion.errors import InputError
+from diffusion.errors import check_seed, InputError
 from diffusion.evaluation.metrics import record
 from diffusion.system.log import read_metrics
 from experiments.sweep.trials import finished, installed
@@ -49,8 +49,9 @@ def random_search(n, seed, /, **axes):
     axes: lists of values as in grid_search, drawn uniformly, or functions of a numpy Generator:
       learning_rate=lambda rng: float(10 ** rng.uniform(-4, -2)).
   Raises:
-    InputError: n below 1, an axis without values.
+    InputError: n below 1, a seed out of range, an axis without values.
   """
+  check_seed('random_search: seed', seed)
   if n < 1:
     raise InputError(f'random_search(n={n}): expected at least 1 trial')
   names, rng, points = _checked(axes), np.random.default_rng(seed), []
