@@ -4,7 +4,6 @@ import json
 import sys
 
 import jax
-from etils import epath
 import numpy as np
 
 from diffusion.data.dataset import captions, describe, size
@@ -18,6 +17,7 @@ from diffusion.setup.build import require
 from diffusion.setup.validate import check
 from diffusion.system import consensus, multihost, sharding
 from diffusion.system.checkpoint import open_checkpoints
+from diffusion.system.files import user_path
 from diffusion.system.lock import hold
 from diffusion.system.log import no_log, open_log, read_metrics, warn_only
 from diffusion.training.heldout import make_heldout_loss
@@ -200,7 +200,7 @@ def evaluate(config, workdir):
 def write_evaluation(run, workdir, state, data):
   """Writes an evaluation into a new folder of the work directory, or the one that config.evaluate.folder names."""
   config, step = run.config, int(state.step)
-  path = config.evaluate.folder and epath.Path(config.evaluate.folder).expanduser() / 'evaluation.json'
+  path = config.evaluate.folder and user_path(config.evaluate.folder) / 'evaluation.json'
   if path and path.exists():
     subject = record.read(path)['subject']
     if (subject['step'], subject['config']) != (step, json.loads(config.to_json())):

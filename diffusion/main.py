@@ -28,6 +28,7 @@ from diffusion.errors import InputError
 from diffusion.setup.config import default, filled
 from diffusion.setup.migrate import answer
 from diffusion.system import multihost, platform
+from diffusion.system.files import user_path
 
 RECIPES = next((folder for folder in (epath.Path(__file__).parent.parent / 'configs',
                                       epath.Path(__file__).parent / 'recipes') if folder.is_dir()), None)  # installed
@@ -50,7 +51,7 @@ def argument(argv, name):
 def stored(workdir):
   """The record in the newest checkpoint of a work directory, or None."""
   from diffusion.system.checkpoint import open_checkpoints
-  found = open_checkpoints(epath.Path(workdir).expanduser() / 'checkpoints').latest_meta()
+  found = open_checkpoints(user_path(workdir) / 'checkpoints').latest_meta()
   return found[1] if found else None
 
 
@@ -102,7 +103,7 @@ def with_recipe(argv):
   if text is None:
     return argv
   name, colon, variant = text.partition(':')
-  path = epath.Path(name).expanduser()
+  path = user_path(name)
   if not (name and path.is_file()):
     shipped = RECIPES and RECIPES / f'{path.stem}.py'
     if not (shipped and shipped.is_file() and path.parent in (epath.Path('.'), epath.Path('configs'))):
@@ -129,7 +130,7 @@ def main(argv):
   quiet_orbax()
   if argument(sys.argv, 'verbosity') is None:
     logging.set_verbosity(logging.WARNING)
-  workdir = epath.Path(flags.FLAGS.workdir or default_workdir(sys.argv)).expanduser()
+  workdir = user_path(flags.FLAGS.workdir or default_workdir(sys.argv))
   from diffusion import commands
   from diffusion.system import consensus  # after the flags are read: its imports take seconds
   more = dict(profile=span(flags.FLAGS.profile)) if flags.FLAGS.mode == 'train' else {}

@@ -23,14 +23,13 @@ import sys
 import time
 
 from absl import app, flags, logging
-from etils import epath
 
 from diffusion.errors import InputError
 from diffusion.main import argument, parse_flags
 from diffusion.setup.config import default
 from diffusion.setup.specs import parse
 from diffusion.system import platform
-from diffusion.system.files import writable, write_atomic
+from diffusion.system.files import user_path, writable, write_atomic
 from experiments import hlo
 
 CHIPS = {'v5e': 'TPU v5 lite', 'v5p': 'TPU v5', 'v6e': 'TPU v6 lite'}  # name in topologies: device kind
@@ -227,7 +226,7 @@ def main(argv):
     raise InputError(f'unexpected argument {argv[1]!r}; every setting is --config.NAME=VALUE')
   logging.set_verbosity(logging.ERROR)
   options = flags.FLAGS
-  out = options.out and epath.Path(options.out).expanduser()
+  out = options.out and user_path(options.out)
   if out:
     writable(out.parent)
   record = dict(config=argument(sys.argv, 'config')) | measure(

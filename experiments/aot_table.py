@@ -10,7 +10,6 @@ import math
 import subprocess
 import sys
 
-from etils import epath
 
 from diffusion.system.files import output_folder, write_atomic
 

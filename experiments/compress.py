@@ -153,7 +153,7 @@ def compress(model, options, out):
   from experiments import bits_back
   from diffusion.data.dataset import take
   from diffusion.errors import InputError
-  from diffusion.system.files import output_folder, write_atomic
+  from diffusion.system.files import write_atomic
   heldout = model.data.heldout
   if not 1 <= options.number <= len(heldout.images):
     raise InputError(f'--number={options.number}: expected from 1 to the {len(heldout.images)} held-out images')
@@ -225,16 +225,15 @@ def table_of(record):
 def main():
   options = arguments()
   platform.start()
-  from etils import epath
   import numpy as np
   from diffusion.errors import InputError
-  from diffusion.system.files import output_folder, write_atomic
+  from diffusion.system.files import output_folder, user_path, write_atomic
   from diffusion.commands import report
   from diffusion.training.open_model import versions
   try:
     trained = model(options.workdir)
     if options.decode:
-      source = epath.Path(options.decode).expanduser()
+      source = user_path(options.decode)
       if not source.is_file():
         raise InputError(f'--decode={options.decode}: no such file')
       buffer, target = io.BytesIO(), source.parent / 'pictures.npz'

@@ -19,7 +19,7 @@ from pathlib import Path
 import safetensors.numpy
 
 from diffusion.errors import InputError
-from diffusion.system.files import write_atomic
+from diffusion.system.files import user_path, write_atomic
 from diffusion.system.tensors import not_finite
 
 
@@ -56,11 +56,11 @@ def convert(source, target):
     InputError: the source cannot be read, does not match its name, or holds more than tensors; the target cannot be
       written.
   """
-  target = Path(target).expanduser()
+  target = Path(user_path(target))
   if target.suffix != '.safetensors':
     raise InputError(f'{target}: expected a name ending in .safetensors')
   try:
-    data = Path(source).expanduser().read_bytes()
+    data = user_path(source).read_bytes()
   except OSError as error:
     raise InputError(f'{source} cannot be read ({error.strerror})') from error
   digest, expected = hashlib.sha256(data).hexdigest(), re.search(r'-([0-9a-f]{8})\.\w+$', Path(source).name)

@@ -16,11 +16,10 @@ import shlex
 import sys
 import time
 
-from etils import epath
 
 from diffusion.errors import InputError
 from diffusion.evaluation.metrics import record
-from diffusion.system.files import output_folder, write_atomic
+from diffusion.system.files import output_folder, user_path, write_atomic
 from experiments.sweep import page, plots, results
 
 # Further columns of the table.
@@ -235,7 +234,7 @@ def report(workdir, metric=None, out=None):
   Raises:
     InputError: no trials in the work directory, or an unknown metric.
   """
-  workdir, copy = epath.Path(workdir).expanduser(), out and output_folder(out)
+  workdir, copy = user_path(workdir), out and output_folder(out)
   sweep = results.collect(workdir, metric)
   made = blocks(sweep)
   files = {kind[1]: kind[3] for kind in made if kind[0] == 'image'}

@@ -19,10 +19,9 @@ import json
 import sys
 import time
 
-from etils import epath
 
 from diffusion.errors import InputError
-from diffusion.system.files import write_atomic
+from diffusion.system.files import user_path, write_atomic
 from experiments.report import report
 from experiments.sweep import cluster, local, sweep_file, trials
 from experiments.sweep.progress import Line
@@ -144,7 +143,7 @@ def start(options, program):
   engine = cluster.engine(options.engine)
   checked(options, engine)
   sweep, always = sweep_file.load(options.sweep, options.model), settings(options.set)
-  workdir, metric = epath.Path(options.workdir).expanduser(), sweep_file.known_metric(options.metric or sweep.metric)
+  workdir, metric = user_path(options.workdir), sweep_file.known_metric(options.metric or sweep.metric)
   suggested = lambda point: trials.trial(sweep, workdir, point | always, trials.telling(sweep, point), program)
   planned = [] if options.search else trials.every(sweep, workdir, always, options.only, program)
   with local.only_runner(workdir):

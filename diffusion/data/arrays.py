@@ -1,4 +1,5 @@
 """Images and labels: converts accepted layouts to those of Dataset and refuses all others."""
+import os
 import pathlib
 
 import numpy as np
@@ -16,7 +17,7 @@ def as_path(path, source):
   if not isinstance(path, (str, pathlib.PurePath)) or not str(path).strip():
     raise InputError(f"{source}({path!r}): expected a path; one that looks like a number needs quotes, as in "
                      f"{source}('{path}')")
-  return pathlib.Path(path).expanduser()
+  return pathlib.Path(os.path.expanduser(path))
 
 
 def load_array(path, source, **options):

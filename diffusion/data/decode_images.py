@@ -11,6 +11,7 @@ from diffusion.errors import check_positive, InputError, shown
 
 _MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}
 _CHUNK = 32  # images that a thread decodes at a time
+_MOVING = ('.gif', '.webp', '.tif', '.tiff', '.apng')  # formats with several frames or pages
 _ORIENTATION, _TURNS = 0x0112, {  # the EXIF tag, and what undoes its values
   2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
   5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -173,7 +174,15 @@ def read_all(decode, names, opener, unreadable):
   if not images:
     raise InputError(f'none of {len(names)} images can be read: {_grouped(broken)}')
   notes = [f'{len(broken)} unreadable images skipped: {_grouped(broken)}'] if broken else []
+  moving = [names[i] for i in good if names[i].lower().endswith(_MOVING) and _frames(opener(i)) > 1]
+  notes += [f'{len(moving)} images have several frames, of which the first is read: {shown(moving[0])}'
+            + (', ..' if len(moving) > 1 else '')] if moving else []
   return np.stack(images), np.array(good), notes
+
+
+def _frames(file):
+  with Image.open(file) as image:
+    return getattr(image, 'n_frames', 1)
 
 
 def reason(error):

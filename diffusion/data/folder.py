@@ -45,7 +45,7 @@ def listing(root, labelled=True):
     InputError: no such folder or no images in it; metadata.jsonl that is invalid or names other files; images beside
       the class sub-folders; train and test beside other folders.
   """
-  root = pathlib.Path(root).expanduser()
+  root = pathlib.Path(os.path.expanduser(root))
   if not root.is_dir():
     raise InputError(f'{root}: ' + ('this is no folder' if root.exists() else 'no such folder'))
   found = walk(root)

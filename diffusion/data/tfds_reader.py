@@ -25,7 +25,7 @@ def find(name, data_dir):
   Raises:
     InputError: it is not prepared, with the command that prepares it; several configurations; another file format.
   """
-  data_dir = pathlib.Path(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
+  data_dir = pathlib.Path(os.path.expanduser(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'))
   base, _, version = name.partition(':')
   command = (f'tfds build {base.partition("/")[0]} --file_format=array_record --data_dir={data_dir} '
              '(this step alone needs TensorFlow)')

@@ -2,7 +2,6 @@
 import contextlib
 import json
 
-from etils import epath
 import jax
 import numpy as np
 
@@ -11,7 +10,7 @@ from diffusion.evaluation import EVALUATORS
 from diffusion.evaluation.metrics import make_features, measure, record
 from diffusion.evaluation.metrics.trained_features import digest
 from diffusion.system import sharding
-from diffusion.system.files import numbered_folder, writable, write_atomic
+from diffusion.system.files import numbered_folder, user_path, writable, write_atomic
 from diffusion.tasks.classes import split_names
 from diffusion.training.open_model import with_guide_model
 
@@ -96,7 +95,7 @@ def evaluate(run, weights, step, data, workdir, versions, report):
   """
   names, notes = prepare(run, data)
   run, weights = with_guide_model(run, weights, run.config.sample.classes)
-  named = run.config.evaluate.folder and epath.Path(run.config.evaluate.folder).expanduser()
+  named = run.config.evaluate.folder and user_path(run.config.evaluate.folder)
   if named:
     writable(named)
   place = contextlib.nullcontext(named) if named else numbered_folder(workdir / 'evaluations', step)

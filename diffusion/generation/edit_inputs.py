@@ -3,7 +3,6 @@
 A mask is white (or transparent) where the image is repainted and black where it is kept. Images have the size of the
 model's; others are refused, or scaled and cropped with config.edit.resize.
 """
-import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from diffusion.generation import requests
 from diffusion.samplers import constraints
 from diffusion.setup import specs
 from diffusion.setup.build import require
+from diffusion.system.files import user_path
 from diffusion.tasks.classes import split_names
 
 # The tasks, and the file that each needs besides the image.
@@ -105,7 +105,7 @@ def _by(size):
 
 
 def _decode(options, field, **how):
-  path = pathlib.Path(options[field]).expanduser()
+  path = user_path(options[field])
   if not path.is_file():
     raise InputError(f'config.edit.{field}={options[field]!r}: no such file')
   try:

@@ -20,7 +20,7 @@ def cache_dir():
   """$DIFFUSION_CACHE, $XDG_CACHE_HOME/diffusion or ~/.cache/diffusion; a Path, which need not exist."""
   override = os.environ.get('DIFFUSION_CACHE')
   if override:
-    return pathlib.Path(override).expanduser()
+    return pathlib.Path(os.path.expanduser(override))
   return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'diffusion'
 
 

@@ -83,9 +83,14 @@ def writable(path) -> None:
                      'space, or use another directory') from error
 
 
+def user_path(path):
+  """The epath.Path of what a user wrote, with ~ expanded; an unknown ~name stays as it is."""
+  return epath.Path(os.path.expanduser(path))
+
+
 def output_folder(path):
   """The folder that a user names for results, ~ expanded, made and tried before the work. InputError: it cannot be."""
-  folder = epath.Path(path).expanduser()
+  folder = user_path(path)
   writable(folder)
   return folder
 

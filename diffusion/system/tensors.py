@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from etils import epath
 
 from diffusion.errors import InputError
 from diffusion.system.checksums import flat
+from diffusion.system.files import user_path
 
 CONVERT = 'python -m experiments.convert_weights IN.pth OUT.safetensors'
 
@@ -43,7 +43,7 @@ def read(path, expected):
   if not path or not isinstance(path, str):
     raise InputError(f'{path!r} is not the path of a weights file; expected {expected}')
   try:
-    data = epath.Path(path).expanduser().read_bytes()
+    data = user_path(path).read_bytes()
   except OSError as error:
     raise InputError(f'{path} cannot be read ({error.strerror or error}); expected {expected}') from error
   weights = Weights(path, {}, hashlib.sha256(data).hexdigest(), expected)

@@ -1,5 +1,4 @@
 """Starting from the parameters of another run (config.init_from)."""
-from etils import epath
 import jax
 
 from diffusion.errors import InputError
@@ -9,6 +8,7 @@ from diffusion.setup.choices import make
 from diffusion.system import sharding
 from diffusion.system.checkpoint import open_checkpoints
 from diffusion.system.checksums import flat
+from diffusion.system.files import user_path
 from diffusion.training.open_model import open_at, split_step
 from diffusion.training.record import record_of
 from diffusion.training.state import abstract_state
@@ -65,7 +65,7 @@ def _restored(run):
   """(state, names of its averages, step) of 'WORKDIR' or 'WORKDIR@STEP'."""
   where = run.config.init_from
   workdir, step = split_step(where, 'config.init_from')
-  checkpoints = open_checkpoints(epath.Path(workdir).expanduser() / 'checkpoints')
+  checkpoints = open_checkpoints(user_path(workdir) / 'checkpoints')
   newest = checkpoints.latest_meta()
   if newest is None:
     raise InputError(f'config.init_from={where!r}: there is no checkpoint')

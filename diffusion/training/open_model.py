@@ -3,7 +3,6 @@ import json
 import math
 from typing import Any, NamedTuple
 
-from etils import epath
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -18,6 +17,7 @@ from diffusion.setup.config import filled, put
 from diffusion.setup.optimizer import merged
 from diffusion.system import sharding, tensors
 from diffusion.system.checkpoint import open_checkpoints
+from diffusion.system.files import user_path
 from diffusion.training import posthoc
 from diffusion.training.record import OF_DATA, other_data, record_of, require_same_model, require_same_weights, to_meta
 from diffusion.training.state import abstract_state
@@ -52,7 +52,7 @@ def load(workdir, step=None, **settings):
   Raises:
     InputError: no checkpoint, no such step, an unknown or invalid setting.
   """
-  workdir = epath.Path(workdir).expanduser()
+  workdir = user_path(workdir)
   meta = stored_meta(workdir)
   config = filled(meta['config'])
   for key, value in settings.items():
@@ -77,7 +77,7 @@ def split_step(where, setting):
   workdir, at, step = where.rpartition('@')
   if at and step.isdigit():
     return workdir, int(step)
-  if at and not epath.Path(where).expanduser().is_dir():
+  if at and not user_path(where).is_dir():
     raise InputError(f'{setting}={where!r}: expected a work directory, or one with a step, such as {workdir}@600')
   return where, None
 
@@ -143,7 +143,7 @@ def fitted_of(config):
   """The fitted arrays of the model that config.init_from names, or None."""
   if not config.init_from:
     return None
-  return record_of(stored_meta(epath.Path(split_step(config.init_from, 'config.init_from')[0]).expanduser())).fitted
+  return record_of(stored_meta(user_path(split_step(config.init_from, 'config.init_from')[0]))).fitted
 
 
 def encoded_example(task, data):
@@ -233,7 +233,7 @@ def _open_second(run, guide):
   """(Experiment, Weights) of 'WORKDIR' or 'WORKDIR@STEP'."""
   field = f'config.guide={guide.text!r}'
   workdir, step = split_step(guide.model, 'config.guide')
-  checkpoints = open_checkpoints(epath.Path(workdir).expanduser() / 'checkpoints')
+  checkpoints = open_checkpoints(user_path(workdir) / 'checkpoints')
   newest = checkpoints.latest_meta()
   if newest is None:
     raise InputError(f'{field}: {workdir} holds no checkpoint')

@@ -202,6 +202,16 @@ def test_long_texts_and_profiles_in_png_and_huge_images(tmp_path):
   assert source.notes == () and len(source.train.arrays['images']) == 3
 
 
+def test_of_an_image_with_several_frames_the_first_is_read_and_that_is_said(tmp_path):
+  first, second = (Image.fromarray(np.full((4, 4), value, np.uint8)) for value in (10, 200))
+  for name in ('a.gif', 'b.tif'):
+    first.save(tmp_path / name, save_all=True, append_images=[second])
+  first.save(tmp_path / 'c.gif')
+  source = read(tmp_path, channels=1)
+  assert (source.train.arrays['images'] == 10).all() and len(source.train.arrays['images']) == 3
+  assert source.notes == ('2 images have several frames, of which the first is read: a.gif, ..',)
+
+
 def test_reasons_are_grouped_and_whole():
   said = decode_images._grouped([('a', 'it is no image'), ('b', 'truncated (x)'), ('c', 'it is no image')])
   assert said == '2 for it is no image (a, c); 1 for truncated (x) (b)'

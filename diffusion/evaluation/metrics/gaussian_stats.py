@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from scipy.special import stdtrit
 
 from diffusion.errors import InputError
 from diffusion.evaluation.metrics.record import Estimate
 from diffusion.system import sharding
-from diffusion.system.files import write_atomic
+from diffusion.system.files import user_path, write_atomic
 
 ROWS = 4096  # samples summed at once
 MANY = 1e12  # stands for the unknown number of samples of a file of statistics
@@ -194,7 +193,7 @@ def read(path):
     InputError: the file is missing or has other contents.
   """
   try:
-    with np.load(io.BytesIO(epath.Path(path).expanduser().read_bytes()), allow_pickle=False) as stored:
+    with np.load(io.BytesIO(user_path(path).read_bytes()), allow_pickle=False) as stored:
       if all(name in stored for name in Moments._fields):
         return Moments(*(stored[name] for name in Moments._fields))
       mean, covariance = stored['mu'], stored['sigma']
