@@ -13,8 +13,9 @@ SCHEDULES = dict(
   sub_vp=schedule_transforms.sub_vp)
 GRIDS = dict(
   trailing=grids.trailing, leading=grids.leading, linspace=grids.linspace, quadratic=grids.quadratic, beta=grids.beta,
-  shifted=grids.shifted, times=grids.times, karras=grids.karras, exponential=grids.exponential, cosine=grids.cosine,
-  angle=grids.angle, sigmas=grids.sigmas, logsnr=grids.exponential)
+  shifted=grids.shifted, sections=grids.sections, times=grids.times, karras=grids.karras,
+  exponential=grids.exponential, polyexponential=grids.polyexponential, cosine=grids.cosine, angle=grids.angle,
+  sigmas=grids.sigmas, logsnr=grids.exponential)
 PREDICT = dict(
   eps=gaussian.predict_eps, x0=gaussian.predict_x0, v=gaussian.predict_v, flow=gaussian.predict_flow,
   score=gaussian.predict_score, edm=gaussian.predict_edm)

@@ -113,6 +113,16 @@ def test_a_target_goes_with_any_schedule_that_it_solves_and_on_which_its_inputs_
     validate.check(config(schedule='edm', predict='x0', grid='karras(5, sigma_max=1)'))
 
 
+def test_a_grid_by_sections_is_read_from_the_command_line(mesh):
+  for spec in ("sections('ddim25')", 'sections(ddim25)'):
+    run = image_run(config(grid=spec, schedule='linear'), SHAPE, CLASSES, mesh)
+    assert run.levels.time[:-1].tolist() == list(range(960, -1, -40))
+  assert len(validate.check(config(grid='sections([10, 10, 15])')).levels.time) == 36
+  for spec, message in (("sections('ddim300')", 'no whole stride'), ('sections(10,10,15)', 'too many positional')):
+    with pytest.raises(InputError, match=message):
+      validate.check(config(grid=spec))
+
+
 def test_a_batch_must_divide_over_the_devices():
   class Eight:  # stands in for a mesh of eight devices
     size = 8
