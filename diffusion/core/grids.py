@@ -4,12 +4,12 @@ A grid is a `Noise[S+1]` of float64 NumPy arrays that starts at the noisiest lev
 CLEAN. Every function here takes the number of steps S and returns a function of the schedule (a table or a curve):
 `trailing(50)(schedule)`.
 
-In time (trailing, leading, linspace, quadratic, beta, shifted, sections, times): t in (0, 1]. A table is read at the
-nearest row, where row i is at t = (i + 1) / T, so that the network gets only times on which it was trained; a curve
-is read at t itself. A first level without any signal (logsnr -inf, as in `flow` at t = 1) is visited as it is.
+In time (trailing, leading, linspace, quadratic, beta, shifted, sections, times): t in (0, 1]. A table is read at
+the nearest row, where row i is at t = (i + 1) / T, so that the network gets only times on which it was trained; a
+curve is read at t itself. A first level without any signal (logsnr -inf, as in `flow` at t = 1) is visited as it is.
 
-In noise (karras, exponential, polyexponential, cosine, angle, sigmas): values of sigma / alpha, so that one formula
-serves VP, VE and flow. Between two rows of a table the time is interpolated (schedules.at_logsnr), or the nearest row is taken
+In noise (karras, exponential, polyexponential, cosine, angle, sigmas): values of sigma / alpha, so that one
+formula serves VP, VE and flow. Between two rows of a table the time is interpolated (schedules.at_logsnr), or the nearest row is taken
 with snap=True; a curve has no rows to snap to. sigma_max and sigma_min default to the ends of the schedule: its
 level at t = 1, and the cleanest row, or a curve at t = 1/1000. Where t = 1 has no signal, sigma / alpha is
 infinite: karras and both exponentials then start one row cleaner (a curve at t = 0.999), where the signal is negligible;
@@ -125,7 +125,7 @@ def times(values):
 
 # ---- rows by sections
 def sections(counts='ddim25'):
-  """Rows chosen part by part, as guided-diffusion names them (the code of arXiv:2105.05233; of GLIDE, arXiv:2112.10741).
+  """Rows chosen part by part, as guided-diffusion (arXiv:2105.05233) and GLIDE (arXiv:2112.10741) name them.
 
   Args:
     counts: numbers of steps, cleanest part first: '10,10,15' divides the rows into three equal parts and visits 10, 10

@@ -7,7 +7,8 @@ TIMESTEPS = dict(
   uniform=timesteps.uniform, stratified=timesteps.stratified, table=timesteps.histogram,
   logit_normal=timesteps.logit_normal, edm_lognormal=timesteps.edm_lognormal, loss_aware=timesteps.loss_aware)
 WEIGHTS = dict(
-  one=weighting.one, snr=weighting.snr, min_snr=weighting.min_snr, p2=weighting.p2, edm=weighting.edm,
+  one=weighting.one, snr=weighting.snr, min_snr=weighting.min_snr, max_snr=weighting.max_snr,
+  soft_min_snr=weighting.soft_min_snr, inverse_variance=weighting.inverse_variance, p2=weighting.p2, edm=weighting.edm,
   vlb=weighting.vlb, sigmoid=weighting.sigmoid)
 NOISES = dict(
   gaussian=denoising.gaussian_noise, offset=denoising.offset_noise, perturbed=denoising.perturbed_noise,

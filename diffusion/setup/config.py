@@ -32,7 +32,7 @@ def _model(c):
   c.schedule = 'cosine'          # linear, cosine, flow, edm, learned, .. (core/schedules.py); 'shift(cosine(None), 2)'
   c.predict = 'x0'               # output of the network: eps, x0, v, flow, score, edm
   c.timesteps = 'stratified'     # uniform, stratified, table(weights), logit_normal, edm_lognormal, loss_aware(bins)
-  c.loss_weight = 'min_snr(5)'   # one, snr, min_snr(gamma), p2(gamma, k), edm(sd), vlb, sigmoid(bias)
+  c.loss_weight = 'min_snr(5)'   # one, snr, min_snr(gamma), soft_min_snr, max_snr, p2(gamma, k), edm(sd), vlb, ..
   c.loss_type = 'mse'            # mse, mae, huber(delta)
   c.noise_type = 'gaussian'      # gaussian, offset(strength), perturbed(gamma), paired (optimal transport in the batch)
   c.variance = 'fixed'           # fixed, or learned(strength) by extra output channels; needs a schedule of T levels
@@ -74,7 +74,7 @@ def _training(c):
 
 def _sample(c):
   c.sampler = 'best'           # of least error on `trailing` grids; ddim(eta), ddpm(variance), heun, unipc(order), ..
-  c.grid = 'trailing(50)'      # levels that are visited: trailing, karras, angle, sections('ddim25'), .. (core/grids.py)
+  c.grid = 'trailing(50)'      # levels to visit: trailing, karras, angle, sections('ddim25'), .. (core/grids.py)
   c.guide = 'cfg(2)'           # left to right, such as 'cfg(2, lo=-3, hi=4) | rescale(.7)'; cfg(2, negative=weapon),
                                # apg(2), autoguidance(runs/x@600, 2), classifier(runs/noisy_classifier, 2); '' none
   c.clip_x0 = True             # keep x0 in [-1, 1] while sampling
