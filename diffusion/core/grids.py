@@ -9,11 +9,11 @@ the nearest row, where row i is at t = (i + 1) / T, so that the network gets onl
 curve is read at t itself. A first level without any signal (logsnr -inf, as in `flow` at t = 1) is visited as it is.
 
 In noise (karras, exponential, polyexponential, cosine, angle, sigmas): values of sigma / alpha, so that one
-formula serves VP, VE and flow. Between two rows of a table the time is interpolated (schedules.at_logsnr), or the nearest row is taken
-with snap=True; a curve has no rows to snap to. sigma_max and sigma_min default to the ends of the schedule: its
-level at t = 1, and the cleanest row, or a curve at t = 1/1000. Where t = 1 has no signal, sigma / alpha is
-infinite: karras and both exponentials then start one row cleaner (a curve at t = 0.999), where the signal is negligible;
-cosine can start at t = 1 itself.
+formula serves VP, VE and flow. Between two rows of a table the time is interpolated (schedules.at_logsnr), or the
+nearest row is taken with snap=True; a curve has no rows to snap to. sigma_max and sigma_min default to the ends of
+the schedule: its level at t = 1, and the cleanest row, or a curve at t = 1/1000. Where t = 1 has no signal,
+sigma / alpha is infinite: karras and both exponentials then start one row cleaner (a curve at t = 0.999), where the
+signal is negligible; cosine can start at t = 1 itself.
 
 Every grid takes any S from 1 as long as its levels differ (and, for angle, stay inside the schedule); a single step
 goes from the noisiest level to clean.
@@ -22,6 +22,7 @@ import numpy as np
 from scipy.special import betaincinv
 
 from diffusion.core.gaussian import CLEAN, Noise, take
+from diffusion.core.lookup import finite_ends
 from diffusion.core.schedules import at_logsnr, evaluate
 from diffusion.errors import check_positive, InputError
 
@@ -190,11 +191,9 @@ def _in_noise(name, steps, between, sigma_min, sigma_max, snap, infinite=False):
   """
   _check(name, steps, sigma_min=sigma_min, sigma_max=sigma_max)
   def grid(schedule):
-    T = 1000 if callable(schedule) else len(schedule.logsnr)
-    cleanest, second, noisiest = evaluate(schedule, [1 / T, 1 - 1 / T, 1.]).logsnr
-    first = second if np.isneginf(noisiest) and not infinite else noisiest
+    first, last = finite_ends(schedule, infinite)
     first = first if sigma_max is None else -2 * np.log(sigma_max)
-    last = cleanest if sigma_min is None else -2 * np.log(sigma_min)
+    last = last if sigma_min is None else -2 * np.log(sigma_min)
     logsnr = between(first, last, steps)
     logsnr[-1], logsnr[0] = last, first  # exact; a single step is at the first
     return _at_noise(f'{name}({steps})', schedule, logsnr, snap)

@@ -5,7 +5,9 @@ OBJECTIVES = dict(
   denoising=gaussian_diffusion.denoising, vdm=vdm.vdm, classifier=noisy_classifier.classifier)
 TIMESTEPS = dict(
   uniform=timesteps.uniform, stratified=timesteps.stratified, table=timesteps.histogram,
-  logit_normal=timesteps.logit_normal, edm_lognormal=timesteps.edm_lognormal, loss_aware=timesteps.loss_aware)
+  logit_normal=timesteps.logit_normal, edm_lognormal=timesteps.edm_lognormal, loguniform=timesteps.loguniform,
+  log_logistic=timesteps.log_logistic, split_lognormal=timesteps.split_lognormal, v_diffusion=timesteps.v_diffusion,
+  cosine_interpolated=timesteps.cosine_interpolated, loss_aware=timesteps.loss_aware)
 WEIGHTS = dict(
   one=weighting.one, snr=weighting.snr, min_snr=weighting.min_snr, max_snr=weighting.max_snr,
   soft_min_snr=weighting.soft_min_snr, inverse_variance=weighting.inverse_variance, p2=weighting.p2, edm=weighting.edm,
