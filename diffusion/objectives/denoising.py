@@ -257,8 +257,7 @@ def learned_variance(strength=.001, levels=256, *, schedule):
   """The variational bound that trains the variance of a step, added to the loss (arXiv:2102.09672, equation 16).
 
   The term of a step is the KL of the true step from the model's; that of row 0, from which a sampler goes to clean
-  data, is the likelihood of x0 under a Gaussian around the model's x0, whose variance lies between those of row 1
-  (small) and row 0 (large) as in the paper's code. Terms are means over dimensions, in bits, times T: with uniform
+  data, is the likelihood of x0 under a Gaussian around the model's x0, the decoder of likelihood.reverse. Terms are means over dimensions, in bits, times T: with uniform
   times their mean is the bound in bits per dimension.
 
   Args:
@@ -274,7 +273,7 @@ def learned_variance(strength=.001, levels=256, *, schedule):
   check_positive('learned', strength=strength)
   steps, index, T = likelihood.reverse(schedule), nearest_row(schedule), len(schedule.logsnr)
   ratios, gains = jnp.asarray(steps.log_ratio, jnp.float32), jnp.asarray(steps.gain, jnp.float32)
-  smallest = 2 * np.log(schedule.sigma[0]) - steps.log_ratio[0]  # row 0 as the cleaner end of row 1: sigma_0^2 k_1
+  smallest = steps.log_small[0].item()
 
   def bound(noise, x0, gap, variance):
     i = index(noise.logsnr)

@@ -3,10 +3,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
+from diffusion import samplers
 from diffusion.core import gaussian, schedules
 from diffusion.core.gaussian import expand_to, Noise
 from diffusion.errors import InputError
+from diffusion.evaluation import elbo
 from diffusion.objectives import denoising, timesteps, weighting
 
 KEY = jax.random.key(0)
@@ -123,18 +126,23 @@ def learned_case(schedule, examples=200, dims=500):
   return Noise(*(a[:, 0] for a in n)), x0, guess - x0
 
 
-def test_the_learned_variance_is_best_at_the_true_variance_of_the_reverse_step():
+def bounds_of_variance(table):
+  """(small, large): the posterior's variance and the forward step's; of row 0, those of x0 in its own units."""
+  k = -np.expm1(np.diff(table.logsnr))
+  ratio = (table.sigma[0] / table.alpha[0]) ** 2
+  return np.append(ratio * k[0], table.sigma[:-1] ** 2 * k), np.append(ratio, table.sigma[1:] ** 2 * k)
+
+
+@pytest.mark.parametrize('table', [schedules.cosine(12), schedules.offset_cosine(12)], ids=['cosine', 'offset_cosine'])
+def test_the_learned_variance_is_best_at_the_true_variance_of_the_reverse_step(table):
   """Gaussian data: the variance of q(x_s | x_t) is known and between the bounds; row 0 is that of the likelihood."""
-  table = schedules.cosine(12)
   noise, x0, gap = learned_case(table)
   bound = denoising.learned_variance(strength=1., levels=None, schedule=table)
   def step(v, _):
     slope = jax.grad(lambda v: jnp.sum(bound(noise, x0, gap, jnp.repeat(v, 200)[:, None])))(v) / 200 / 12
     return v - .3 * jnp.clip(slope, -.3, .3), None
   v = jax.jit(lambda: jax.lax.scan(step, jnp.full(12, .5), None, 300))()[0]
-  small = np.append(table.sigma[0] ** 2 * -np.expm1(table.logsnr[1] - table.logsnr[0]),
-                    table.sigma[:-1] ** 2 * -np.expm1(np.diff(table.logsnr)))
-  large = table.sigma ** 2 * np.append(1., -np.expm1(np.diff(table.logsnr)))
+  small, large = bounds_of_variance(table)
   ours = np.exp(np.asarray(v) * np.log(large) + (1 - np.asarray(v)) * np.log(small))
   np.testing.assert_allclose(ours[1:], true_step_variance(table)[1:], rtol=.02)
   np.testing.assert_allclose(ours[0], true_step_variance(table)[0], rtol=.02)  # Var[x0 | x_t]: inside the bounds too
@@ -156,6 +164,28 @@ def test_the_bound_of_a_step_is_the_divergence_of_its_two_gaussians(schedule):
   shift = s.alpha * forward / t.sigma ** 2 * np.asarray(gap[2:], np.float64)  # x0's part of the posterior mean
   kl = .5 * (log_model - np.log(small) + (small + shift ** 2) / np.exp(log_model) - 1)
   np.testing.assert_allclose(got, 12 / np.log(2) * np.asarray(kl).mean(1), rtol=2e-4)
+
+
+def test_the_decoder_is_one_in_training_and_evaluation_and_the_same_in_every_scaling():
+  """On offset cosine, where sigma_0^2 and (sigma_0 / alpha_0)^2 differ by 10 %."""
+  table, share = schedules.offset_cosine(1000), .3
+  assert 1.10 < table.alpha[0] ** -2 < 1.12
+  small, large = (bound[0] for bound in bounds_of_variance(table))
+  x0 = jax.random.uniform(jax.random.key(3), (4, 6), minval=-1, maxval=1)
+  guess = .9 * x0 + .02
+  std = np.sqrt(small ** (1 - share) * large ** share)
+  expected = -stats.norm(np.asarray(guess, np.float64), std).logpdf(np.asarray(x0, np.float64)).mean(1) / np.log(2)
+  for scaling in (gaussian.vp, gaussian.ve, gaussian.flow):
+    scaled = scaling(table.time, table.logsnr)
+    row = Noise(*(jnp.repeat(jnp.asarray(a[:1], jnp.float32), 4) for a in scaled))
+    bound = denoising.learned_variance(strength=1., levels=None, schedule=scaled)
+    trained = bound(row, x0, guess - x0, jnp.full_like(x0, share)) / 1000
+    def denoise(x, noise):
+      return gaussian.Pred(guess, jnp.zeros_like(x), jnp.full_like(x, share))
+    keys = samplers.sample_keys(0, np.arange(4))
+    measured = elbo.bound(keys, denoise, scaled, x0, steps=1, variance='learned', levels=None)[0]['decoder']
+    np.testing.assert_allclose(trained, expected, rtol=2e-4)
+    np.testing.assert_allclose(measured, expected, rtol=2e-4)
 
 
 def test_the_bound_trains_the_variance_and_leaves_the_mean_to_the_loss():
