@@ -1,5 +1,5 @@
 """What is trained: losses, how their times are drawn and how errors are weighted. Below, what a config can name."""
-from diffusion.objectives import denoising, gaussian_diffusion, noisy_classifier, timesteps, vdm, weighting
+from diffusion.objectives import denoising, gaussian_diffusion, noisy_classifier, timesteps, variance, vdm, weighting
 
 OBJECTIVES = dict(
   denoising=gaussian_diffusion.denoising, vdm=vdm.vdm, classifier=noisy_classifier.classifier)
@@ -16,5 +16,5 @@ NOISES = dict(
   gaussian=denoising.gaussian_noise, offset=denoising.offset_noise, perturbed=denoising.perturbed_noise,
   paired=denoising.minibatch_ot_noise)
 ERRORS = dict(mse=denoising.mse, mae=denoising.mae, huber=denoising.huber)
-VARIANCES = dict(fixed=denoising.fixed_variance, learned=denoising.learned_variance)
+VARIANCES = dict(fixed=variance.fixed, learned=variance.learned, learned_log=variance.learned_log)
 SCHEDULES = dict(learned=vdm.learned)  # beside those of core: it is trained with the network

@@ -36,7 +36,7 @@ def _model(c):
   c.loss_weight = 'min_snr(5)'   # one, snr, min_snr(gamma), soft_min_snr, max_snr, p2(gamma, k), edm(sd), vlb, ..
   c.loss_type = 'mse'            # mse, mae, huber(delta)
   c.noise_type = 'gaussian'      # gaussian, offset(strength), perturbed(gamma), paired (optimal transport in the batch)
-  c.variance = 'fixed'           # fixed, or learned(strength) by extra output channels; needs a schedule of T levels
+  c.variance = 'fixed'           # fixed, learned(strength) by extra output channels, or learned_log; needs T levels
   c.logvar_channels = 0          # of a learned log variance of the loss per noise level (EDM2: 128); 0: off
   c.self_condition = False       # the network also takes its own previous estimate of x0
   c.condition_dropout = .1       # share of training examples without their condition, for classifier-free guidance

@@ -85,6 +85,16 @@ def test_a_run_with_everything_samples_with_the_variance_it_learned(run):
   np.testing.assert_allclose(level.alpha * pred.x0 + level.sigma * pred.eps, x, atol=1e-4)
 
 
+def test_a_network_that_learns_the_log_variance_trains_and_draws():
+  run = experiment(variance='learned_log', schedule='cosine(20)', sampler="ddpm('learned')", grid='trailing(20)')
+  state, metrics = make_train_step(run)(make_state(run, jax.random.key(0)),
+                                        sharding.put_batch(next(batches(1)), run.mesh), jax.random.key(0))
+  assert np.isfinite(metrics['loss'])
+  level, cond = take(run.levels, 3), np.eye(2, dtype=np.float32)
+  pred = run.plain(Weights(state.params), cond)(jnp.ones((2, *SHAPE)), level)
+  assert pred.variance.shape == (2, *SHAPE) and np.isfinite(pred.variance).all()
+
+
 class Before(NamedTuple):
   """What a state held before it had a memory."""
   step: Any
