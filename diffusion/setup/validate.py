@@ -49,7 +49,7 @@ def check(config):
     predict=build('predict'), timesteps=build('timesteps'), loss_weight=build('loss_weight'),
     loss_type=build('loss_type'), noise_type=build('noise_type'), variance=build('variance'),
     guide=guide.parse(config.guide), optimizers=parse_groups(config.optimizer), lr_schedule=build('lr_schedule'),
-    emas=parse_emas(config.extra_emas))
+    emas=parse_emas(config.extra_emas, config.batch))
   make('net', config.net, classes=2)
   make('task', config.task)
   _check_training(config, parts)
