@@ -54,7 +54,7 @@ def _training(c):
   c.lr_schedule = 'cosine(warmup=100)'   # cosine or linear (to 0 at the last step), or constant, after a linear warm-up
   c.grad_clip = 1.                       # largest global norm of the gradient; 0: off
   c.ema_decay = .998                     # of the averaged parameters; rises to it as (1 + step) / (10 + step)
-  c.extra_emas = ''                      # more averages: 'decay(.9999) | warmup | halflife(5e5) | power(.05)' (core/ema.py)
+  c.extra_emas = ''                      # more: 'decay(.9999) | warmup | halflife(5e5) | power(.05)' (core/ema.py)
   c.snapshot_every = 0                   # steps between snapshots of them, for averages of any width later; 0: none
 
   # Devices and input; none of these changes the numbers beyond rounding.

@@ -79,7 +79,7 @@ def test_a_config_gives_it_the_batch():
 
 
 def test_power_is_edm2s_rate_in_images():
-  """arXiv:2312.02696, equation 127, gamma = 6.94: (1 - batch / images seen)^(gamma + 1), with images counted after the step."""
+  """arXiv:2312.02696, equation 127, gamma = 6.94: (1 - batch / images)^(gamma + 1), images counted after the step."""
   for step in (0, 5, 999):
     images = 256. * (step + 1)
     assert float(ema.power(.1)(step)) == pytest.approx((1 - 256 / images) ** (6.94 + 1), abs=2e-4)
