@@ -18,5 +18,5 @@ GRIDS = dict(
   sigmas=grids.sigmas, logsnr=grids.exponential)
 PREDICT = dict(
   eps=gaussian.predict_eps, x0=gaussian.predict_x0, v=gaussian.predict_v, flow=gaussian.predict_flow,
-  score=gaussian.predict_score, edm=gaussian.predict_edm)
+  score=gaussian.predict_score, edm=gaussian.predict_edm, scaled=gaussian.scaled)
 EMAS = dict(decay=ema.decay, warmup=ema.warmup, halflife=ema.halflife, power=ema.power)

@@ -17,6 +17,7 @@ are two linear equations, so x0 and eps follow from any output by solving them (
   predict_flow   (-1, 1)                  the velocity of a straight path, arXiv:2210.02747
   predict_score  (0, -1/sigma)            score matching, arXiv:2011.13456, equation 7
   predict_edm    (sigma, -sd^2)/(sd*r)    alpha = 1; input times 1/r, r^2 = sigma^2 + sd^2, arXiv:2206.00364, table 1
+  scaled         that of another target   input scaled to unit variance
 
 A denoiser is a function (x, noise) -> Pred(x0, eps). Guidance and clipping are functions from denoisers to denoisers.
 
@@ -29,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion.errors import InputError
+from diffusion.errors import check_positive, InputError
 
 
 # ---- noise levels
@@ -138,6 +139,21 @@ def predict_edm(sd=.5):
   def target(noise):
     r = array_module(noise.sigma).sqrt(noise.sigma ** 2 + sd ** 2)
     return Target(noise.sigma / (sd * r), -sd / r, 1 / r, (ve,))
+  return target
+
+
+def scaled(predict, sd=.5):
+  """Another target for a network whose input has unit variance at every level, so that it goes with ve as well.
+
+  The input is times 1 / sqrt(alpha^2 sd^2 + sigma^2), as EDM's (arXiv:2206.00364, appendix B.6).
+
+  Args:
+    predict: the target; in a config a spec, 'scaled(eps)'.
+    sd: the standard deviation of the data.
+  """
+  check_positive('scaled', sd=sd)
+  def target(noise):
+    return predict(noise)._replace(scale=(noise.alpha ** 2 * sd ** 2 + noise.sigma ** 2) ** -.5)
   return target
 
 

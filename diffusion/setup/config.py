@@ -30,7 +30,7 @@ def _model(c):
 
   # The diffusion process and the loss.
   c.schedule = 'cosine'          # linear, cosine, flow, edm, learned, .. (core/schedules.py); 'shift(cosine(None), 2)'
-  c.predict = 'x0'               # output of the network: eps, x0, v, flow, score, edm
+  c.predict = 'x0'               # output of the network: eps, x0, v, flow, score, edm; scaled(eps) scales its input
   c.timesteps = 'stratified'     # uniform, stratified, table(weights), logit_normal, edm_lognormal, v_diffusion, ..,
                                  # loss_aware(bins) (objectives/timesteps.py)
   c.loss_weight = 'min_snr(5)'   # one, snr, min_snr(gamma), soft_min_snr, max_snr, p2(gamma, k), edm(sd), vlb, ..

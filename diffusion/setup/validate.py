@@ -109,7 +109,8 @@ def _check_process(config, schedule, levels):
   exploding = np.all(levels.alpha == 1) and noisiest.sigma > UNSCALED
   if exploding and np.all(np.equal(target.scale, 1)) and gaussian.ve not in target.scalings:
     raise InputError(f'{names}: x_t grows to sigma={noisiest.sigma:g}, and the target does not scale it for the '
-                     f"network; set config.predict='edm', or a schedule with sigma up to {UNSCALED:g}")
+                     f"network; set config.predict='edm', 'scaled({config.predict})', or a schedule with sigma up to "
+                     f'{UNSCALED:g}')
 
 
 def _expect(config, reason, **values):
