@@ -63,12 +63,13 @@ def halflife(images=500_000., rampup=.05, *, batch=1):
   """step -> 2^(-batch / h), h = min(images, rampup * images seen before this batch) (the code of arXiv:2206.00364).
 
   Args:
-    images: training images after which half of an old value is left; float('inf') is 1e999 in a config.
+    images: training images after which half of an old value is left; 'inf': only rampup counts.
     rampup: h as a share of the training so far, so that early parameters are forgotten; None: none. EDM2's code has
       0.09, infinite images, and counts this batch too.
     batch: images of a step; config.batch if it is not given.
   """
   check_positive('halflife', batch=batch, **{} if rampup is None else dict(rampup=rampup))
+  images = float(images)
   if not images > 0:
     raise InputError(f'halflife({images!r}): expected a number of images above 0')
   def rule(step):

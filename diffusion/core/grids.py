@@ -134,7 +134,7 @@ def sections(counts='ddim25'):
       smallest i that gives N. 'fast27' is '10,10,3,2,2' with row T - 3 in place of the last, T - 1.
   """
   ddim, fast = str(counts).startswith('ddim'), counts == 'fast27'
-  listed = (10, 10, 3, 2, 2) if fast else str(counts).removeprefix('ddim').strip('[()]').split(',')
+  listed = (10, 10, 3, 2, 2) if fast else str(counts).removeprefix('ddim').strip('[()], ').split(',')
   parts = [int(part) if str(part).strip().isdecimal() else -1 for part in listed]
   if min(parts) < 0 or not sum(parts) or ddim and len(parts) > 1:
     raise InputError(f"sections({counts!r}): expected numbers of steps such as '10,10,15', or 'ddim25' or 'fast27'")
