@@ -84,7 +84,8 @@ def test_specs():
   ('power', 'missing'), ('power(.1, .2)', 'too many'),
   ('decay(1)', 'between 0 and 1'), ('decay(0)', 'between 0 and 1'), ('decay(.9, after=-1)', 'after=-1'),
   ('decay(.9, after=1.5)', 'after=1.5'), ('warmup(1.1)', 'warmup.1.1'), ('warmup(.9, least=.95)', 'least=0.95'),
-  ('warmup(power=0)', 'power=0'), ('halflife(0)', 'images above 0'), ('halflife(rampup=-1)', 'rampup=-1'), ('halflife(many)', "'many'"),
+  ('warmup(power=0)', 'power=0'), ('halflife(0)', 'images above 0'), ('halflife(rampup=-1)', 'rampup=-1'),
+  ('halflife(many)', "'many'"),
   ('halflife | halflife(500000)', 'twice'),
   ('power(.1) |', 'unknown'), ('power(.1) | power(0.10)', 'twice'),
 ])
