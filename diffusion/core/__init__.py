@@ -1,9 +1,9 @@
 """The mathematics of diffusion: jax and numpy alone.
 
-Below is what a config can name: to add a schedule, a grid or a target, write it and list it here. Guidance
+Below is what a config can name: to add a schedule, a grid, a target or an average, write it and list it here. Guidance
 is listed in setup/guide.py.
 """
-from diffusion.core import gaussian, grids, schedule_transforms, schedules
+from diffusion.core import ema, gaussian, grids, schedule_transforms, schedules
 
 SCHEDULES = dict(
   linear=schedules.linear, scaled_linear=schedules.scaled_linear, cosine=schedules.cosine,
@@ -13,8 +13,10 @@ SCHEDULES = dict(
   sub_vp=schedule_transforms.sub_vp)
 GRIDS = dict(
   trailing=grids.trailing, leading=grids.leading, linspace=grids.linspace, quadratic=grids.quadratic, beta=grids.beta,
-  shifted=grids.shifted, times=grids.times, karras=grids.karras, exponential=grids.exponential, cosine=grids.cosine,
-  angle=grids.angle, sigmas=grids.sigmas, logsnr=grids.exponential)
+  shifted=grids.shifted, sections=grids.sections, times=grids.times, karras=grids.karras,
+  exponential=grids.exponential, polyexponential=grids.polyexponential, cosine=grids.cosine, angle=grids.angle,
+  sigmas=grids.sigmas, logsnr=grids.exponential)
 PREDICT = dict(
   eps=gaussian.predict_eps, x0=gaussian.predict_x0, v=gaussian.predict_v, flow=gaussian.predict_flow,
-  score=gaussian.predict_score, edm=gaussian.predict_edm)
+  score=gaussian.predict_score, edm=gaussian.predict_edm, scaled=gaussian.scaled)
+EMAS = dict(decay=ema.decay, warmup=ema.warmup, halflife=ema.halflife, power=ema.power)

@@ -11,7 +11,7 @@ between updates. So what holds in closed form for continuous profiles holds for 
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion.errors import InputError
+from diffusion.errors import check_positive, InputError
 
 WIDEST = 12 ** -.5     # sigma_rel of gamma = 0, the plain mean of all steps
 
@@ -22,15 +22,66 @@ def warmed_up(value):
   return lambda step: jnp.minimum(value, (1. + step) / (10. + step))
 
 
-def decay(value):
-  """The same with a check. value: in (0, 1)."""
+def decay(value, after=0):
+  """The same with a check.
+
+  Args:
+    value: in (0, 1).
+    after: steps before the average begins; until then it is a copy of the parameters ("update_after_step").
+  """
   if not 0 < value < 1:
     raise InputError(f'decay({value!r}): expected a number between 0 and 1, such as 0.9999')
-  return warmed_up(value)
+  return _after('decay', after, warmed_up(value))
+
+
+def _after(name, steps, rule):
+  """The rule delayed by some steps, in which the average is a copy of the parameters."""
+  if isinstance(steps, bool) or steps < 0 or steps != int(steps):
+    raise InputError(f'{name}(after={steps!r}): expected a number of steps of at least 0')
+  return (lambda step: jnp.where(step < steps, 0., rule(step - steps))) if steps else rule
+
+
+def warmup(value=.9999, inv_gamma=1., power=2 / 3, least=0., after=0):
+  """step -> 1 - (1 + t / inv_gamma)^-power, t = step - after, between `least` and `value` (k-diffusion, diffusers).
+
+  Up to t = 0 the average is a copy of the parameters. power = inv_gamma = value = 1 is the mean of those after t = 0.
+
+  Args:
+    value, least: largest and smallest decay, 0 <= least <= value <= 1.
+    inv_gamma, power: above 0; 1 and 2/3 for a million steps or more (0.9999 at 1M), 1 and 3/4 for fewer (at 215k).
+  """
+  check_positive('warmup', inv_gamma=inv_gamma, power=power)
+  if not 0 <= least <= value <= 1 or not value:
+    raise InputError(f'warmup({value!r}, least={least!r}): expected 0 <= least <= value <= 1, and a value above 0')
+  def rule(t):
+    rise = -jnp.expm1(-power * jnp.log1p(jnp.maximum(t, 0) / inv_gamma))
+    return jnp.where(t > 0, jnp.clip(rise, least, value), 0.)
+  return _after('warmup', after, rule)
+
+
+def halflife(images=500_000., rampup=.05, *, batch=1):
+  """step -> 2^(-batch / h), h = min(images, rampup * images seen before this batch) (the code of arXiv:2206.00364).
+
+  Args:
+    images: training images after which half of an old value is left; 'inf': only rampup counts.
+    rampup: h as a share of the training so far, so that early parameters are forgotten; None: none. EDM2's code has
+      0.09, infinite images, and counts this batch too.
+    batch: images of a step; config.batch if it is not given.
+  """
+  check_positive('halflife', batch=batch, **{} if rampup is None else dict(rampup=rampup))
+  images = float(images)
+  if not images > 0:
+    raise InputError(f'halflife({images!r}): expected a number of images above 0')
+  def rule(step):
+    seen = batch * jnp.asarray(step, jnp.float32)
+    return jnp.exp2(-batch / (images if rampup is None else jnp.clip(rampup * seen, 1e-8, images)))
+  return rule
 
 
 def power(sigma_rel):
   """step -> beta = (1 - 1/t)^(gamma + 1), t = step + 1 (arXiv:2312.02696, section 3.1), which starts at 0.
+
+  EDM2's code counts images, which is the same as long as the batch does not change.
 
   Args:
     sigma_rel: relative width, in (0, 0.2887); .05 and .1 are the pair from which other widths are reconstructed.

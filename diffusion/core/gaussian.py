@@ -17,6 +17,7 @@ are two linear equations, so x0 and eps follow from any output by solving them (
   predict_flow   (-1, 1)                  the velocity of a straight path, arXiv:2210.02747
   predict_score  (0, -1/sigma)            score matching, arXiv:2011.13456, equation 7
   predict_edm    (sigma, -sd^2)/(sd*r)    alpha = 1; input times 1/r, r^2 = sigma^2 + sd^2, arXiv:2206.00364, table 1
+  scaled         that of another target   input scaled to unit variance
 
 A denoiser is a function (x, noise) -> Pred(x0, eps). Guidance and clipping are functions from denoisers to denoisers.
 
@@ -29,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion.errors import InputError
+from diffusion.errors import check_positive, InputError
 
 
 # ---- noise levels
@@ -101,7 +102,7 @@ class Target(NamedTuple):
   b: Any
   scale: Any = 1.         # factor of the network's input
   scalings: tuple = ()    # those it is defined for, such as (ve,); (): all where inputs keep the size of the data
-  variance: bool = False  # whether the network also outputs a variance, in a second half of channels
+  variance: Any = None    # second half of the channels -> learned variance, as in Pred; None: the network has none
 
 
 class Pred(NamedTuple):
@@ -141,9 +142,33 @@ def predict_edm(sd=.5):
   return target
 
 
-def with_variance(predict):
-  """The same target, for a network that learns the variance of a step (arXiv:2102.09672, section 3.1)."""
-  return lambda noise: predict(noise)._replace(variance=True)
+def scaled(predict, sd=.5):
+  """Another target for a network whose input has unit variance at every level, so that it goes with ve as well.
+
+  The input is times 1 / sqrt(alpha^2 sd^2 + sigma^2), as EDM's (arXiv:2206.00364, appendix B.6).
+
+  Args:
+    predict: the target; in a config a spec, 'scaled(eps)'.
+    sd: the standard deviation of the data.
+  """
+  check_positive('scaled', sd=sd)
+  def target(noise):
+    return predict(noise)._replace(scale=(noise.alpha ** 2 * sd ** 2 + noise.sigma ** 2) ** -.5)
+  return target
+
+
+def in_range(noise, out):
+  """An output of -1 for the small and 1 for the large variance (arXiv:2102.09672, section 3.1)."""
+  return (out + 1) / 2
+
+
+def with_variance(predict, share=in_range):
+  """The same target, for a network that learns the variance of a step.
+
+  Args:
+    share: (noise, output) -> the variance as in Pred; objectives/variance.py has another.
+  """
+  return lambda noise: predict(noise)._replace(variance=lambda out: share(noise, out))
 
 
 def determinant(target, noise):
@@ -177,11 +202,11 @@ def split_output(target, x, out):
   """Separates the variance from the rest of a network's output.
 
   Args:
-    target: the Target, whose `variance` says whether there is one.
+    target: the Target, whose `variance` says whether there is one and how it is read.
     x: x_t [B, .., C].
-    out: network output [B, .., C], or [B, .., 2C] with a variance, which is -1 for the small and 1 for the large one.
+    out: network output [B, .., C], or [B, .., 2C] with a variance.
   Returns:
-    (out [B, .., C], variance float32 [B, .., C] in [0, 1], or None).
+    (out [B, .., C], variance float32 [B, .., C], 0 for the small and 1 for the large one, or None).
   Raises:
     InputError: an output of another shape, which would broadcast against x.
   """
@@ -191,7 +216,7 @@ def split_output(target, x, out):
                      f'{" and a learned variance" if target.variance else ""}; change its number of output channels')
   if not target.variance:
     return out, None
-  return out[..., :x.shape[-1]], (out[..., x.shape[-1]:].astype(jnp.float32) + 1) / 2
+  return out[..., :x.shape[-1]], target.variance(out[..., x.shape[-1]:].astype(jnp.float32))
 
 
 # ---- denoisers

@@ -4,16 +4,16 @@ A grid is a `Noise[S+1]` of float64 NumPy arrays that starts at the noisiest lev
 CLEAN. Every function here takes the number of steps S and returns a function of the schedule (a table or a curve):
 `trailing(50)(schedule)`.
 
-In time (trailing, leading, linspace, quadratic, beta, shifted, times): t in (0, 1]. A table is read at the nearest
-row, where row i is at t = (i + 1) / T, so that the network gets only times on which it was trained; a curve is read
-at t itself. A first level without any signal (logsnr -inf, as in `flow` at t = 1) is visited as it is.
+In time (trailing, leading, linspace, quadratic, beta, shifted, sections, times): t in (0, 1]. A table is read at
+the nearest row, where row i is at t = (i + 1) / T, so that the network gets only times on which it was trained; a
+curve is read at t itself. A first level without any signal (logsnr -inf, as in `flow` at t = 1) is visited as it is.
 
-In noise (karras, exponential, cosine, angle, sigmas): values of sigma / alpha, so that one formula serves VP, VE
-and flow. Between two rows of a table the time is interpolated (schedules.at_logsnr), or the nearest row is taken
-with snap=True; a curve has no rows to snap to. sigma_max and sigma_min default to the ends of the schedule: its
-level at t = 1, and the cleanest row, or a curve at t = 1/1000. Where t = 1 has no signal, sigma / alpha is
-infinite: karras and exponential then start one row cleaner (a curve at t = 0.999), where the signal is negligible;
-cosine can start at t = 1 itself.
+In noise (karras, exponential, polyexponential, cosine, angle, sigmas): values of sigma / alpha, so that one
+formula serves VP, VE and flow. Between two rows of a table the time is interpolated (schedules.at_logsnr), or the
+nearest row is taken with snap=True; a curve has no rows to snap to. sigma_max and sigma_min default to the ends of
+the schedule: its level at t = 1, and the cleanest row, or a curve at t = 1/1000. Where t = 1 has no signal,
+sigma / alpha is infinite: karras and both exponentials then start one row cleaner (a curve at t = 0.999), where the
+signal is negligible; cosine can start at t = 1 itself.
 
 Every grid takes any S from 1 as long as its levels differ (and, for angle, stay inside the schedule); a single step
 goes from the noisiest level to clean.
@@ -22,6 +22,7 @@ import numpy as np
 from scipy.special import betaincinv
 
 from diffusion.core.gaussian import CLEAN, Noise, take
+from diffusion.core.lookup import finite_ends
 from diffusion.core.schedules import at_logsnr, evaluate
 from diffusion.errors import check_positive, InputError
 
@@ -123,6 +124,49 @@ def times(values):
   return _in_time('times', len(array), lambda S, T: array)
 
 
+# ---- rows by sections
+def sections(counts='ddim25'):
+  """Rows chosen part by part, as guided-diffusion (arXiv:2105.05233) and GLIDE (arXiv:2112.10741) name them.
+
+  Args:
+    counts: numbers of steps, cleanest part first: '10,10,15' divides the rows into three equal parts and visits 10, 10
+      and 15 of them, each from its first row to its last; '250' is one part. 'ddimN' visits rows 0, i, 2i .. with the
+      smallest i that gives N. 'fast27' is '10,10,3,2,2' with row T - 3 in place of the last, T - 1.
+  """
+  ddim, fast = str(counts).startswith('ddim'), counts == 'fast27'
+  listed = (10, 10, 3, 2, 2) if fast else str(counts).removeprefix('ddim').strip('[()], ').split(',')
+  parts = [int(part) if str(part).strip().isdecimal() else -1 for part in listed]
+  if min(parts) < 0 or not sum(parts) or ddim and len(parts) > 1:
+    raise InputError(f"sections({counts!r}): expected numbers of steps such as '10,10,15', or 'ddim25' or 'fast27'")
+  def times(S, T):
+    rows = _strided(S, T) if ddim else _rows_by_parts(parts, T)
+    if fast:
+      rows[-1] = T - 3
+    return (rows[::-1] + 1) / T
+  return _in_time('sections', sum(parts), times)
+
+
+def _strided(S, T):
+  stride = -(-T // S)
+  if len(range(0, T, stride)) != S:
+    raise InputError(f"sections('ddim{S}'): no whole stride visits {S} of {T} levels; use a divisor of {T}, or "
+                     f"sections('{S}')")
+  return np.arange(0, T, stride)
+
+
+def _rows_by_parts(counts, T):
+  """counts[i] rows of the i-th of equal parts of a table of T; where T does not divide, the first are a row longer."""
+  rows, start = [], 0
+  for i, count in enumerate(counts):
+    size = T // len(counts) + (i < T % len(counts))
+    if count > size:
+      raise InputError(f'sections: {count} steps of a part of {size} levels; use at most {size}')
+    stride = (size - 1) / (count - 1) if count > 1 else 1.
+    rows.append(start + np.round(np.cumsum([0., *[stride] * (count - 1)])[:count]))  # added up, as in their code
+    start += size
+  return np.concatenate(rows)
+
+
 # ---- in noise
 def _snapped(schedule, logsnr):
   """The rows of a table nearest to these log-SNRs, by interpolated row number."""
@@ -135,19 +179,22 @@ def _at_noise(name, schedule, logsnr, snap):
   return _ending_clean(name, find(schedule, logsnr))
 
 
-def _in_noise(name, steps, forward, inverse, sigma_min, sigma_max, snap, infinite=False):
-  """The grid with levels evenly spaced in forward(logsnr), both ends included exactly.
+def _evenly(forward, inverse):
+  """(first, last, S) -> logsnr [S], evenly spaced in forward(logsnr)."""
+  return lambda first, last, S: inverse(np.linspace(forward(first), forward(last), S))
 
-  infinite: whether forward(-inf) is finite, so that the grid may start without signal.
+
+def _in_noise(name, steps, between, sigma_min, sigma_max, snap, infinite=False):
+  """The grid with the levels between(first logsnr, last logsnr, steps), both ends included exactly.
+
+  infinite: whether `between` takes -inf, so that the grid may start without signal.
   """
   _check(name, steps, sigma_min=sigma_min, sigma_max=sigma_max)
   def grid(schedule):
-    T = 1000 if callable(schedule) else len(schedule.logsnr)
-    cleanest, second, noisiest = evaluate(schedule, [1 / T, 1 - 1 / T, 1.]).logsnr
-    first = second if np.isneginf(noisiest) and not infinite else noisiest
+    first, last = finite_ends(schedule, infinite)
     first = first if sigma_max is None else -2 * np.log(sigma_max)
-    last = cleanest if sigma_min is None else -2 * np.log(sigma_min)
-    logsnr = inverse(np.linspace(forward(first), forward(last), steps))
+    last = last if sigma_min is None else -2 * np.log(sigma_min)
+    logsnr = between(first, last, steps)
     logsnr[-1], logsnr[0] = last, first  # exact; a single step is at the first
     return _at_noise(f'{name}({steps})', schedule, logsnr, snap)
   return grid
@@ -169,7 +216,7 @@ def karras(steps=18, rho=7., sigma_min=None, sigma_max=None, snap=False):
   _check('karras', steps, rho=rho)
   def power(l):
     return np.exp(-l / (2 * rho))
-  return _in_noise('karras', steps, power, lambda f: -2 * rho * np.log(f), sigma_min, sigma_max, snap)
+  return _in_noise('karras', steps, _evenly(power, lambda f: -2 * rho * np.log(f)), sigma_min, sigma_max, snap)
 
 
 def exponential(steps=18, sigma_min=None, sigma_max=None, snap=False):
@@ -177,10 +224,21 @@ def exponential(steps=18, sigma_min=None, sigma_max=None, snap=False):
 
   `logsnr` is the same function: even in log-SNR. Arguments as for karras.
   """
-  return _in_noise('exponential', steps, lambda l: l, lambda f: f, sigma_min, sigma_max, snap)
+  return _in_noise('exponential', steps, np.linspace, sigma_min, sigma_max, snap)
 
 
 logsnr = exponential
+
+
+def polyexponential(steps=18, rho=1., sigma_min=None, sigma_max=None, snap=False):
+  """log(sigma / alpha) = low + (high - low) r^rho with r evenly from 1 to 0 (k-diffusion's polyexponential).
+
+  rho = 1 is `exponential`; above 1, more steps near clean. Other arguments as for karras.
+  """
+  _check('polyexponential', steps, rho=rho)
+  def between(first, last, S):
+    return last + (first - last) * np.linspace(1, 0, S) ** rho
+  return _in_noise('polyexponential', steps, between, sigma_min, sigma_max, snap)
 
 
 def cosine(steps=50, sigma_min=None, sigma_max=None, snap=False):
@@ -190,7 +248,8 @@ def cosine(steps=50, sigma_min=None, sigma_max=None, snap=False):
   """
   def angle(l):
     return np.arctan(np.exp(-l / 2))
-  return _in_noise('cosine', steps, angle, lambda f: -2 * np.log(np.tan(f)), sigma_min, sigma_max, snap, infinite=True)
+  even = _evenly(angle, lambda f: -2 * np.log(np.tan(f)))
+  return _in_noise('cosine', steps, even, sigma_min, sigma_max, snap, infinite=True)
 
 
 def angle(steps=50):

@@ -76,8 +76,10 @@ class Reverse(NamedTuple):
 def reverse(table):
   """The reverse steps of a table.
 
-  Row 0 goes to the data as in the code of DDPM and improved DDPM: its small variance uses the k of row 1, its large
-  one k = 1; both are in units of x0, (sigma_0 / alpha_0)^2, so that the scaling does not matter.
+  Row 0 goes to the data, by the one decoder of training and evaluation, N(x0; the model's x0, variance). Since
+  x_0 = alpha_0 x0 + sigma_0 eps, all that x_0 alone says of x0 is N(x_0 / alpha_0, (sigma_0 / alpha_0)^2), and who
+  knows more of the data has a smaller variance: this is the large one, the same in every scaling. As in the code of
+  DDPM and improved DDPM, which leave out alpha_0^2 (1 up to 1e-4 there), the small one is that times the k of row 1.
 
   Raises:
     InputError: a curve, or fewer than 2 rows.

@@ -1,8 +1,18 @@
-"""Traced lookups on a schedule, for losses and their weights: from a log-SNR to the row or the time that has it."""
+"""Lookups on a schedule: its ends, and, traced for losses and weights, from a log-SNR to its row or time."""
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion.core.schedules import evaluate
+
+
+def finite_ends(schedule, infinite=False):
+  """(noisiest, cleanest) log-SNR: at t = 1, and of row 0 or a curve at t = 1/1000.
+
+  Where t = 1 has no signal, the first is of the row before (a curve: t = 0.999), or -inf with `infinite`.
+  """
+  T = 1000 if callable(schedule) else len(schedule.logsnr)
+  cleanest, second, noisiest = evaluate(schedule, [1 / T, 1 - 1 / T, 1.]).logsnr
+  return second if np.isneginf(noisiest) and not infinite else noisiest, cleanest
 
 
 def nearest_row(schedule):

@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 
-from diffusion.core import ema, grids
+from diffusion.core import EMAS, ema, grids
 from diffusion.errors import InputError
 from diffusion.generation import chain, requests, sampling, strips
 from diffusion.setup.build import load_data
@@ -48,7 +48,7 @@ def check_params(run, name):
     return
   if parse(name)[0] == 'posthoc':
     resolve({'sample.params': dict(posthoc=ema.power)}, 'sample.params', name)
-  elif parse(name)[0] not in ('decay', 'power') or parse_emas(name)[0][0] not in names:
+  elif parse(name)[0] not in EMAS or parse_emas(name)[0][0] not in names:
     more = f', {", ".join(names)}, posthoc(WIDTH)' if names else '; config.extra_emas adds more, in a new training'
     raise InputError(f'{key}={name!r}: expected ema, raw{more}')
 

@@ -1,8 +1,8 @@
 """The training loss: draw a noise level and a noise for each example, ask the network, weight the error.
 
 `loss` is the whole idea. Its options are wrappers, functions from a loss to a loss; then come other kinds of noise and
-error, and the bound that trains a learned variance. How noise levels are drawn is in timesteps.py, how errors are
-weighted in weighting.py.
+error. How noise levels are drawn is in timesteps.py, how errors are weighted in weighting.py, the bound that trains a
+learned variance in variance.py.
 """
 from typing import NamedTuple
 
@@ -11,9 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion.core import likelihood
 from diffusion.core.gaussian import denoiser, determinant, expand_to, q_sample, split_output, with_estimate
-from diffusion.core.lookup import nearest_row
 from diffusion.errors import check_positive
 
 
@@ -74,7 +72,7 @@ def loss(key, net, params, x0, cond, *, draw, predict, weight, error=mse(), corr
     weight: (noise, to_x0) -> [B] (see weighting.py).
     error: (out, truth) -> elementwise error.
     corrupt: (key, x0) -> (eps in the network's input, eps in the target), each [B, ...].
-    variance: the bound to add for a network that learns its variance (see learned_variance, gaussian.with_variance).
+    variance: the bound of a Variance to add (see variance.py), where the network learns one (gaussian.with_variance).
     mask: 1 for the entries of x0 over which the mean of an example is taken, 0 for others; None: all.
     train: whether the network's dropout is on.
   Returns:
@@ -245,41 +243,3 @@ def huber(delta=1.):
     gap = jnp.abs(out - truth)
     return jnp.where(gap <= delta, .5 * gap ** 2, delta * (gap - .5 * delta))
   return error
-
-
-# ---- variance
-def fixed_variance():
-  """The sampler chooses the variance of a step; the network does not predict it."""
-  return None
-
-
-def learned_variance(strength=.001, levels=256, *, schedule):
-  """The variational bound that trains the variance of a step, added to the loss (arXiv:2102.09672, equation 16).
-
-  The term of a step is the KL of the true step from the model's; that of row 0, from which a sampler goes to clean
-  data, is the likelihood of x0 under a Gaussian around the model's x0, whose variance lies between those of row 1
-  (small) and row 0 (large) as in the paper's code. Terms are means over dimensions, in bits, times T: with uniform
-  times their mean is the bound in bits per dimension.
-
-  Args:
-    strength: lambda of the paper.
-    levels: number of values of the data in [-1, 1] (DDPM, equation 13); None: x0 is continuous, and its density is
-      used.
-    schedule: a table; the range of the variance depends on the step, so that a curve has none.
-  Returns:
-    (noise [B], x0, gap, variance) -> [B]. gap: the model's x0 minus the true one, without gradient.
-  Raises:
-    InputError: a strength that is not above 0; a curve, or fewer than 2 levels.
-  """
-  check_positive('learned', strength=strength)
-  steps, index, T = likelihood.reverse(schedule), nearest_row(schedule), len(schedule.logsnr)
-  ratios, gains = jnp.asarray(steps.log_ratio, jnp.float32), jnp.asarray(steps.gain, jnp.float32)
-  smallest = 2 * np.log(schedule.sigma[0]) - steps.log_ratio[0]  # row 0 as the cleaner end of row 1: sigma_0^2 k_1
-
-  def bound(noise, x0, gap, variance):
-    i = index(noise.logsnr)
-    ratio, gain, first = (jnp.reshape(a, (-1,) + (1,) * (x0.ndim - 1)) for a in (ratios[i], gains[i], i == 0))
-    step = likelihood.step_kl(variance, ratio, gain, gap)
-    decoder = -likelihood.data_log_likelihood(x0, x0 + gap, .5 * (smallest + variance * ratio), levels)
-    return strength * T / np.log(2).item() * example_mean(jnp.where(first, decoder, step))
-  return bound

@@ -17,7 +17,7 @@ def denoising(*, net, schedule, task, example, predict, timesteps, loss_weight, 
 
   Of x0, one array [B, ...], it takes the entries that cond['x_mask'] marks, where cond has one.
   """
-  predict = gaussian.with_variance(predict) if variance else predict
+  predict = gaussian.with_variance(predict, variance.share) if variance else predict
   network = denoising_net(net, example, variance, self_condition)
   uncertainty, u = weighting.uncertainty(logvar_channels) if logvar_channels else (None, None)
   aware = hasattr(timesteps, 'remember')
@@ -25,7 +25,7 @@ def denoising(*, net, schedule, task, example, predict, timesteps, loss_weight, 
   draw = times.draw_levels(times.stratified() if aware else timesteps, schedule)
   level = times.levels_at(schedule)
   measure = denoising_loss(network, task, self_condition, condition_dropout, noise_type, u, predict=predict,
-                           weight=loss_weight, error=loss_type, variance=variance)
+                           weight=loss_weight, error=loss_type, variance=variance and variance.bound)
 
   def init(key):
     params = network.init(key)
@@ -99,6 +99,6 @@ def denoising_model(network, predict, self_condition):
 def _check(example, task, variance):
   _, cond = example
   if variance and losses.mask_of(cond) is not None:
-    raise InputError("config.variance='learned' takes no x_mask: its bound is a mean over all entries; set 'fixed'")
+    raise InputError("config.variance: a learned one takes no x_mask, its bound is a mean over all; set 'fixed'")
   if variance and task.project:
-    raise InputError("config.variance='learned' takes no projected x0; set 'fixed'")
+    raise InputError("config.variance: a learned one takes no projected x0; set 'fixed'")

@@ -9,9 +9,10 @@ from typing import Callable, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import ndtri
 
 from diffusion.core.gaussian import Noise, take
-from diffusion.core.lookup import time_of_logsnr
+from diffusion.core.lookup import finite_ends, time_of_logsnr
 from diffusion.errors import check_positive, InputError
 
 LAST = 1 - 2 ** -24  # the largest float32 below 1
@@ -68,6 +69,90 @@ def edm_lognormal(mean=-1.2, std=1.2, *, schedule):
   check_positive('edm_lognormal', std=std)
   time = time_of_logsnr(schedule)
   return lambda key, batch: jnp.minimum(time(-2 * (mean + std * jax.random.normal(key, (batch,)))), LAST)
+
+
+# ---- sigma = noise / signal by its quantiles, on any schedule, as k-diffusion draws it (the code of arXiv:2401.11605)
+def _at_quantile(log_sigma, schedule):
+  """The times of log_sigma(u), the quantile function; beyond the schedule's range, its ends."""
+  time = time_of_logsnr(schedule)
+  return lambda key, batch: jnp.minimum(time(-2 * log_sigma(jax.random.uniform(key, (batch,)))), LAST)
+
+
+def _cut(name, cdf, inverse, sigma_min, sigma_max, schedule):
+  """The quantile function u -> log sigma of a distribution function of log sigma, cut at both ends."""
+  noisiest, cleanest = finite_ends(schedule)
+  low = -cleanest / 2 if sigma_min is None else np.log(sigma_min)
+  high = -noisiest / 2 if sigma_max is None else np.log(sigma_max)
+  if not low < high:
+    raise InputError(f'{name}(sigma_min={sigma_min}, sigma_max={sigma_max}): expected the lower one first; this '
+                     f'schedule has {np.exp(-cleanest / 2):.4g} to {np.exp(-noisiest / 2):.4g}')
+  first, last = cdf(low).item(), cdf(high).item()
+  return lambda u: inverse(first + u * (last - first))
+
+
+def _check_ends(name, sigma_min, sigma_max, **positive):
+  ends = dict(sigma_min=sigma_min, sigma_max=sigma_max)
+  check_positive(name, **positive, **{key: value for key, value in ends.items() if value is not None})
+
+
+def loguniform(sigma_min=None, sigma_max=None, *, schedule):
+  """log sigma is uniform between two ends.
+
+  Args:
+    sigma_min, sigma_max: ends at which this and the next distributions are cut; None: those of the schedule, as in
+      grids.karras.
+  """
+  _check_ends('loguniform', sigma_min, sigma_max)
+  same = lambda l: l
+  return _at_quantile(_cut('loguniform', same, same, sigma_min, sigma_max, schedule), schedule)
+
+
+def log_logistic(median=.5, scale=.5, sigma_min=None, sigma_max=None, *, schedule):
+  """log sigma is logistic around log(median), which is the standard deviation of the data there."""
+  _check_ends('log_logistic', sigma_min, sigma_max, median=median, scale=scale)
+  location = np.log(median).item()
+  quantile = _cut('log_logistic', lambda l: 1 / (1 + np.exp((location - l) / scale)),
+                  lambda p: location + scale * (jnp.log(p) - jnp.log1p(-p)), sigma_min, sigma_max, schedule)
+  return _at_quantile(quantile, schedule)
+
+
+def split_lognormal(mean=-1.2, std_1=1.2, std_2=1.2, *, schedule):
+  """log sigma has the halves of two normal densities that meet at their peak `mean`: std_1 below it, std_2 above."""
+  check_positive('split_lognormal', std_1=std_1, std_2=std_2)
+  share = std_1 / (std_1 + std_2)
+  def log_sigma(u):
+    below, above = jnp.minimum(u / share, 1) / 2, 1 - jnp.minimum((1 - u) / (1 - share), 1) / 2
+    return mean + jnp.where(u < share, std_1 * ndtri(below), std_2 * ndtri(above))
+  return _at_quantile(log_sigma, schedule)
+
+
+def _angle_quantile(name, sd, sigma_min, sigma_max, schedule):
+  return _cut(name, lambda l: np.arctan(np.exp(l) / sd), lambda p: jnp.log(sd * jnp.tan(p)), sigma_min, sigma_max,
+              schedule)
+
+
+def v_diffusion(sd=.5, sigma_min=None, sigma_max=None, *, schedule):
+  """arctan(sigma / sd) is uniform: the noise levels of the cosine schedule at uniform times, where sd is 1.
+
+  With sd * r for sd they are the levels of that schedule shifted by r (simple diffusion, arXiv:2301.11093, equation 4).
+
+  Args:
+    sd: the standard deviation of the data.
+  """
+  _check_ends('v_diffusion', sigma_min, sigma_max, sd=sd)
+  return _at_quantile(_angle_quantile('v_diffusion', sd, sigma_min, sigma_max, schedule), schedule)
+
+
+def cosine_interpolated(image_size=256, low=32, high=256, sd=.5, sigma_min=None, sigma_max=None, *, schedule):
+  """Log-SNR from that of v_diffusion shifted by image_size / high, near clean, to image_size / low (arXiv:2301.11093).
+
+  It is linear in u between the two: simple diffusion's interpolated schedule (section 3.1), k-diffusion's "cosine".
+  """
+  sizes = dict(image_size=image_size, low=low, high=high)
+  _check_ends('cosine_interpolated', sigma_min, sigma_max, sd=sd, **sizes)
+  clean, noisy = (_angle_quantile('cosine_interpolated', sd * image_size / size, sigma_min, sigma_max, schedule)
+                  for size in (high, low))
+  return _at_quantile(lambda u: (1 - u) * clean(u) + u * noisy(u), schedule)
 
 
 # ---- times adapted to the loss

@@ -23,10 +23,35 @@ def snr():
   return lambda noise, to_x0: jnp.exp(noise.logsnr) * to_x0
 
 
+def max_snr(least=1.):
+  """max(SNR, least) times the x0 error, the truncated SNR weight (arXiv:2202.00512, section 4, with least = 1)."""
+  check_positive('max_snr', least=least)
+  return lambda noise, to_x0: jnp.maximum(jnp.exp(noise.logsnr), least) * to_x0
+
+
 def min_snr(gamma=5.):
   """min(SNR, gamma) times the x0 error (arXiv:2303.09556, section 3.4)."""
   check_positive('min_snr', gamma=gamma)
   return lambda noise, to_x0: jnp.minimum(jnp.exp(noise.logsnr), gamma) * to_x0
+
+
+def soft_min_snr(gamma=4.):
+  """SNR gamma / (SNR + gamma) times the x0 error, a smooth min(SNR, gamma) (HDiT, arXiv:2401.11605).
+
+  With s = sigma / alpha it is 1 / (s^2 + 1 / gamma). k-diffusion's "soft-min-snr" has gamma = 1 / sd^2, sd the standard
+  deviation of the data.
+  """
+  check_positive('soft_min_snr', gamma=gamma)
+  return lambda noise, to_x0: gamma * jax.nn.sigmoid(noise.logsnr - np.log(gamma)) * to_x0
+
+
+def inverse_variance():
+  """sigma^-2 times the x0 error, in the schedule's own scaling.
+
+  On ve it is SNR, the eps error; on vp 1 + SNR, the error of v (arXiv:2202.00512, section 4); on flow the error of the
+  velocity (diffusers' "sigma_sqrt").
+  """
+  return lambda noise, to_x0: to_x0 / jnp.square(noise.sigma)
 
 
 def p2(gamma=1., k=1.):

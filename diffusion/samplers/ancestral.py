@@ -58,7 +58,7 @@ def ddpm_step(keys, denoise, state, step, variance='small'):
   if variance == 'learned':
     if pred.variance is None:
       raise InputError("ddpm(variance='learned') needs a network that learns its variance; use 'small' or 'large'")
-    scale = jnp.where(s.sigma > 0, s.sigma ** (1 - pred.variance) * t.sigma ** pred.variance, 0.)
+    scale = jnp.where(s.sigma > 0, s.sigma * (t.sigma / s.sigma) ** pred.variance, 0.)
   else:
     scale = s.sigma if variance == 'small' else jnp.where(s.sigma > 0, t.sigma, 0.)
   return Sample(mean + scale * jnp.sqrt(-jnp.expm1(-2 * step.h)) * gaussian(keys, step.index, state.x))

@@ -30,12 +30,13 @@ def _model(c):
 
   # The diffusion process and the loss.
   c.schedule = 'cosine'          # linear, cosine, flow, edm, learned, .. (core/schedules.py); 'shift(cosine(None), 2)'
-  c.predict = 'x0'               # output of the network: eps, x0, v, flow, score, edm
-  c.timesteps = 'stratified'     # uniform, stratified, table(weights), logit_normal, edm_lognormal, loss_aware(bins)
-  c.loss_weight = 'min_snr(5)'   # one, snr, min_snr(gamma), p2(gamma, k), edm(sd), vlb, sigmoid(bias)
+  c.predict = 'x0'               # output of the network: eps, x0, v, flow, score, edm; scaled(eps) scales its input
+  c.timesteps = 'stratified'     # uniform, stratified, table(weights), logit_normal, edm_lognormal, v_diffusion, ..,
+                                 # loss_aware(bins) (objectives/timesteps.py)
+  c.loss_weight = 'min_snr(5)'   # one, snr, min_snr(gamma), soft_min_snr, max_snr, p2(gamma, k), edm(sd), vlb, ..
   c.loss_type = 'mse'            # mse, mae, huber(delta)
   c.noise_type = 'gaussian'      # gaussian, offset(strength), perturbed(gamma), paired (optimal transport in the batch)
-  c.variance = 'fixed'           # fixed, or learned(strength) by extra output channels; needs a schedule of T levels
+  c.variance = 'fixed'           # fixed, learned(strength) by extra output channels, or learned_log; needs T levels
   c.logvar_channels = 0          # of a learned log variance of the loss per noise level (EDM2: 128); 0: off
   c.self_condition = False       # the network also takes its own previous estimate of x0
   c.condition_dropout = .1       # share of training examples without their condition, for classifier-free guidance
@@ -53,7 +54,7 @@ def _training(c):
   c.lr_schedule = 'cosine(warmup=100)'   # cosine or linear (to 0 at the last step), or constant, after a linear warm-up
   c.grad_clip = 1.                       # largest global norm of the gradient; 0: off
   c.ema_decay = .998                     # of the averaged parameters; rises to it as (1 + step) / (10 + step)
-  c.extra_emas = ''                      # more averages, such as 'decay(.9999) | power(.05) | power(.1)' (core/ema.py)
+  c.extra_emas = ''                      # more: 'decay(.9999) | warmup | halflife(5e5) | power(.05)' (core/ema.py)
   c.snapshot_every = 0                   # steps between snapshots of them, for averages of any width later; 0: none
 
   # Devices and input; none of these changes the numbers beyond rounding.
@@ -74,7 +75,7 @@ def _training(c):
 
 def _sample(c):
   c.sampler = 'best'           # of least error on `trailing` grids; ddim(eta), ddpm(variance), heun, unipc(order), ..
-  c.grid = 'trailing(50)'      # noise levels that are visited: trailing, karras, angle, times([..]), .. (core/grids.py)
+  c.grid = 'trailing(50)'      # levels to visit: trailing, karras, angle, sections('ddim25'), .. (core/grids.py)
   c.guide = 'cfg(2)'           # left to right, such as 'cfg(2, lo=-3, hi=4) | rescale(.7)'; cfg(2, negative=weapon),
                                # apg(2), autoguidance(runs/x@600, 2), classifier(runs/noisy_classifier, 2); '' none
   c.clip_x0 = True             # keep x0 in [-1, 1] while sampling

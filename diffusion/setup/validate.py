@@ -49,7 +49,7 @@ def check(config):
     predict=build('predict'), timesteps=build('timesteps'), loss_weight=build('loss_weight'),
     loss_type=build('loss_type'), noise_type=build('noise_type'), variance=build('variance'),
     guide=guide.parse(config.guide), optimizers=parse_groups(config.optimizer), lr_schedule=build('lr_schedule'),
-    emas=parse_emas(config.extra_emas))
+    emas=parse_emas(config.extra_emas, config.batch))
   make('net', config.net, classes=2)
   make('task', config.task)
   _check_training(config, parts)
@@ -112,7 +112,8 @@ def _check_process(config, schedule, levels):
   exploding = np.all(levels.alpha == 1) and noisiest.sigma > UNSCALED
   if exploding and np.all(np.equal(target.scale, 1)) and gaussian.ve not in target.scalings:
     raise InputError(f'{names}: x_t grows to sigma={noisiest.sigma:g}, and the target does not scale it for the '
-                     f"network; set config.predict='edm', or a schedule with sigma up to {UNSCALED:g}")
+                     f"network; set config.predict='edm', 'scaled({config.predict})', or a schedule with sigma up to "
+                     f'{UNSCALED:g}')
 
 
 def _expect(config, reason, **values):

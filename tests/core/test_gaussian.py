@@ -72,6 +72,24 @@ def test_edm_target_is_the_preconditioner_of_karras_et_al():
     assert target.a ** 2 * sd ** 2 + target.b ** 2 == pytest.approx(1.)  # the target has unit variance
 
 
+@pytest.mark.parametrize('name', SCHEDULES)
+def test_a_scaled_input_has_unit_variance_in_every_scaling_and_the_target_is_the_same(name):
+  noise, x0 = SCHEDULES[name], np.random.default_rng(0).standard_normal((100_000, 1)) * .3
+  eps = np.random.default_rng(1).standard_normal(x0.shape)
+  target, plain = gaussian.scaled(gaussian.predict_v(), sd=.3)(noise), gaussian.predict_v()(noise)
+  for i in (0, 50, 99):
+    x = target.scale[i] * (noise.alpha[i] * x0 + noise.sigma[i] * eps)
+    assert np.std(x) == pytest.approx(1, abs=.01)
+  assert target.b is plain.b and np.array_equal(target.a, plain.a)
+  seen = []
+  def net(params, x, *rest):
+    seen.append(x)
+    return x
+  level = take(noise, 50)
+  denoiser(net, None, None, gaussian.scaled(gaussian.predict_eps(), sd=.3))(X0, Noise(*map(np.float32, level)))
+  np.testing.assert_allclose(seen[0], X0 / np.sqrt(.09 * level.alpha ** 2 + level.sigma ** 2), rtol=1e-5)
+
+
 @pytest.mark.parametrize('name', ['eps', 'x0', 'v', 'flow', 'score'])
 def test_a_network_that_outputs_the_target_makes_an_exact_denoiser(name):
   noise = level32(MIDDLE)

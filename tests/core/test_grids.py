@@ -1,4 +1,6 @@
 """Grids against closed forms, published rows, each other, and diffusers where it is installed."""
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from scipy import integrate
@@ -18,7 +20,7 @@ SCHEDULES = {
   'shifted curve': shift(schedules.flow(), 3.),
 }
 IN_TIME = [grids.trailing, grids.leading, grids.linspace, grids.quadratic]
-IN_NOISE = [grids.karras, grids.exponential, grids.cosine]
+IN_NOISE = [grids.karras, grids.exponential, grids.polyexponential, grids.cosine]
 ANY_TIME = schedules.cosine(None, s=0.)  # sigma / alpha = tan(pi t / 2)
 
 
@@ -95,6 +97,42 @@ def test_shifted_times_on_a_straight_path_are_trailing_times_of_the_shifted_sche
   assert moved.sigma[4] == pytest.approx(3 * .5 / (1 + 2 * .5))
 
 
+def by_definition(T, counts):
+  """Each part from its first row to its last, in exact fractions; the two rows around a half are both right."""
+  rows, start = [], 0
+  for i, count in enumerate(counts):
+    size = T // len(counts) + (i < T % len(counts))
+    rows += [start + Fraction(k * (size - 1), max(count - 1, 1)) for k in range(count)]
+    start += size
+  return rows[::-1]
+
+
+def assert_nearest(got, exact):
+  assert len(got) == len(exact) and all(abs(row - at) <= Fraction(1, 2) for row, at in zip(got, exact))
+
+
+def test_sections_are_those_of_guided_diffusion_and_glide():
+  assert rows(grids.sections('ddim25')) == list(range(960, -1, -40))
+  assert rows(grids.sections('ddim100')) == list(range(990, -1, -10))
+  assert rows(grids.sections('ddim27')) == list(range(988, -1, -38))
+  fast = [997, 800, 799, 600, 599, 500, 400, 399, 377, 355, 333, 311, 288, 266, 244, 222, 200,
+          199, 177, 155, 133, 111, 88, 66, 44, 22, 0]
+  assert rows(grids.sections('fast27')) == fast and len(fast) == 27
+  assert rows(grids.sections('3,1,2'), 40) == [39, 27, 14, 13, 6, 0]  # parts of 14, 13 and 13 rows
+  for T, counts in ((1000, (250,)), (1000, (100, 50, 20, 20, 10)), (300, (10, 15, 20)), (1000, (25,)),
+                    (401, (7, 0, 9))):
+    assert_nearest(rows(grids.sections(','.join(map(str, counts))), T), by_definition(T, counts))
+  assert rows(grids.sections([10, 10, 15])) == rows(grids.sections(' 10, 10, 15'))
+  assert rows(grids.sections(25)) == rows(grids.sections('25')) == rows(grids.sections((25,)))
+  assert rows(grids.sections(25))[::24] == [999, 0]
+  assert 149 in rows(grids.sections('10,15,20'), 300)  # 149.5 there is a sum of rounded strides, a little less
+
+
+def test_sections_of_a_curve_are_those_of_a_thousand_rows():
+  levels = grids.sections('fast27')(schedules.flow())
+  np.testing.assert_allclose(levels.sigma[[0, 1, 2, -2]], [.998, .801, .8, .001], rtol=1e-12)
+
+
 def test_times_are_visited_as_listed():
   assert rows(grids.times([1., .7, .301, .001])) == [999, 699, 300, 0]
   levels = grids.times([.9, .45, 1e-4])(schedules.flow())
@@ -141,6 +179,16 @@ def test_exponential_has_equal_steps_in_log_snr_and_is_the_limit_of_karras(name)
   np.testing.assert_allclose(h, h[0], rtol=1e-9)
   assert grids.logsnr is grids.exponential
   np.testing.assert_allclose(grids.karras(12, rho=1e6)(SCHEDULES[name]).logsnr[:-1], levels.logsnr[:-1], atol=1e-3)
+
+
+@pytest.mark.parametrize('name', SCHEDULES)
+@pytest.mark.parametrize('rho', [.5, 1., 3.])
+def test_polyexponential_raises_the_ramp_in_log_sigma_to_a_power(name, rho):
+  sigma = noise_ratio(grids.polyexponential(9, rho)(SCHEDULES[name]))
+  share = np.log(sigma / sigma[-1]) / np.log(sigma[0] / sigma[-1])
+  np.testing.assert_allclose(share, (np.arange(8, -1, -1) / 8) ** rho, atol=1e-9)
+  same = grids.exponential(9)(SCHEDULES[name])
+  np.testing.assert_allclose(grids.polyexponential(9)(SCHEDULES[name]).sigma, same.sigma, rtol=1e-9)
 
 
 @pytest.mark.parametrize('name', SCHEDULES)
@@ -203,6 +251,13 @@ def test_sigmas_are_visited_as_listed_in_every_scaling():
   (lambda: grids.beta(5, a='x'), "a='x'"),
   (lambda: grids.shifted(5, ratio=0.), 'ratio=0.0'),
   (lambda: grids.beta(900)(schedules.linear()), 'beta(900): two steps'),
+  (lambda: grids.polyexponential(rho=-1.), 'rho=-1.0'),
+  (lambda: grids.sections('ddim300')(schedules.linear()), "sections('ddim300'): no whole stride visits 300 of 1000"),
+  (lambda: grids.sections('10,x'), "sections('10,x'): expected numbers of steps"),
+  (lambda: grids.sections('ddim'), "'ddim25' or 'fast27'"), (lambda: grids.sections('ddim5,5'), "'ddim5,5'"),
+  (lambda: grids.sections(2.5), 'sections(2.5)'), (lambda: grids.sections(0), 'sections(0)'),
+  (lambda: grids.sections([10, -1]), '[10, -1]'), (lambda: grids.sections(True), 'sections(True)'),
+  (lambda: grids.sections('5,30')(schedules.linear(T=50)), '30 steps of a part of 25 levels'),
   (lambda: grids.times([]), 'list of numbers'),
   (lambda: grids.times([1.2, .5]), 'at most 1'),
   (lambda: grids.times('fast'), "'fast'"),

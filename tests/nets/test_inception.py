@@ -41,6 +41,22 @@ def assert_near(out, expected, tolerance=1e-4):
   np.testing.assert_allclose(out, expected, atol=tolerance * np.abs(expected).max())
 
 
+def test_with_x64_the_file_is_read_and_the_numbers_are_the_same(path):
+  """From an 8-bit image to the features, all in float32."""
+  x = pictures(1, 40, 24, 3)
+  with jax.enable_x64(True):
+    e = pretrained_features.inception(str(path))
+    features = jax.jit(e.apply)(e.params, x)
+  assert {a.dtype for a in jax.tree.leaves((features, e.params))} == {np.dtype(np.float32)}
+  plain = pretrained_features.inception(str(path))
+  expected = jax.jit(plain.apply)(plain.params, x)
+  assert_near(features.points, np.asarray(expected.points))
+  assert_near(features.logits, np.asarray(expected.logits))
+  with jax.enable_x64(True):
+    wide = jax.eval_shape(lambda p: NET.apply({'params': p}, jnp.zeros((1, 75, 75, 3), jnp.float64)), e.params)
+  assert wide[0].dtype == np.float32
+
+
 def test_points_and_logits_are_those_that_pytorch_fid_gave(small):
   assert_near(summary(small[0]), POINTS)
   assert_near(summary(small[1]), LOGITS)

@@ -53,6 +53,16 @@ def test_features_are_those_that_transformers_gave(kind, made):
                              atol=1e-4 * np.abs(EXPECTED[kind]).max())
 
 
+@pytest.mark.parametrize('kind', MODULES)
+def test_with_x64_the_file_is_read_and_the_numbers_are_the_same(kind, made, tmp_path):
+  with jax.enable_x64(True):
+    e = extractor(kind, tmp_path / 'x.safetensors')
+    wide = features(e)
+  assert wide.dtype == np.float32 and {a.dtype for a in jax.tree.leaves(e.params)} == {np.dtype(np.float32)}
+  plain = features(made[kind])
+  np.testing.assert_allclose(wide, plain, atol=1e-4 * np.abs(plain).max())
+
+
 def reference(kind, path):
   """Features by transformers and Pillow, of the weights of a file."""
   torch = pytest.importorskip('torch')

@@ -61,6 +61,87 @@ def test_edm_times_on_a_table_are_its_nearest_rows():
                              atol=.006)
 
 
+# ---- k-diffusion's distributions, by their quantiles
+LOW, HIGH = .01, 50.
+
+
+def cut(law, u):
+  """Quantiles of a law of log sigma between the two ends."""
+  first, last = law.cdf(np.log([LOW, HIGH]))
+  return law.ppf(first + u * (last - first))
+
+
+class HalfNormals:
+  """Of the logarithm: std a below the mean, std b above, by SciPy's half-normal."""
+  def __init__(self, mean, a, b):
+    self.mean, self.a, self.b = mean, a, b
+
+  def ppf(self, u):
+    share = self.a / (self.a + self.b)
+    with np.errstate(invalid='ignore'):
+      below, above = stats.halfnorm(0, self.a).isf(u / share), stats.halfnorm(0, self.b).ppf((u - share) / (1 - share))
+    return self.mean + np.where(u < share, -below, above)
+
+
+ENDS = dict(sigma_min=LOW, sigma_max=HIGH)
+LAWS = dict(  # sigma / sd of v_diffusion is the absolute value of a Cauchy variable
+  loguniform=(dict(**ENDS), lambda u: np.log(stats.loguniform(LOW, HIGH).ppf(u))),
+  log_logistic=(dict(median=.4, scale=.6, **ENDS), lambda u: cut(stats.logistic(np.log(.4), .6), u)),
+  split_lognormal=(dict(mean=-.4, std_1=.5, std_2=1.1), HalfNormals(-.4, .5, 1.1).ppf),
+  v_diffusion=(dict(sd=.7, **ENDS), lambda u: np.log(stats.foldcauchy(0, scale=.7).ppf(
+    stats.foldcauchy(0, scale=.7).cdf(LOW) + u * np.diff(stats.foldcauchy(0, scale=.7).cdf([LOW, HIGH]))))))
+
+
+@pytest.mark.parametrize('schedule', [schedules.edm(), schedules.cosine(None), schedules.flow()],
+                         ids=['edm', 'cosine', 'flow'])
+@pytest.mark.parametrize('name', LAWS)
+def test_the_quantiles_of_sigma_are_those_of_scipy(name, schedule):
+  options, law = LAWS[name]
+  draw = timesteps.draw_levels(getattr(timesteps, name)(**options, schedule=schedule), schedule)
+  u = np.asarray(jax.random.uniform(KEY, (4000,)), np.float64)
+  np.testing.assert_allclose(-np.asarray(draw(KEY, 4000).logsnr, np.float64) / 2, law(u), atol=3e-3)
+
+
+def test_ends_are_those_of_the_schedule_where_none_are_given():
+  for schedule, low, high in ((schedules.edm(), np.exp(np.log(.002) + np.log(4e4) / 1000), 80.),
+                              (schedules.flow(), 1 / 999, 999.), (schedules.linear(), None, None)):
+    if low is None:
+      low, high = np.exp(-schedule.logsnr[[0, -1]] / 2)
+    for make in (timesteps.loguniform, timesteps.v_diffusion, timesteps.log_logistic):
+      sigma = np.exp(-np.asarray(timesteps.draw_levels(make(schedule=schedule), schedule)(KEY, 20_000).logsnr) / 2)
+      assert low * .999 < sigma.min() and sigma.max() < high * 1.002
+    uniform = np.log(sigma_of(timesteps.loguniform(schedule=schedule), schedule))
+    assert stats.kstest(uniform, stats.uniform(np.log(low), np.log(high / low)).cdf).pvalue > .01
+
+
+def sigma_of(times, schedule):
+  return np.exp(-np.asarray(timesteps.draw_levels(times, schedule)(KEY, 4000).logsnr, np.float64) / 2)
+
+
+def test_a_split_normal_of_equal_halves_is_edms():
+  curve = schedules.edm()
+  assert stats.kstest(np.log(sigma_of(timesteps.split_lognormal(schedule=curve), curve)),
+                      stats.norm(-1.2, 1.2).cdf).pvalue > .01
+
+
+def test_v_diffusion_with_data_of_unit_size_draws_the_cosine_schedule_at_uniform_times():
+  circle = schedules.cosine(None, s=0.)
+  u = timesteps.v_diffusion(sd=1., sigma_min=1e-4, sigma_max=1e4, schedule=circle)(KEY, 4000)
+  np.testing.assert_allclose(u, jax.random.uniform(KEY, (4000,)), atol=3e-4)
+
+
+def test_the_interpolated_cosine_is_the_published_sum_of_two_shifted_schedules():
+  curve, u = schedules.edm(sigma_min=1e-4, sigma_max=1e4), np.asarray(jax.random.uniform(KEY, (4000,)), np.float64)
+  ends = dict(sigma_min=1e-4, sigma_max=1e4, sd=1., schedule=curve)
+  shifted = lambda size: -2 * np.log(np.tan(np.pi / 2 * u)) + 2 * np.log(size / 128)  # arXiv:2301.11093, equation 4
+  expected = u * shifted(32) + (1 - u) * shifted(64)
+  got = -2 * np.log(sigma_of(timesteps.cosine_interpolated(128, 32, 64, **ends), curve))
+  inside = (u > .05) & (u < .95)
+  np.testing.assert_allclose(got[inside], expected[inside], atol=.02)  # the ends are cut at another angle
+  np.testing.assert_allclose(sigma_of(timesteps.cosine_interpolated(128, 64, 64, **ends), curve),
+                             sigma_of(timesteps.v_diffusion(**ends | dict(sd=2.)), curve), rtol=1e-5)
+
+
 @pytest.mark.parametrize('schedule',
                          [schedules.flow(), schedules.cosine(None), schedules.edm(), schedules.offset_cosine()])
 def test_a_curve_is_inverted_by_its_table(schedule):
@@ -139,6 +220,11 @@ def test_bad_input_is_named():
                         (lambda: timesteps.histogram([]), 'list of weights'),
                         (lambda: timesteps.logit_normal(0, 0), 'above 0'),
                         (lambda: timesteps.edm_lognormal(std=-1, schedule=schedules.edm()), 'above 0'),
+                        (lambda: timesteps.split_lognormal(std_2=0, schedule=schedules.edm()), 'std_2=0'),
+                        (lambda: timesteps.log_logistic(median=-1, schedule=schedules.edm()), 'median=-1'),
+                        (lambda: timesteps.v_diffusion(sigma_min='a', schedule=schedules.edm()), "sigma_min='a'"),
+                        (lambda: timesteps.loguniform(3., 2., schedule=schedules.edm()), 'sigma_max=2.0.*lower one'),
+                        (lambda: timesteps.cosine_interpolated(low=0, schedule=schedules.edm()), 'low=0'),
                         (lambda: timesteps.loss_aware(0), 'bins=0'), (lambda: timesteps.loss_aware(floor=0.), 'floor'),
                         (lambda: timesteps.loss_aware(history=5), 'least <= history')):
     with pytest.raises(InputError, match=message):

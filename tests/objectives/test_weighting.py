@@ -46,6 +46,11 @@ def information(std, logsnr):
   (weighting.snr(), dict(eps=lambda snr: 1 + 0 * snr, x0=lambda snr: snr, v=lambda snr: snr / (snr + 1))),
   (weighting.min_snr(5.), dict(eps=lambda snr: np.minimum(snr, 5) / snr, x0=lambda snr: np.minimum(snr, 5),
                             v=lambda snr: np.minimum(snr, 5) / (snr + 1))),  # arXiv:2303.09556, section 3.4
+  (weighting.max_snr(), dict(eps=lambda snr: np.maximum(1, 1 / snr), x0=lambda snr: np.maximum(snr, 1),
+                             v=lambda snr: np.maximum(snr, 1) / (snr + 1))),    # arXiv:2202.00512, section 4
+  (weighting.max_snr(.1), dict(x0=lambda snr: np.maximum(snr, .1))),
+  (weighting.soft_min_snr(4.), dict(x0=lambda snr: 1 / (1 / snr + 1 / 4), eps=lambda snr: 4 / (snr + 4))),
+  (weighting.inverse_variance(), dict(x0=lambda snr: 1 + snr, v=lambda snr: 1 + 0 * snr)),
   (weighting.p2(1., 1.), dict(eps=lambda snr: 1 / (1 + snr))),                  # arXiv:2204.00227, equation 8
   (weighting.one(), dict(eps=lambda snr: 1 + 0 * snr, v=lambda snr: 1 + 0 * snr)),
 ])
@@ -66,6 +71,32 @@ def test_edm_weight_is_one_for_the_edm_target_and_lambda_for_x0():
   np.testing.assert_allclose(weigh(gaussian.predict_edm(sd)(table)), 1., rtol=1e-5)
   np.testing.assert_allclose(weigh(gaussian.predict_x0()(table)),
                              (table.sigma ** 2 + sd ** 2) / (table.sigma * sd) ** 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize('sd', [.5, 1.])
+def test_the_soft_minimum_is_that_of_k_diffusion_for_the_output_of_edm_and_lies_below_the_hard_one(sd):
+  table = schedules.edm(T=50)
+  level, s = Noise(*map(jnp.asarray, table)), table.sigma
+  weight = weighting.soft_min_snr(sd ** -2)
+  to_x0 = (s / gaussian.determinant(gaussian.predict_edm(sd)(table), table)) ** 2
+  np.testing.assert_allclose(weight(level, to_x0), (s * sd) ** 2 / (s ** 2 + sd ** 2) ** 2, rtol=2e-5)
+  hard = np.minimum(s ** -2., sd ** -2)
+  soft = np.asarray(weight(level, jnp.ones(50)))
+  assert np.all(soft <= hard * (1 + 1e-5)) and np.all(soft >= hard / 2 * (1 - 1e-5))
+
+
+@pytest.mark.parametrize('schedule, same', [
+  (schedules.flow(50), 'flow'), (schedules.edm(50), 'eps'), (schedules.cosine(50), 'v')])
+def test_the_inverse_variance_of_each_scaling_leaves_the_error_of_its_own_target_as_it_is(schedule, same):
+  to_x0 = (schedule.sigma / gaussian.determinant(getattr(gaussian, f'predict_{same}')()(schedule), schedule)) ** 2
+  np.testing.assert_allclose(weighting.inverse_variance()(Noise(*map(jnp.asarray, schedule)), to_x0), 1., rtol=1e-5)
+
+
+def test_weights_are_finite_where_there_is_no_signal():
+  level = Noise(*(jnp.asarray(a[-1:], jnp.float32) for a in schedules.flow(50)))
+  found = [float(w(level, jnp.ones(1))[0]) for w in (weighting.max_snr(), weighting.soft_min_snr(),
+                                                     weighting.inverse_variance())]
+  assert found == [1., 0., 1.]
 
 
 @pytest.mark.parametrize('curve',
@@ -164,7 +195,8 @@ def test_the_uncertainty_can_take_the_shape_of_a_loss_and_starts_as_no_weight():
 
 
 def test_bad_input_is_named():
-  for make, message in ((lambda: weighting.edm(-1), 'above 0'),
+  for make, message in ((lambda: weighting.edm(-1), 'above 0'), (lambda: weighting.max_snr(0), 'least=0'),
+                        (lambda: weighting.soft_min_snr(-4), 'gamma=-4'),
                         (lambda: weighting.sigmoid(float('nan'), schedule=SCHEDULE), 'bias=nan')):
     with pytest.raises(InputError, match=message):
       make()

@@ -101,16 +101,35 @@ def test_what_does_not_fit_is_named_before_anything_is_built(changes, message, m
 def test_a_target_goes_with_any_schedule_that_it_solves_and_on_which_its_inputs_stay_small(monkeypatch):
   for predict in ('eps', 'x0', 'v', 'flow', 'score'):
     validate.check(config(schedule='edm(sigma_max=5)', predict=predict))
-  new = dict(scaled=lambda: lambda noise: Target(0., 1., 1 / np.sqrt(1 + noise.sigma ** 2)),
+  new = dict(mine=lambda: lambda noise: Target(0., 1., 1 / np.sqrt(1 + noise.sigma ** 2)),
              fits=lambda: lambda noise: Target(1., 0., scalings=(ve,)))
   for name, make in new.items():
     monkeypatch.setitem(build.CHOICES['predict'], name, make)
     validate.check(config(schedule='edm', predict=name))
-  validate.check(config(predict='scaled'))
+  for predict in ('scaled(eps)', 'scaled(v, sd=.3)', 'scaled(predict=x0)', 'scaled(score)'):
+    assert validate.check(config(schedule='edm', predict=predict)).levels.sigma[0] == pytest.approx(80)
+    with pytest.raises(InputError, match=r"sigma=80.*'edm', 'scaled\(eps\)'"):
+      validate.check(config(schedule='edm', predict='eps'))
+  validate.check(config(predict='scaled(x0)'))
+  for predict, message in (('scaled(eqs)', "did you mean 'eps'"), ('scaled(eps, sd=0)', 'sd=0'),
+                           ('scaled(edm)', 'needs the scaling ve')):
+    with pytest.raises(InputError, match=message):
+      validate.check(config(predict=predict))
+  validate.check(config(predict='mine'))
   with pytest.raises(InputError, match=r"config\.predict='fits'.*config\.schedule='cosine'"):
     validate.check(config(predict='fits'))
   with pytest.raises(InputError, match='sigma=80'):  # trained there, whatever the grid visits
     validate.check(config(schedule='edm', predict='x0', grid='karras(5, sigma_max=1)'))
+
+
+def test_a_grid_by_sections_is_read_from_the_command_line(mesh):
+  for spec in ("sections('ddim25')", 'sections(ddim25)'):
+    run = image_run(config(grid=spec, schedule='linear'), SHAPE, CLASSES, mesh)
+    assert run.levels.time[:-1].tolist() == list(range(960, -1, -40))
+  assert len(validate.check(config(grid='sections([10, 10, 15])')).levels.time) == 36
+  for spec, message in (("sections('ddim300')", 'no whole stride'), ('sections(10,10,15)', 'too many positional')):
+    with pytest.raises(InputError, match=message):
+      validate.check(config(grid=spec))
 
 
 def test_a_batch_must_divide_over_the_devices():
@@ -122,8 +141,8 @@ def test_a_batch_must_divide_over_the_devices():
 
 
 def test_every_choice_of_every_field_can_be_built_from_its_bare_name_or_says_what_it_needs(mesh):
-  needs = dict(from_betas='betas', table='weights', shift='ratio', times='values', sigmas='values', sub_vp='schedule',
-               zero_terminal='schedule')
+  needs = dict(from_betas='betas', scaled='predict', table='weights', shift='ratio', times='values', sigmas='values',
+               sub_vp='schedule', zero_terminal='schedule')
   extra = dict(schedule=schedules.cosine(), levels=grids.trailing(10)(schedules.cosine()), classes=2)
   for field in ('task', 'net', 'schedule', 'predict', 'timesteps', 'loss_weight', 'loss_type', 'noise_type',
                 'optimizer', 'lr_schedule', 'sampler', 'grid'):

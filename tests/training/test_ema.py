@@ -70,13 +70,23 @@ def test_specs():
   assert names == ['decay(0.9999)', 'power(0.05)', 'power(0.1)']
   assert parse_emas('') == parse_emas('  ') == ()
   assert [name for name, _ in parse_emas('decay(.99999999)')] == ['decay(0.99999999)']
+  text = 'warmup | warmup(.999, power=.75, after=10) | decay(.9, after=7) | halflife(5_000, rampup=None) | halflife'
+  text += ' | halflife(inf, rampup=.09)'
+  names = [name for name, _ in parse_emas(text, batch=64)]
+  assert names == ['warmup(0.9999)', 'warmup(0.999, power=0.75, after=10)', 'decay(0.9, after=7)',
+                   'halflife(5000.0, rampup=None)', 'halflife(500000.0)', 'halflife(inf, rampup=0.09)']
+  assert [name for name, _ in parse_emas(' | '.join(names))] == names
 
 
 @pytest.mark.parametrize('text, message', [
   ('powr(.1)', "config.extra_emas='powr.*did you mean 'power'"), ('power(.3)', 'above 0 and below 0.2887'),
   ('power(0)', 'above 0'), ('power(-.1)', 'above 0'), ('power(nan)', r"expected power\(sigma_rel\)"),
   ('power', 'missing'), ('power(.1, .2)', 'too many'),
-  ('decay(1)', 'between 0 and 1'), ('decay(0)', 'between 0 and 1'),
+  ('decay(1)', 'between 0 and 1'), ('decay(0)', 'between 0 and 1'), ('decay(.9, after=-1)', 'after=-1'),
+  ('decay(.9, after=1.5)', 'after=1.5'), ('warmup(1.1)', 'warmup.1.1'), ('warmup(.9, least=.95)', 'least=0.95'),
+  ('warmup(power=0)', 'power=0'), ('halflife(0)', 'images above 0'), ('halflife(rampup=-1)', 'rampup=-1'),
+  ('halflife(many)', "'many'"),
+  ('halflife | halflife(500000)', 'twice'),
   ('power(.1) |', 'unknown'), ('power(.1) | power(0.10)', 'twice'),
 ])
 def test_bad_specs_are_refused_in_one_line(text, message):

@@ -85,6 +85,33 @@ def test_a_run_with_everything_samples_with_the_variance_it_learned(run):
   np.testing.assert_allclose(level.alpha * pred.x0 + level.sigma * pred.eps, x, atol=1e-4)
 
 
+def test_a_network_that_learns_the_log_variance_trains_and_draws():
+  run = experiment(variance='learned_log', schedule='cosine(20)', sampler="ddpm('learned')", grid='trailing(20)')
+  state, metrics = make_train_step(run)(make_state(run, jax.random.key(0)),
+                                        sharding.put_batch(next(batches(1)), run.mesh), jax.random.key(0))
+  assert np.isfinite(metrics['loss'])
+  level, cond = take(run.levels, 3), np.eye(2, dtype=np.float32)
+  pred = run.plain(Weights(state.params), cond)(jnp.ones((2, *SHAPE)), level)
+  assert pred.variance.shape == (2, *SHAPE) and np.isfinite(pred.variance).all()
+
+
+def test_a_scaled_target_trains_on_exploding_variance_with_times_weight_and_averages_in_k_diffusions_ways():
+  run = experiment(schedule='edm', predict='scaled(v)', timesteps='v_diffusion(sigma_min=.01, sigma_max=50.)',
+                   loss_weight='soft_min_snr', grid='polyexponential(4, rho=2)', guide='',
+                   extra_emas='halflife(16, rampup=None) | warmup(.9, power=1., after=1)')
+  step, state, seen = make_train_step(run), make_state(run, jax.random.key(0)), []
+  for batch in batches(3):
+    state, metrics = step(state, sharding.put_batch(batch, run.mesh), jax.random.key(0))
+    seen.append(np.asarray(state.params['in']['kernel'], np.float64))
+    assert np.isfinite(metrics['loss'])
+  half, warm = (np.asarray(tree['in']['kernel']) for tree in state.averages)
+  start = np.asarray(make_state(run, jax.random.key(0)).params['in']['kernel'], np.float64)
+  r = 2 ** -.5  # 8 images a step
+  np.testing.assert_allclose(half, r ** 3 * start + (1 - r) * (r ** 2 * seen[0] + r * seen[1] + seen[2]), atol=1e-5)
+  np.testing.assert_allclose(warm, (seen[1] + seen[2]) / 2, atol=1e-5)
+  assert run.levels.sigma[0] == pytest.approx(80)
+
+
 class Before(NamedTuple):
   """What a state held before it had a memory."""
   step: Any

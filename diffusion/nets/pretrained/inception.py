@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-ZEROS = nn.initializers.zeros_init()  # only the shapes matter: the weights come from a file
+ZEROS = lambda key, shape: jnp.zeros(shape, jnp.float32)  # only shape and type matter: the weights come from a file
 
 
 def max_pool(x):
@@ -20,7 +20,7 @@ def max_pool(x):
 
 def average(x):
   """3x3 average pooling with stride 1 that excludes the padding."""
-  return nn.avg_pool(x, (3, 3), padding='SAME', count_include_pad=False)
+  return nn.avg_pool(x, (3, 3), padding='SAME', count_include_pad=False).astype(x.dtype)  # flax counts in x64's floats
 
 
 def chain(unit, x, *steps):
@@ -99,6 +99,7 @@ class InceptionV3(nn.Module):
         return nn.relu(x * scale + (shift - mean * scale))
       return unit
 
+    x = jnp.asarray(x, jnp.float32)  # with jax.enable_x64 too
     x = chain(at(''), x, ('Conv2d_1a_3x3', 32, (3, 3), 2), ('Conv2d_2a_3x3', 32, (3, 3), 1, 'VALID'),
               ('Conv2d_2b_3x3', 64, (3, 3)))
     x = chain(at(''), max_pool(x), ('Conv2d_3b_1x1', 80), ('Conv2d_4a_3x3', 192, (3, 3), 1, 'VALID'))

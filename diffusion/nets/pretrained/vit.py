@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from diffusion.nets.attention import attend
 
-ZEROS = nn.initializers.zeros_init()  # only the shapes matter: the weights come from a file
+ZEROS = lambda key, shape: jnp.zeros(shape, jnp.float32)  # only shape and type matter: the weights come from a file
 ACTIVATIONS = dict(gelu=lambda x: nn.gelu(x, approximate=False), quick_gelu=lambda x: x * nn.sigmoid(1.702 * x))
 DINOV2 = dict(norm1='norm1', query='attention.attention.query', key='attention.attention.key',
               value='attention.attention.value', out='attention.output.dense', norm2='norm2')
@@ -32,6 +32,7 @@ def norm(param, name, x, eps):
 
 def patches(param, name, x, patch, features):
   """Linear embedding of patches of patch x patch pixels, without bias: [B, H, W, 3] -> [B, patches, features]."""
+  x = jnp.asarray(x, jnp.float32)  # with jax.enable_x64 too
   kernel = param(name, ZEROS, (features, x.shape[-1], patch, patch))
   y = jax.lax.conv_general_dilated(x, kernel, (patch, patch), 'VALID', dimension_numbers=('NHWC', 'OIHW', 'NHWC'))
   return y.reshape(len(x), -1, features)
