@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from diffusion.core.gaussian import denoiser, determinant, expand_to, q_sample, split_output, with_estimate

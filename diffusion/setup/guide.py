@@ -96,7 +96,7 @@ def parse(text):
   Raises:
     InputError: an unknown part or argument, a value out of range, parts in an order that has no meaning.
   """
-  pieces = specs.split(text, '|')
+  pieces = [piece for piece in specs.split(text, '|') if piece]
   names = tuple(specs.parse(piece)[0] for piece in pieces)
   guide = Guide(text, names, tuple(specs.resolve(dict(guide=GUIDE), 'guide', piece) for piece in pieces))
   try:

@@ -31,7 +31,8 @@ def split(text, separator=','):
       parts.append(text[start:i])
       start = i + 1
     before = before if c.isspace() else c
-  return [part.strip() for part in (*parts, text[start:]) if part.strip()]
+  parts = [part.strip() for part in (*parts, text[start:])] if text.strip() else []
+  return [part for part in parts if part] if separator == ',' else parts  # a last comma is Python's habit
 
 
 def _literal(text):
