@@ -22,9 +22,10 @@ from hypothesis import given, HealthCheck, seed, settings, strategies as st
 import numpy as np
 from PIL import Image
 
+from diffusion import main as main_program
 from diffusion.data import sources
 from diffusion.data.dataset import size
-from diffusion.errors import InputError
+from diffusion.errors import InputError, shown
 from diffusion.generation import requests
 from diffusion.setup import specs, validate
 from diffusion.setup.config import default, put
@@ -56,7 +57,8 @@ CONVENTIONS = {'uint8': (0, 255), 'unit': (0, 1), 'signed': (-1, 1)}
 
 @st.composite
 def arrays(draw):
-  shape = draw(st.lists(st.integers(1, 7), min_size=2, max_size=5))
+  image = st.tuples(st.integers(1, 5), st.integers(1, 7), st.integers(1, 7), st.integers(1, 4))
+  shape = draw(st.one_of(image, image, st.lists(st.integers(1, 7), min_size=2, max_size=5)))
   base = np.random.default_rng(draw(st.integers(0, 9))).integers(0, draw(st.sampled_from([1, 2, 30, 256])), shape)
   low, high = draw(st.sampled_from([*CONVENTIONS.values(), (0, 255), (0, 1), (0, 65535), (-.5, .5), (.3, .9), (-3, 2)]))
   values = base / 255 * (high - low) + low
@@ -236,7 +238,26 @@ def judge_setting(case, folder):
   return 'refused' if message else 'read'
 
 
-CASES = dict(arrays=Case(arrays(), judge_array), labels=Case(LABELS, judge_labels), folder=Case(FILES, judge_folder),
+WORDS = st.lists(st.one_of(TEXT, st.sampled_from(['--config', '--workdir', '--mode=sample', '-h', 'cosine_ddim:tiny']),
+                           st.builds('--config={}'.format, st.one_of(TEXT, st.sampled_from(['vdm', 'configs/vdm.py']))),
+                           st.builds('--workdir={}'.format, TEXT), st.builds('--processes={}'.format, TEXT)), max_size=5)
+
+
+def judge_command(words, folder):
+  """Recipes become files that exist, and nothing else in the command line changes."""
+  argv = ['main.py', *words]
+  text = main_program.argument(argv, 'config')
+  found, message = refusal(lambda: main_program.with_recipe(argv), f'--config={shown((text or "").partition(":")[0])}')
+  if message:
+    return 'refused'
+  assert len(found) == len(argv) and all(new == old or old.endswith(text) for new, old in zip(found, argv))
+  if text is not None:
+    assert pathlib.Path(main_program.argument(found, 'config').partition(':')[0]).is_file()
+    assert main_program.default_workdir(found).startswith('runs/')
+  return 'read'
+
+
+CASES = dict(command=Case(WORDS, judge_command), arrays=Case(arrays(), judge_array), labels=Case(LABELS, judge_labels), folder=Case(FILES, judge_folder),
              captions=Case(CAPTIONS, judge_captions), specs=Case(SPECS, judge_spec), names=Case(NAMES, judge_names),
              settings=Case(st.tuples(st.sampled_from(FIELDS), VALUES), judge_setting))
 
