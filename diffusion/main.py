@@ -108,7 +108,7 @@ def with_recipe(argv):
     shipped = RECIPES and RECIPES / f'{path.stem}.py'
     if not (shipped and shipped.is_file() and path.parent in (epath.Path('.'), epath.Path('configs'))):
       known = ', '.join(sorted(recipe.stem for recipe in RECIPES.glob('*.py'))) if RECIPES else 'none'
-      raise InputError(f'--config={shown(name)}: no such recipe; give the path of one, or the name of one of these: {known}')
+      raise InputError(f'--config={shown(name)}: no such recipe; give the path of one, or one of these names: {known}')
     path = shipped
   found = f'{path}{colon}{variant}'
   joined = [word.replace(f'config={text}', f'config={found}') if word.lstrip('-') == f'config={text}' else word

@@ -1,4 +1,4 @@
-"""Whatever a user may give is read right or refused in one line: some of the cases of experiments/benchmarks/fuzz.py."""
+"""What a user may give is read right or refused in one line: some of the cases of experiments/benchmarks/fuzz.py."""
 import pytest
 
 pytest.importorskip('hypothesis', reason='the extra [test] is not installed')

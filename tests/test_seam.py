@@ -228,26 +228,6 @@ def test_other_facts_are_refused_by_name(tmp_path):
     commands.train(config('scalar', guide=''), epath.Path(tmp_path))
 
 
-def test_other_data_behind_the_same_name_are_said_on_resume_and_in_evaluations(tmp_path, capsys):
-  values, path = np.random.default_rng(0).normal(size=(40, 16)), tmp_path / 'mine.npy'
-  settings = dict(data=f'series({path}, heldout=8)', task='series', guide='')
-  def train(steps):
-    commands.train(config('vector', steps=steps, **settings), epath.Path(tmp_path) / 'run')
-    return 'other data than at the checkpoint' in capsys.readouterr().out
-  np.save(path, values)
-  assert not train(2) and not train(3)
-  np.save(path, values[::-1])  # the same series in another order is another order of batches
-  assert train(4)
-  assert not train(5)  # said once
-  np.save(path, values + 1)
-  c = config('vector', steps=5, **settings)
-  c.evaluate.parts = 'loss'
-  commands.evaluate(c, epath.Path(tmp_path) / 'run')
-  assert 'other data than at the checkpoint' in capsys.readouterr().out
-  [written] = (tmp_path / 'run/evaluations').glob('*/evaluation.json')
-  assert 'other data than at the checkpoint' in written.read_text()
-
-
 def test_a_model_without_noise_levels_refuses_their_settings_and_says_what_it_lacks(tmp_path):
   c = config('tree')
   for field, value in (('grid', 'trailing(7)'), ('schedule', 'linear'), ('guide', '')):

@@ -174,15 +174,17 @@ def read_all(decode, names, opener, unreadable):
   if not images:
     raise InputError(f'none of {len(names)} images can be read: {_grouped(broken)}')
   notes = [f'{len(broken)} unreadable images skipped: {_grouped(broken)}'] if broken else []
-  moving = [names[i] for i in good if names[i].lower().endswith(_MOVING) and _frames(opener(i)) > 1]
-  notes += [f'{len(moving)} images have several frames, of which the first is read: {shown(moving[0])}'
-            + (', ..' if len(moving) > 1 else '')] if moving else []
-  return np.stack(images), np.array(good), notes
+  return np.stack(images), np.array(good), notes + _moving(names, good, opener)
 
 
-def _frames(file):
-  with Image.open(file) as image:
-    return getattr(image, 'n_frames', 1)
+def _moving(names, good, opener):
+  """A note on images of which only the first frame is read, if there are any."""
+  def frames(file):
+    with Image.open(file) as image:
+      return getattr(image, 'n_frames', 1)
+  moving = [shown(names[i]) for i in good if names[i].lower().endswith(_MOVING) and frames(opener(i)) > 1]
+  more = ', ..' if len(moving) > 1 else ''
+  return [f'{len(moving)} images have several frames, of which the first is read: {moving[0]}{more}'] if moving else []
 
 
 def reason(error):

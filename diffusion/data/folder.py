@@ -144,8 +144,7 @@ def _folders(root, names, labelled):
     notes.append('sub-folders whose names look the same, but are encoded in two Unicode forms, are one class')
   deep = sorted({'/'.join(path[:-1]) for path in paths if len(path) > 2})
   if deep:
-    notes.append(f'images in deeper sub-folders, such as {shown(deep[0])}, are of the class {shown(labels[0])}'
-                 if len(set(labels)) == 1 else f'{len(deep)} deeper sub-folders are no classes of their own: {few(deep)}')
+    notes.append(f'{len(deep)} deeper sub-folders are no classes of their own: {few(deep)}')
   return parts, labels, notes
 
 

@@ -102,7 +102,8 @@ def npz(path, values=None, heldout=0.05, seed=0):
       raise InputError(f'{path}: no array "images" or "arr_0" inside, only {", ".join(file.files)}')
     stored = _without_pickles(file, path)
   images = arrays.as_images(stored[key], path, values)
-  classes, captions = _texts(stored, 'names' if 'names' in stored else 'classes', path), _texts(stored, 'captions', path)
+  classes = _texts(stored, 'names' if 'names' in stored else 'classes', path)
+  captions = _texts(stored, 'captions', path)
   if 'labels' in stored:
     labels, classes = arrays.as_labels(stored['labels'], classes, path)
   else:

@@ -120,7 +120,8 @@ def _measure_all(names, run, weights, data, folder, report):
     except InputError as error:
       failures.append(f'{name}: {error}')
       continue
-    odd = [key for key, estimate in results[-1].metrics.items() if not np.isfinite(estimate.value) and key != MAY_BE_NAN]
+    values = {key: estimate.value for key, estimate in results[-1].metrics.items() if key != MAY_BE_NAN}
+    odd = [key for key, value in values.items() if not np.isfinite(value)]
     failures += [f'{name}: {" and ".join(odd)} is not finite'] * bool(odd)
   return results, failures
 

@@ -111,7 +111,8 @@ def _decode(options, field, **how):
   try:
     return decoder(**how)(path)
   except Exception as error:  # decoders of broken files raise nearly anything
-    raise InputError(f'config.edit.{field}={options[field]!r} cannot be read as an image ({reason(error)}); save it as PNG') from error
+    setting = f'config.edit.{field}={options[field]!r}'
+    raise InputError(f'{setting} cannot be read as an image ({reason(error)}); save it as PNG') from error
 
 
 def _image(options, field, size, channels):

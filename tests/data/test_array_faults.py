@@ -81,7 +81,8 @@ def test_labels_with_more_holes_than_classes_are_refused(tmp_path, labels):
     assert len(named.train.facts["untrained"]) == odd + 1 - len(labels)
 
 
-@pytest.mark.parametrize('classes, message', [('cat', 'list of names'), (('a', 'a'), 'named twice'), (5, 'list of names')])
+@pytest.mark.parametrize('classes, message', [
+  ('cat', 'list of names'), (('a', 'a'), 'named twice'), (5, 'list of names')])
 def test_names_of_classes_are_a_list_without_repeats(tmp_path, classes, message):
   paths = save(tmp_path, 'x.npy', IMAGES), save(tmp_path, 'y.npy', np.array([0, 1, 1, 0, 1]))
   with pytest.raises(InputError, match=message):
@@ -90,7 +91,8 @@ def test_names_of_classes_are_a_list_without_repeats(tmp_path, classes, message)
 
 # ---- paths and files
 @pytest.mark.parametrize('source, given, message', [
-  (sources.folder, 2024, "folder.2024.: expected a path.*folder..2024"), (sources.npy, 3.5, 'npy.3.5.: expected a path'),
+  (sources.folder, 2024, "folder.2024.: expected a path.*folder..2024"),
+  (sources.npy, 3.5, 'npy.3.5.: expected a path'),
   (sources.npz, None, 'npz.None.: expected a path'), (series.series, 7, 'series.7.: expected a path'),
   (sources.folder, '', 'expected a path')])
 def test_a_path_that_is_none_is_refused_in_our_words(source, given, message):

@@ -105,7 +105,8 @@ def test_what_was_measured_is_kept_when_an_evaluator_fails_or_gives_no_number(tm
   def broken(*_):
     raise InputError('no such thing')
   fakes = dict(loss=number(.5), bound=broken, ode=number(np.inf))
-  monkeypatch.setattr(report, 'EVALUATORS', {name: Evaluator(lambda *_: '', measure) for name, measure in fakes.items()})
+  evaluators = {name: Evaluator(lambda *_: '', measure) for name, measure in fakes.items()}
+  monkeypatch.setattr(report, 'EVALUATORS', evaluators)
   run = experiment(guide='')
   run.config.evaluate.parts = 'loss, bound, ode'
   data = DATA._replace(notes=('a note on the data',))

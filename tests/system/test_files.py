@@ -37,7 +37,8 @@ def _claim(parent, number):
 
 
 def test_processes_that_claim_folders_at_a_time_get_folders_of_their_own(tmp_path):
-  workers = [multiprocessing.get_context('spawn').Process(target=_claim, args=(tmp_path / 'samples', 20)) for _ in '1234']
+  start = multiprocessing.get_context('spawn').Process
+  workers = [start(target=_claim, args=(tmp_path / 'samples', 20)) for _ in range(4)]
   for worker in workers:
     worker.start()
   for worker in workers:
