@@ -16,6 +16,7 @@ from tests.exact import gaussian_denoiser, gaussian_flow
 MEANS = np.random.default_rng(0).normal(size=(4, 8))
 STD = .3
 EDM = schedules.edm(None, .002, 80.)
+LONG = schedules.edm(None, .002, 200.)
 
 # name: (sampler, order); the orders are those of the papers, UniPC-p with its corrector p + 1
 ODE = dict(
@@ -23,6 +24,10 @@ ODE = dict(
   dpm_solver_2=(samplers.dpm_solver_2(), 2),
   dpmpp_2s=(samplers.dpmpp_2s(), 2), dpmpp_2m=(samplers.dpmpp_2m(), 2), dpmpp_2m_heun=(samplers.dpmpp_2m('heun'), 2),
   dpmpp_3m=(samplers.dpmpp_3m(), 3), dpmpp_3m_shipped=(samplers.dpmpp_3m_shipped(), 2),
+  dpmpp_3m_k=(samplers.dpmpp_3m_shipped('k'), 2), dpmpp_3s=(samplers.dpmpp_3s(), 3),
+  dpmpp_3s_parabola=(samplers.dpmpp_3s('parabola'), 3), dpm_solver_3=(samplers.dpm_solver_3(), 3),
+  unipc_2_eps=(samplers.unipc(2, of='eps'), 3), unipc_3_eps=(samplers.unipc(3, of='eps'), 4),
+  dpm_2=(samplers.dpm_2(LONG), 2), dpmpp_2s_ancestral_0=(samplers.dpmpp_2s_ancestral(LONG, 0.), 2),
   unipc_1=(samplers.unipc(1), 2), unipc_2=(samplers.unipc(2), 3), unipc_2_bh1=(samplers.unipc(2, 'bh1'), 3),
   unipc_3=(samplers.unipc(3), 4),
   unipc_2_predictor=(samplers.unipc(2, corrector=False), 2), unipc_3_predictor=(samplers.unipc(3, corrector=False), 3),
@@ -31,12 +36,22 @@ ODE = dict(
   flow_lms_4=(samplers.flow_lms(4), 4), lms_2=(samplers.lms(2), 2), lms_3=(samplers.lms(3), 3),
   lms_4=(samplers.lms(4), 4), flow_lms_2=(samplers.flow_lms(2), 2), flow_lms_3=(samplers.flow_lms(3), 3),
   plms_2=(samplers.plms(2), 2))
+LATE = ('dpmpp_3m_shipped', 'dpmpp_3m_k', 'dpmpp_3s', 'dpmpp_3s_parabola', 'unipc_3', 'unipc_3_eps')  # to settle
 NOISY = dict(
   ddpm=samplers.ddpm(), ddpm_large=samplers.ddpm('large'), ddim_half=samplers.ddim(.5),
   dpmpp_sde_2m=samplers.dpmpp_sde_2m(),
   dpmpp_sde_2m_heun=samplers.dpmpp_sde_2m(.5, 'heun'), churn=samplers.churn(EDM), langevin=samplers.langevin(),
-  consistency=samplers.consistency())
+  consistency=samplers.consistency(), dpmpp_sde_3m=samplers.dpmpp_sde_3m(), dpmpp_3m_k=samplers.dpmpp_3m_shipped('k', 1.),
+  dpm_2_churn=samplers.dpm_2(EDM, 40.), dpm_2_ancestral=samplers.dpm_2_ancestral(EDM),
+  dpmpp_2s_ancestral=samplers.dpmpp_2s_ancestral(EDM), dpmpp_sde=samplers.dpmpp_sde(EDM),
+  dpmpp_sde_third=samplers.dpmpp_sde(EDM, .5, r=1 / 3), sa_solver=samplers.sa_solver(),
+  sa_solver_3_4=samplers.sa_solver(3, 4, .6, kind='exact'), sa_solver_part=samplers.sa_solver(2, 3, 1.2, .05, 1., 'bh2'))
 ALL = {name: sampler for name, (sampler, _) in ODE.items()} | NOISY | dict(adaptive=samplers.adaptive(EDM))
+FOR_A_SCHEDULE = dict(
+  churn=samplers.churn, adaptive=samplers.adaptive, dpm_2=samplers.dpm_2, dpm_2_ancestral=samplers.dpm_2_ancestral,
+  dpm_2_churn=lambda s: samplers.dpm_2(s, 40.), dpmpp_2s_ancestral=samplers.dpmpp_2s_ancestral,
+  dpmpp_2s_ancestral_0=lambda s: samplers.dpmpp_2s_ancestral(s, 0.), dpmpp_sde=samplers.dpmpp_sde,
+  dpmpp_sde_third=lambda s: samplers.dpmpp_sde(s, .5, r=1 / 3))
 
 
 def log_uniform(S, noisiest, cleanest, scaling=ve, clean=False):
@@ -69,7 +84,7 @@ def test_order_of_convergence_on_a_mixture_of_gaussians(name, double):
   sampler, order = ODE[name]
   x, exact = exact_path(200)  # so noisy that the first steps, which have less history, add nothing
   denoise = mixture_denoiser(MEANS, STD)
-  steps = (500, 1000) if name in ('dpmpp_3m_shipped', 'unipc_3') else (240, 480)  # these two settle late
+  steps = (500, 1000) if name in LATE else (240, 480)
   errors = [np.sqrt(np.mean((run(sampler, log_uniform(S, 200, .05), denoise, x) - exact) ** 2)) for S in steps]
   assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=.2)
 
@@ -116,7 +131,7 @@ def test_stochastic_solvers_give_the_mean_and_the_spread_of_the_data(name):
 
 
 # The schedule of churn and adaptive fixes a scaling; the large variance, of the forward step, is in the units of t.
-@pytest.mark.parametrize('name', [n for n in ALL if n not in ('adaptive', 'churn', 'ddpm_large')])
+@pytest.mark.parametrize('name', [n for n in ALL if n != 'ddpm_large' and n not in FOR_A_SCHEDULE])
 def test_scalings_give_the_same_samples(name):
   denoise = mixture_denoiser(MEANS.astype(np.float32), STD)
   z = np.random.default_rng(3).normal(size=(4, 8)).astype(np.float32)
@@ -124,8 +139,8 @@ def test_scalings_give_the_same_samples(name):
   for scaling in (vp, ve, flow):
     levels = log_uniform(8, 30, .02, scaling, clean=True)
     outs.append(run(ALL[name], levels, denoise, z * float(levels.sigma[0])))
-  np.testing.assert_allclose(outs[0], outs[1], atol=1e-5)
-  np.testing.assert_allclose(outs[2], outs[1], atol=1e-5)
+  np.testing.assert_allclose(outs[0], outs[1], atol=2e-5)
+  np.testing.assert_allclose(outs[2], outs[1], atol=2e-5)
 
 
 def walked(sampler, denoise):
@@ -149,7 +164,6 @@ GRIDS = [(schedules.linear(), lambda S: log_uniform(S, 100, .011, vp, True)),
          (EDM, lambda S: log_uniform(S, 80, .002, ve, True)),
          (schedules.flow(), lambda S: log_uniform(S, 999, 1 / 999, flow, True)),
          (schedule_transforms.zero_terminal(schedules.linear()), no_signal)]
-FOR_A_SCHEDULE = dict(churn=samplers.churn, adaptive=samplers.adaptive)
 
 
 @pytest.mark.parametrize('name', ALL)
@@ -161,7 +175,7 @@ def test_finite_at_few_steps_and_from_a_level_without_signal(name):
     for S in (1, 2, 3, 4, 5, 7, 20):
       levels = grid(S)
       x = walk(levels, levels.sigma[0] * np.array([-1., .2, 1.]), [0, 1, 2])
-      np.testing.assert_allclose(x, .3, atol=5e-3, err_msg=f'{S} steps')
+      np.testing.assert_allclose(x, .3, atol=1e-2 if name.endswith('_eps') else 5e-3, err_msg=f'{S} steps')
 
 
 @pytest.mark.parametrize('name', ALL)
@@ -214,8 +228,9 @@ def test_plms_is_adams_bashforth_where_the_steps_are_equal(double):
                                run(samplers.lms(order), levels, denoise, x), rtol=1e-9)
 
 
-@pytest.mark.parametrize('make', [samplers.churn, lambda schedule: samplers.adaptive(schedule, 1e-4, 1e-4)])
-def test_solvers_made_for_a_schedule_do_the_same_in_every_scaling(make):
+@pytest.mark.parametrize('name', FOR_A_SCHEDULE)
+def test_solvers_made_for_a_schedule_do_the_same_in_every_scaling(name):
+  make = FOR_A_SCHEDULE[name] if name != 'adaptive' else lambda schedule: samplers.adaptive(schedule, 1e-4, 1e-4)
   denoise = mixture_denoiser(MEANS.astype(np.float32), STD)
   z = np.random.default_rng(3).normal(size=(4, 8)).astype(np.float32)
   outs = []
@@ -223,9 +238,8 @@ def test_solvers_made_for_a_schedule_do_the_same_in_every_scaling(make):
     levels = grids.exponential(8, sigma_min=.02, sigma_max=30.)(schedule)
     x = z * np.float32(30 * levels.alpha[0])
     outs.append(run(make(schedule), levels, denoise, x))
-  # adaptive: where each stops before clean
-  np.testing.assert_allclose(outs[1], outs[0], atol=2e-3 if make is not samplers.churn else 2e-5)
-  np.testing.assert_allclose(outs[2], outs[0], atol=2e-3 if make is not samplers.churn else 2e-5)
+  for out in outs[1:]:  # adaptive: where each stops before clean
+    np.testing.assert_allclose(out, outs[0], atol=2e-3 if name == 'adaptive' else 2e-5)
 
 
 def test_adaptive_denoises_where_it_starts_at_the_cleanest_level():
@@ -288,8 +302,8 @@ def test_without_history_multistep_is_ddim(name):
   np.testing.assert_allclose(run(ALL[name], levels, denoise, x), run(samplers.ddim(), levels, denoise, x), rtol=1e-5)
 
 
-def test_third_order_and_the_shipped_form_differ_by_the_factor_two_in_the_second_difference(double):
-  """x0 a parabola in log-SNR: the corrected form integrates it exactly, the other misses half of the curvature."""
+def test_the_shipped_form_lacks_a_factor_two_in_the_second_difference(double):
+  """x0 a parabola in log-SNR: the full third order integrates it exactly, the other misses half of the curvature."""
   levels = log_uniform(3, 4, .5, vp)
   def parabola(x, noise):
     return from_x0(noise, x, (noise.logsnr / 2) ** 2 + 0 * x)
@@ -303,7 +317,7 @@ def test_third_order_and_the_shipped_form_differ_by_the_factor_two_in_the_second
   def last_step(sampler):
     _, path = samplers.sample(samplers.sample_keys(0, [0]), parabola, sampler, levels, x, trace=lambda state: state.x)
     return float(path[2, 0]), exact(2, float(path[1, 0]))
-  reached, right = last_step(samplers.dpmpp_3m())
+  reached, right = last_step(samplers.unipc(3, corrector=False))
   assert reached == pytest.approx(right, rel=1e-10)
   reached, right = last_step(samplers.dpmpp_3m_shipped())
   assert abs(reached / right - 1) > 1e-3
@@ -313,7 +327,13 @@ def test_third_order_and_the_shipped_form_differ_by_the_factor_two_in_the_second
   (lambda: samplers.unipc(4), 'from 1 to 3'), (lambda: samplers.unipc(kind='bh3'), 'bh1'),
   (lambda: samplers.deis(order=0), 'order=0'),
   (lambda: samplers.lms(2.5), '2.5'), (lambda: samplers.dpmpp_2m('simpson'), 'midpoint'),
-  (lambda: samplers.dpmpp_sde_2m(-1), 'eta'),
+  (lambda: samplers.dpmpp_sde_2m(-1), 'eta'), (lambda: samplers.dpmpp_sde_3m(-1), 'eta'),
+  (lambda: samplers.dpmpp_3m_shipped('a'), "'k'"), (lambda: samplers.dpmpp_3m_shipped(eta=1), 'eta'),
+  (lambda: samplers.dpmpp_3s('a'), "'damped', 'line' or 'parabola'"), (lambda: samplers.unipc(of='v'), "'eps'"),
+  (lambda: samplers.dpm_2(EDM, -1), 'churn'), (lambda: samplers.dpm_2_ancestral(EDM, 2), 'from 0 to 1'),
+  (lambda: samplers.dpmpp_2s_ancestral(EDM, noise=-1), 'noise'), (lambda: samplers.dpmpp_sde(EDM, r=1), 'between'),
+  (lambda: samplers.sa_solver(4), 'from 1 to 3'), (lambda: samplers.sa_solver(2, 1), 'corrector'),
+  (lambda: samplers.sa_solver(tau=-1), 'tau'), (lambda: samplers.sa_solver(kind='a'), 'exact'),
   (lambda: samplers.churn(EDM, churn=-1), 'churn'), (lambda: samplers.churn(EDM, low=2, high=1), 'low <= high'),
   (lambda: samplers.langevin(-1), 'corrections'), (lambda: samplers.langevin(snr=2), 'snr'),
   (lambda: samplers.adaptive(EDM, rtol=0), 'rtol'),
