@@ -22,7 +22,8 @@ from diffusion.samplers.ancestral import (consistency, ddim, ddim_step, ddpm, dd
                                           euler_ancestral, flow_euler, langevin)
 from diffusion.samplers.base import (compute_dtype, gaussian, prior, projected, sample, Sample, sample_keys, Sampler,
                                      self_conditioned, Step, steps)
-from diffusion.samplers.corrected import best, flow_pc, sa_solver, unipc
+from diffusion.samplers.best import best
+from diffusion.samplers.corrected import flow_pc, sa_solver, unipc
 from diffusion.samplers.multistep import (deis, dpmpp_2m, dpmpp_3m, dpmpp_3m_shipped, dpmpp_sde_2m, dpmpp_sde_3m,
                                           flow_lms, lms, plms)
 from diffusion.samplers.single_step import dpm_solver_2, dpm_solver_3, dpmpp_2s, dpmpp_3s

@@ -20,7 +20,7 @@ from diffusion.errors import InputError
 from diffusion.samplers.base import gaussian, Sampler, steps, zeros_for
 from diffusion.samplers.forms import (adams_weights, data, ddim_update, exponential_weights, FLOW, flow_time, lam,
                                       NOISE, ratio, smooth_part)
-from diffusion.samplers.multistep import (check_kind, check_order, decayed, flow_lms, Multistep, usable)
+from diffusion.samplers.multistep import check_kind, check_order, decayed, Multistep, usable
 
 
 class Coefficients(NamedTuple):
@@ -161,21 +161,3 @@ def flow_pc(order=2):
   rule = partial(adams_weights, FLOW, flow_time)
   return corrected(FLOW, order, order, flow_time, lambda t, s, nodes: rule(t, s, nodes)[1:],
                    lambda t, s, nodes: np.delete(rule(t, s, [s, *nodes]), 1))
-
-
-def best(levels):
-  """The solver with the smallest error for a grid, measured on guided sprites and `trailing` grids.
-
-  From experiments/solvers.py: UniPC-2 up to 3 steps, flow_pc(1) up to 5, flow_pc(2) up to 34, flow_lms(3) from 35.
-  UniPC-2 also on any grid whose last level is so clean (sigma / alpha below 0.025, as on karras, exponential and
-  cosine) that velocities are dominated by error, and on grids whose last step along a straight path is more than
-  twice as long as the one before (as on offset_cosine, which ends at sigma / alpha = 0.33): a polynomial through
-  short steps does not extrapolate to one 16 times as long, and flow_lms(3) diverges there.
-  """
-  steps = len(levels.logsnr) - 1
-  if steps < 4 or 0 < ratio(take(levels, -2)) < .025:
-    return unipc(2)
-  time = flow_time(levels)
-  if time[-2] - time[-1] > 2 * (time[-3] - time[-2]):
-    return unipc(2)
-  return flow_pc(1) if steps < 6 else flow_pc(2) if steps < 35 else flow_lms(3)

@@ -215,7 +215,7 @@ def _kept(t, s, eta):
 
 
 def _midpoint_plan(schedule, levels, form, raised=None, eta=None, r=.5, stochastic=False):
-  """The rows of a midpoint method; eta: None, or of an ancestral one; stochastic: whether its trial point has noise."""
+  """The rows of a midpoint method; eta: None, or of an ancestral one; stochastic: its trial point has noise too."""
   steps(levels)
   interval, first = _heun_rows(levels, NOISE)
   alone = np.bincount(interval)[interval] == 1
@@ -232,11 +232,11 @@ def _midpoint_plan(schedule, levels, form, raised=None, eta=None, r=.5, stochast
   if eta is None:
     return rows._replace(extra=stage)
   early, early_up = _kept(t, trial, eta) if stochastic else (np.ones(len(first)), np.zeros(len(first)))
-  with np.errstate(invalid='ignore'):
-    share = np.where(first, 0, (ratio(t) - ratio(trial)) / (ratio(t) - ratio(s))) if stochastic else np.zeros(len(first))
-  early, early_up = (np.where(alone, late, e) for late, e in ((kept, early), (up, early_up)))
-  return rows._replace(extra=Ancestral(stage, np.where(first, early, kept), np.where(first, early_up, up * np.sqrt(
-    1 - share)), up * np.sqrt(share)))
+  with np.errstate(invalid='ignore'):  # of intervals from a level without signal
+    share = np.where(first | (not stochastic), 0, (ratio(t) - ratio(trial)) / (ratio(t) - ratio(s)))
+  early, early_up = (np.where(alone, b, a) for a, b in ((early, kept), (early_up, up)))
+  kept, noise = np.where(first, early, kept), np.where(first, early_up, up * np.sqrt(1 - share))
+  return rows._replace(extra=Ancestral(stage, kept, noise, up * np.sqrt(share)))
 
 
 def _levels_at(schedule, logsnr, wanted):

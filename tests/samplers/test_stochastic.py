@@ -2,7 +2,6 @@
 
 The noise is what the sampler draws (samplers.gaussian, by the number of the evaluation); integrals are SciPy's.
 """
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,15 +13,10 @@ from diffusion.core.gaussian import CLEAN, from_x0, Noise, ve
 from experiments.mixture import mixture_denoiser, mixture_eps
 
 MEANS, STD = np.random.default_rng(0).normal(size=(4, 8)), .3
+pytestmark = pytest.mark.usefixtures('double')
 EDM, KEYS = schedules.edm(None, .002, 80.), samplers.sample_keys(0, np.arange(3))
 U = np.append(np.geomspace(40, .05, 7) * np.array([1, 1.1, .9, 1, 1.2, .9, 1]), 0)  # uneven on purpose
 X = 40 * np.random.default_rng(5).normal(size=(3, 8))
-
-
-@pytest.fixture(autouse=True)
-def double():
-  with jax.enable_x64(True):
-    yield
 
 
 def run(sampler, u=U, x=X):
