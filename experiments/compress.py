@@ -230,7 +230,7 @@ def main():
   from diffusion.errors import InputError
   from diffusion.system.files import write_atomic
   from diffusion.commands import report
-  from diffusion.training.open_model import versions
+  from diffusion.training.record import versions
   try:
     trained = model(options.workdir)
     if options.decode:
