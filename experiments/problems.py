@@ -11,6 +11,7 @@ class Problem(NamedTuple):
   z: Any      # starting noise of unit variance
   keys: Any
   truth: Callable  # levels -> exact solution at the end
+  eps: Any = None  # (x, sigma) -> E[eps | x] at alpha = 1, in NumPy
 
 
 def stepwise(keys, denoise, sampler, levels, x):
@@ -29,7 +30,7 @@ def mixture(seed, schedule, name, number=64):
   import jax
   import numpy as np
   from diffusion import samplers
-  from experiments.mixture import exact_flow, mixture_denoiser
+  from experiments.mixture import exact_flow, mixture_denoiser, mixture_eps
   means, std = np.random.default_rng(0).normal(size=(4, 8)), .3
   z = np.random.default_rng(seed + 1).normal(size=(number, 8)).astype(np.float32)
   @functools.cache
@@ -38,7 +39,7 @@ def mixture(seed, schedule, name, number=64):
   def truth(levels):  # without signal sigma / alpha is infinite, and 1e6 as good
     return solved(float(levels.sigma[0] / max(levels.alpha[0], 1e-6)))
   return Problem(name, schedule, jax.jit(mixture_denoiser(means.astype(np.float32), std)), z,
-                 samplers.sample_keys(seed, np.arange(number)), truth)
+                 samplers.sample_keys(seed, np.arange(number)), truth, functools.partial(mixture_eps, means, std))
 
 
 def model(workdir, number, seed):

@@ -1,7 +1,8 @@
 r"""Every solver at equal numbers of network evaluations: the distance to the exact solution, and samples.
 
-  python -m experiments.solvers                                   on a mixture of Gaussians with a known solution
+  python -m experiments.solvers                                   on mixtures of Gaussians with a known solution
   python -m experiments.solvers --workdir=runs/cosine_ddim        also on a trained model, against 400 steps of UniPC-3
+  python -m experiments.solvers --published                       beside the same solvers of diffusers and k-diffusion
   python -m experiments.solvers --samplers='ddim, dpmpp_2m, unipc(3)' --grids='trailing, karras' --budgets=5,10,20
 
 A budget is a number of evaluations; a solver with two per step takes half the steps. The error is the root mean square
@@ -17,6 +18,7 @@ import math
 import sys
 
 from diffusion.system import platform
+from experiments import published
 from experiments.problems import mixture, model, stepwise
 
 ODE = ('ddim', 'heun', 'flow_heun', 'dpm_2', 'dpm_solver_2', 'dpm_solver_3', 'dpmpp_2s', 'dpmpp_3s', 'dpmpp_2m',
@@ -40,6 +42,7 @@ def arguments():
       help='names of grids (default: %(default)s); the contact sheet uses the first')
   add('--budgets', default='1,2,3,5,7,10,15,20,30,40,60,80', help='numbers of evaluations (default: %(default)s)')
   add('--number', type=int, default=8, help='images drawn from the model (default: 8)')
+  add('--published', action='store_true', help='also the forms of diffusers and k-diffusion, where installed')
   add('--seed', type=int, default=0)
   return parser.parse_args()
 
@@ -85,8 +88,9 @@ def errors(problem, samplers, grids, budgets):
       continue
     sampler, levels, evaluations = fitting
     x = stepwise(problem.keys, problem.denoise, sampler, levels, float(levels.sigma[0]) * problem.z)
+    error = float(np.sqrt(np.mean((np.asarray(x) - problem.truth(levels)) ** 2)))
     rows.append(dict(data=problem.name, solver=solver, grid=grid, budget=budget, steps=len(levels.logsnr) - 1,
-                     evaluations=evaluations, error=float(np.sqrt(np.mean((np.asarray(x) - problem.truth(levels)) ** 2)))))
+                     evaluations=evaluations, error=error))
   return rows
 
 
@@ -201,6 +205,8 @@ def compare(options, out):
   solvers = deterministic(samplers, toys[0])
   trained = model(options.workdir, options.number, options.seed) if options.workdir else None
   rows = [row for toy in toys for row in errors(toy, solvers, grids, budgets)]
+  if options.published:
+    rows += [row for toy in toys for row in published.errors(toy, grids, budgets)]
   out.mkdir(parents=True, exist_ok=True)
   if trained:
     problem, decode, labels, config = trained

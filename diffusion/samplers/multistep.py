@@ -110,8 +110,8 @@ def dpmpp_3m():
   """DPM-Solver++(3M), of third order, which the forms of dpmpp_3m_shipped are not.
 
   Each step is 2M's plus the share exp(-0.7 h) of what the exact integral of the parabola adds to it: a parabola
-  extrapolates badly over long steps in log-SNR, and h is above 1 in 5 to 10 steps. On the mixture of
-  experiments/solvers.py its error is 0.75 of the better shipped form's in the mean, and at most 1.2.
+  extrapolates badly over long steps in log-SNR, and h is above 1 in 5 to 10 steps. On the mixtures of
+  experiments/solvers.py its error is 0.7 of the better shipped form's in the mean, and at most 1.2.
   """
   return dpmpp_sde_3m(0.)
 
