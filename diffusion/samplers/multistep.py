@@ -133,12 +133,14 @@ def dpmpp_3m_shipped(form='diffusers', eta=0.):
   Args:
     form: 'diffusers', whose steps of order 2 are midpoint's and which lowers the order towards CLEAN below 15 steps,
       or 'k', k-diffusion's, which does neither.
-    eta: of k-diffusion's stochastic form, where it is 1; 0 is the ODE. Diffusers' has the wrong sign in its last
-      term, which does not vanish with the step, and is not offered.
+    eta: of k-diffusion's stochastic form, where it is 1; 0 is the ODE. Diffusers' has a wrong sign in its last term,
+      whose weight then stays at -1 for short steps, and is not offered.
   """
   if form not in ('diffusers', 'k'):
     raise InputError(f"dpmpp_3m_shipped(form={form!r}): expected 'diffusers' or 'k'")
-  check_eta('dpmpp_3m_shipped', eta, 0 if form == 'diffusers' else np.inf)
+  check_eta('dpmpp_3m_shipped', eta)
+  if eta and form == 'diffusers':
+    raise InputError(f"dpmpp_3m_shipped(eta={eta!r}): expected 0 with form='diffusers'; form='k' draws noise")
   def weights(t, s, nodes):
     if len(nodes) < 3:
       return (midpoint if form == 'diffusers' else exponential_weights)(data(eta), t, s, nodes)

@@ -36,7 +36,8 @@ ODE = dict(
   flow_lms_4=(samplers.flow_lms(4), 4), lms_2=(samplers.lms(2), 2), lms_3=(samplers.lms(3), 3),
   lms_4=(samplers.lms(4), 4), flow_lms_2=(samplers.flow_lms(2), 2), flow_lms_3=(samplers.flow_lms(3), 3),
   plms_2=(samplers.plms(2), 2))
-LATE = ('dpmpp_3m_shipped', 'dpmpp_3m_k', 'dpmpp_3s', 'dpmpp_3s_parabola', 'dpm_solver_3', 'unipc_3', 'unipc_3_eps')  # to settle
+LATE = ('dpmpp_3m_shipped', 'dpmpp_3m_k', 'dpmpp_3s', 'dpmpp_3s_parabola', 'dpm_solver_3', 'unipc_3',
+        'unipc_3_eps')  # these settle late
 NOISY = dict(
   ddpm=samplers.ddpm(), ddpm_large=samplers.ddpm('large'), ddim_half=samplers.ddim(.5),
   dpmpp_sde_2m=samplers.dpmpp_sde_2m(),
