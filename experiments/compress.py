@@ -229,7 +229,7 @@ def main():
   from diffusion.errors import InputError
   from diffusion.system.files import output_folder, user_path, write_atomic
   from diffusion.commands import report
-  from diffusion.training.open_model import versions
+  from diffusion.training.record import versions
   try:
     trained = model(options.workdir)
     if options.decode:

@@ -1,7 +1,8 @@
 r"""Every solver at equal numbers of network evaluations: the distance to the exact solution, and samples.
 
-  python -m experiments.solvers                                   on a mixture of Gaussians with a known solution
+  python -m experiments.solvers                                   on mixtures of Gaussians with a known solution
   python -m experiments.solvers --workdir=runs/cosine_ddim        also on a trained model, against 400 steps of UniPC-3
+  python -m experiments.solvers --published                       beside the same solvers of diffusers and k-diffusion
   python -m experiments.solvers --samplers='ddim, dpmpp_2m, unipc(3)' --grids='trailing, karras' --budgets=5,10,20
 
 A budget is a number of evaluations; a solver with two per step takes half the steps. The error is the root mean square
@@ -13,17 +14,22 @@ import argparse
 import csv
 import io
 import json
+import math
 import sys
-from typing import Any, Callable, NamedTuple
 
 from diffusion.system import platform
+from experiments import published
+from experiments.problems import mixture, model, stepwise
 
-ODE = ('ddim', 'heun', 'flow_heun', 'dpm_solver_2', 'dpmpp_2s', 'dpmpp_2m', "dpmpp_2m('heun')", 'dpmpp_3m',
-       'dpmpp_3m_shipped', 'unipc(1)', 'unipc(2)', "unipc(2, 'bh1')", 'unipc(3)', 'deis(2)', 'deis(3)', 'lms(2)',
-       'lms(3)', 'lms(4)', 'flow_lms(2)', 'flow_lms(3)', 'plms(3)', 'flow_pc(1)', 'flow_pc(2)', 'flow_pc(3)', 'best')
-NOISY = ('ddim(0.5)', 'ddim(1)', 'ddpm', 'dpmpp_sde_2m', 'churn', 'langevin', 'consistency')
-GRIDS = ('trailing', 'angle', 'karras', 'exponential')
-SHOWN = (5, 10, 20, 50)  # budgets of the Markdown table
+ODE = ('ddim', 'heun', 'flow_heun', 'dpm_2', 'dpm_solver_2', 'dpm_solver_3', 'dpmpp_2s', 'dpmpp_3s', 'dpmpp_2m',
+       "dpmpp_2m('heun')", 'dpmpp_3m', 'dpmpp_3m_shipped', "dpmpp_3m_shipped('k')", 'unipc(1)', 'unipc(2)',
+       "unipc(2, 'bh1')", 'unipc(3)', "unipc(2, of='eps')", "unipc(3, of='eps')", 'deis(2)', 'deis(3)', 'deis(4)',
+       'lms(2)', 'lms(3)', 'lms(4)', 'flow_lms(2)', 'flow_lms(3)', 'flow_lms(4)', 'plms(2)', 'plms(3)', 'plms(4)',
+       'flow_pc(1)', 'flow_pc(2)', 'flow_pc(3)', 'best')
+NOISY = ('ddim(0.5)', 'ddim(1)', 'ddpm', 'dpmpp_sde', 'dpmpp_sde_2m', 'dpmpp_sde_3m', 'dpm_2_ancestral',
+         'dpmpp_2s_ancestral', 'sa_solver', 'churn', 'langevin', 'consistency')
+GRIDS = ('trailing', 'angle', 'karras', 'exponential', 'cosine')
+SHOWN = (5, 10, 20, 40, 80)  # budgets of the Markdown table
 
 
 def arguments():
@@ -34,21 +40,11 @@ def arguments():
   add('--samplers', default=', '.join(ODE + NOISY), help='specs, separated by commas (default: %(default)s)')
   add('--grids', default=', '.join(GRIDS),
       help='names of grids (default: %(default)s); the contact sheet uses the first')
-  add('--budgets', default='1,2,3,5,7,10,15,20,30,50', help='numbers of evaluations (default: %(default)s)')
+  add('--budgets', default='1,2,3,5,7,10,15,20,30,40,60,80', help='numbers of evaluations (default: %(default)s)')
   add('--number', type=int, default=8, help='images drawn from the model (default: 8)')
+  add('--published', action='store_true', help='also the forms of diffusers and k-diffusion, where installed')
   add('--seed', type=int, default=0)
   return parser.parse_args()
-
-
-def stepwise(keys, denoise, sampler, levels, x):
-  """samplers.sample step by step, so that the network is compiled once for all solvers and grids."""
-  import jax
-  import numpy as np
-  plan = jax.tree.map(lambda a: a.astype(np.float32) if a.dtype == np.float64 else a, sampler.plan(levels))
-  state = sampler.init(x)
-  for i in range(len(plan.h)):
-    state = sampler.step(keys, denoise, state, jax.tree.map(lambda a: a[i], plan))
-  return state.x
 
 
 def within(spec, grid, schedule, budget):
@@ -80,16 +76,6 @@ def draws_noise(spec, problem):
   return bool(np.any(ends[0] != ends[1]))
 
 
-class Problem(NamedTuple):
-  """A starting noise and an ODE to solve from there."""
-  name: str
-  schedule: Any
-  denoise: Callable
-  z: Any      # starting noise of unit variance
-  keys: Any
-  truth: Any  # exact solution at the end
-
-
 def errors(problem, samplers, grids, budgets):
   """Rows {data, solver, grid, budget, steps, evaluations, error} of every valid combination."""
   import numpy as np
@@ -102,62 +88,29 @@ def errors(problem, samplers, grids, budgets):
       continue
     sampler, levels, evaluations = fitting
     x = stepwise(problem.keys, problem.denoise, sampler, levels, float(levels.sigma[0]) * problem.z)
+    error = float(np.sqrt(np.mean((np.asarray(x) - problem.truth(levels)) ** 2)))
     rows.append(dict(data=problem.name, solver=solver, grid=grid, budget=budget, steps=len(levels.logsnr) - 1,
-                     evaluations=evaluations, error=float(np.sqrt(np.mean((np.asarray(x) - problem.truth) ** 2)))))
+                     evaluations=evaluations, error=error))
   return rows
-
-
-def mixture(seed, number=64):
-  """Four Gaussians in eight dimensions on EDM's schedule, sigma from 80 to 0.002."""
-  import jax
-  import numpy as np
-  from diffusion import samplers
-  from diffusion.core import schedules
-  from experiments.mixture import exact_flow, mixture_denoiser
-  means, std = np.random.default_rng(0).normal(size=(4, 8)), .3
-  z = np.random.default_rng(seed + 1).normal(size=(number, 8)).astype(np.float32)
-  return Problem('mixture', schedules.edm(), jax.jit(mixture_denoiser(means.astype(np.float32), std)), z,
-                 samplers.sample_keys(seed, np.arange(number)), exact_flow(means, std, 80. * z, 80., 1e-6))
-
-
-def model(workdir, number, seed):
-  """The newest checkpoint of a work directory, solved by 400 steps of UniPC-3 in log-SNR."""
-  import jax
-  import numpy as np
-  from diffusion import samplers
-  from diffusion.core import grids
-  from diffusion.errors import InputError
-  from diffusion.training.open_model import load
-  run, weights, _ = load(workdir)
-  if run.denoise is None or run.self_condition:
-    raise InputError(f'--workdir={workdir}: a classifier cannot be sampled from, and a self-conditioned model '
-                     'does not define an ODE; use another model')
-  cond, labels, _ = run.task.ask({}, np.arange(number), seed)
-  denoise = jax.jit(lambda x, noise: run.denoise(weights, cond)(x, noise))
-  keys = samplers.sample_keys(seed, np.arange(number))
-  z = samplers.gaussian(keys, 0, jax.ShapeDtypeStruct((number, *run.shape), np.float32))
-  levels = grids.exponential(400)(run.schedule)
-  print('solving the model with 400 steps of UniPC-3 ..', flush=True)
-  truth = np.asarray(stepwise(keys, denoise, samplers.unipc(3), levels, float(levels.sigma[0]) * z))
-  decode = lambda x: run.decode(weights.frozen, x, cond)['images']
-  return Problem('model', run.schedule, denoise, z, keys, truth), decode, labels, run.config
 
 
 # ---- output
 def markdown(rows):
-  """Tables of the errors, at SHOWN budgets if there are many, sorted by the error at 10 evaluations; best in bold."""
+  """A table for each problem: the errors on each grid at the SHOWN budgets, sorted by their mean; the best in bold."""
   text = []
   for data in dict.fromkeys(row['data'] for row in rows):
     known = {(r['solver'], r['grid'], r['budget']): r['error'] for r in rows if r['data'] == data}
-    budgets = sorted({key[2] for key in known})
-    shown = [b for b in SHOWN if b in budgets] if len(budgets) > 5 else budgets
-    best = {b: min(e for key, e in known.items() if key[2] == b) for b in shown}
-    sorted_by = 10 if 10 in shown else shown[-1]
-    names = sorted({key[:2] for key in known}, key=lambda name: known.get((*name, sorted_by), float('inf')))
-    cell = lambda e, b: '' if e is None else f'**{e:.4f}**' if e == best[b] else f'{e:.4f}'
-    text += [f'## {data}: RMS error by evaluations', '', f'| solver | grid | {" | ".join(map(str, shown))} |',
-             '|---' * (len(shown) + 2) + '|']
-    text += [f'| {s} | {g} | ' + ' | '.join(cell(known.get((s, g, b)), b) for b in shown) + ' |' for s, g in names]
+    solvers, grids, budgets = (list(dict.fromkeys(part)) for part in zip(*known))
+    shown = [b for b in SHOWN if b in budgets] or sorted(budgets)
+    least = {(g, b): min(known.get((s, g, b), math.inf) for s in solvers) for g in grids for b in shown}
+    def mean(solver):
+      return sum(math.log(known.get((solver, g, b), math.inf)) for g in grids for b in shown)
+    def cell(solver, grid):
+      errors = [(known.get((solver, grid, b), math.inf), least[grid, b]) for b in shown]
+      return ' '.join('-' if e == math.inf else f'**{e:.2g}**' if e == best else f'{e:.2g}' for e, best in errors)
+    text += [f'## {data}: RMS error after {", ".join(map(str, shown))} evaluations', '',
+             f'| solver | {" | ".join(grids)} |', '|---' * (len(grids) + 1) + '|']
+    text += [f'| {s} | ' + ' | '.join(cell(s, g) for g in grids) + ' |' for s in sorted(solvers, key=mean)]
     text += ['']
   return '\n'.join(text)
 
@@ -240,16 +193,20 @@ def deterministic(samplers, problem):
 
 
 def compare(options, out):
-  """Rows of errors, of the mixture and of the model of --workdir; writes the contact sheet of the latter."""
+  """Rows of errors, of the mixtures and of the model of --workdir; writes the contact sheet of the latter."""
   from diffusion.commands import report
+  from diffusion.core import schedules
   from diffusion.tasks import pages
   from diffusion.setup import specs
   budgets, samplers, names = _budgets(options.budgets), specs.split(options.samplers), specs.split(options.grids)
   grids = {name: _grid(name) for name in names}
-  toy = mixture(options.seed)
-  solvers = deterministic(samplers, toy)
+  toys = [mixture(options.seed, schedules.edm(), 'mixture on edm'),
+          mixture(options.seed, schedules.flow(), 'mixture on flow')]
+  solvers = deterministic(samplers, toys[0])
   trained = model(options.workdir, options.number, options.seed) if options.workdir else None
-  rows = errors(toy, solvers, grids, budgets)
+  rows = [row for toy in toys for row in errors(toy, solvers, grids, budgets)]
+  if options.published:
+    rows += [row for toy in toys for row in published.errors(toy, grids, budgets)]
   out.mkdir(parents=True, exist_ok=True)
   if trained:
     problem, decode, labels, config = trained
@@ -268,7 +225,7 @@ def main():
   from diffusion.commands import report
   from diffusion.errors import InputError
   from diffusion.system.files import write_atomic
-  from diffusion.training.open_model import versions
+  from diffusion.training.record import versions
   out = epath.Path(options.out or (f'{options.workdir}/solvers' if options.workdir else 'runs/solvers'))
   try:
     rows = compare(options, out)

@@ -20,16 +20,20 @@ for DDPM's large and learned variance, which are in the units of t.
 from diffusion.samplers.adaptive import adaptive
 from diffusion.samplers.ancestral import (consistency, ddim, ddim_step, ddpm, ddpm_step, dpmpp_1s, euler,
                                           euler_ancestral, flow_euler, langevin)
-from diffusion.samplers.base import (gaussian, prior, projected, sample, Sample, sample_keys, Sampler, self_conditioned,
-                                     Step, steps)
-from diffusion.samplers.corrected import best, flow_pc, unipc
-from diffusion.samplers.multistep import (deis, dpmpp_2m, dpmpp_3m, dpmpp_3m_shipped, dpmpp_sde_2m, flow_lms,
-                                          lms, plms)
-from diffusion.samplers.two_stage import churn, dpm_solver_2, dpmpp_2s, flow_heun, heun
+from diffusion.samplers.base import (compute_dtype, gaussian, prior, projected, sample, Sample, sample_keys, Sampler,
+                                     self_conditioned, Step, steps)
+from diffusion.samplers.best import best
+from diffusion.samplers.corrected import flow_pc, sa_solver, unipc
+from diffusion.samplers.multistep import (deis, dpmpp_2m, dpmpp_3m, dpmpp_3m_shipped, dpmpp_sde_2m, dpmpp_sde_3m,
+                                          flow_lms, lms, plms)
+from diffusion.samplers.single_step import dpm_solver_2, dpm_solver_3, dpmpp_2s, dpmpp_3s
+from diffusion.samplers.two_stage import (churn, dpm_2, dpm_2_ancestral, dpmpp_2s_ancestral, dpmpp_sde, flow_heun,
+                                          heun)
 
 SAMPLERS = dict(  # what a config can name
-  ddim=ddim, ddpm=ddpm, euler=euler, euler_ancestral=euler_ancestral, heun=heun, churn=churn,
-  dpm_solver_2=dpm_solver_2, dpmpp_1s=dpmpp_1s, dpmpp_2s=dpmpp_2s, dpmpp_2m=dpmpp_2m, dpmpp_3m=dpmpp_3m,
-  dpmpp_3m_shipped=dpmpp_3m_shipped, dpmpp_sde_2m=dpmpp_sde_2m, unipc=unipc, flow_pc=flow_pc, deis=deis, lms=lms,
-  plms=plms, flow_euler=flow_euler, flow_heun=flow_heun, flow_lms=flow_lms, langevin=langevin, adaptive=adaptive,
-  consistency=consistency, best=best)
+  ddim=ddim, ddpm=ddpm, euler=euler, euler_ancestral=euler_ancestral, heun=heun, churn=churn, dpm_2=dpm_2,
+  dpm_2_ancestral=dpm_2_ancestral, dpm_solver_2=dpm_solver_2, dpm_solver_3=dpm_solver_3, dpmpp_1s=dpmpp_1s,
+  dpmpp_2s=dpmpp_2s, dpmpp_3s=dpmpp_3s, dpmpp_2s_ancestral=dpmpp_2s_ancestral, dpmpp_2m=dpmpp_2m, dpmpp_3m=dpmpp_3m,
+  dpmpp_3m_shipped=dpmpp_3m_shipped, dpmpp_sde=dpmpp_sde, dpmpp_sde_2m=dpmpp_sde_2m, dpmpp_sde_3m=dpmpp_sde_3m,
+  sa_solver=sa_solver, unipc=unipc, flow_pc=flow_pc, deis=deis, lms=lms, plms=plms, flow_euler=flow_euler,
+  flow_heun=flow_heun, flow_lms=flow_lms, langevin=langevin, adaptive=adaptive, consistency=consistency, best=best)

@@ -74,7 +74,7 @@ def _training(c):
 
 
 def _sample(c):
-  c.sampler = 'best'           # of least error on `trailing` grids; ddim(eta), ddpm(variance), heun, unipc(order), ..
+  c.sampler = 'best'           # the one for the grid; ddim(eta), ddpm(variance), heun, unipc(order), ..
   c.grid = 'trailing(50)'      # levels to visit: trailing, karras, angle, sections('ddim25'), .. (core/grids.py)
   c.guide = 'cfg(2)'           # left to right, such as 'cfg(2, lo=-3, hi=4) | rescale(.7)'; cfg(2, negative=weapon),
                                # apg(2), autoguidance(runs/x@600, 2), classifier(runs/noisy_classifier, 2); '' none

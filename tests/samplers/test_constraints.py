@@ -225,10 +225,28 @@ def test_inversion_finds_the_noise_of_the_exact_ode_and_reconstructs_with_an_err
   assert errors[-1] < .05  # at three standard deviations
 
 
+@pytest.mark.parametrize('order', [1, 2])
+def test_inversion_has_its_order_in_float64(order):
+  errors = []
+  with jax.enable_x64(True):
+    x0, denoise = jnp.linspace(-1.2, 1.8, 32), gaussian_denoiser(MEAN, STD)
+    for S in (200, 400):
+      levels = grids.exponential(S, sigma_min=.05, sigma_max=20.)(schedules.edm())
+      noise = constraints.invert(denoise, levels, x0, order)
+      assert noise.dtype == jnp.float64
+      last, first = take(levels, -2), take(levels, 0)
+      spread = np.sqrt((STD ** 2 + first.sigma ** 2) / (STD ** 2 + last.sigma ** 2))
+      errors.append(float(jnp.abs(noise - (MEAN + spread * (x0 - MEAN))).max()))
+    single = constraints.invert(denoise, levels, x0.astype(jnp.float32), order)
+  assert single.dtype == jnp.float32
+  assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=.1)
+
+
+@pytest.mark.parametrize('order', [1, 2])
 @pytest.mark.parametrize('schedule', [schedules.flow(), schedules.edm(), schedules.cosine()])
-def test_inversion_is_finite_from_one_step_on_and_without_signal(schedule):
-  for S in (1, 2, 9):
-    noise = constraints.invert(gaussian_denoiser(MEAN, STD), grids.trailing(S)(schedule), jnp.linspace(-1, 1, 4))
+def test_inversion_is_finite_from_one_step_on_and_without_signal(schedule, order):
+  for S in (1, 2, 3, 9):
+    noise = constraints.invert(gaussian_denoiser(MEAN, STD), grids.trailing(S)(schedule), jnp.linspace(-1, 1, 4), order)
     assert noise.shape == (4,) and np.isfinite(noise).all()
 
 
@@ -236,6 +254,7 @@ def test_inversion_is_finite_from_one_step_on_and_without_signal(schedule):
   (lambda: constraints.sdedit(None, grids.trailing(4)(COSINE), FACE, 1.2), 'strength=1.2'),
   (lambda: constraints.sdedit(None, grids.trailing(4)(COSINE), FACE, float('nan')), 'strength=nan'),
   (lambda: constraints.repaint(samplers.ddim(), FACE, HOLE, repeats=0), 'repeats=0'),
+  (lambda: constraints.invert(None, grids.trailing(4)(COSINE), FACE, 3), 'order=3'),
   (lambda: constraints.repaint(samplers.ddim(), FACE, HOLE, jump=0), 'jump=0'),
   (lambda: operators.luma((1., 1., 1.)), 'sum is 1'), (lambda: operators.block_average(0), 'factor'),
   (lambda: constraints.inpaint(solver('adaptive'), FACE, HOLE).plan(grids.trailing(4)(COSINE)), 'every level'),

@@ -10,12 +10,13 @@ from diffusion import samplers
 from diffusion.core import grids, schedule_transforms, schedules
 from diffusion.core.gaussian import CLEAN, expand_to, flow, from_x0, Noise, take, ve, vp
 from diffusion.errors import InputError
-from experiments.mixture import exact_flow, mixture_denoiser, mixture_eps
+from experiments.mixture import exact_flow, mixture_denoiser
 from tests.exact import gaussian_denoiser, gaussian_flow
 
 MEANS = np.random.default_rng(0).normal(size=(4, 8))
 STD = .3
 EDM = schedules.edm(None, .002, 80.)
+LONG = schedules.edm(None, .002, 200.)
 
 # name: (sampler, order); the orders are those of the papers, UniPC-p with its corrector p + 1
 ODE = dict(
@@ -23,6 +24,10 @@ ODE = dict(
   dpm_solver_2=(samplers.dpm_solver_2(), 2),
   dpmpp_2s=(samplers.dpmpp_2s(), 2), dpmpp_2m=(samplers.dpmpp_2m(), 2), dpmpp_2m_heun=(samplers.dpmpp_2m('heun'), 2),
   dpmpp_3m=(samplers.dpmpp_3m(), 3), dpmpp_3m_shipped=(samplers.dpmpp_3m_shipped(), 2),
+  dpmpp_3m_k=(samplers.dpmpp_3m_shipped('k'), 2), dpmpp_3s=(samplers.dpmpp_3s(), 3),
+  dpmpp_3s_parabola=(samplers.dpmpp_3s('parabola'), 3), dpm_solver_3=(samplers.dpm_solver_3(), 3),
+  unipc_2_eps=(samplers.unipc(2, of='eps'), 3), unipc_3_eps=(samplers.unipc(3, of='eps'), 4),
+  dpm_2=(samplers.dpm_2(LONG), 2), dpmpp_2s_ancestral_0=(samplers.dpmpp_2s_ancestral(LONG, 0.), 2),
   unipc_1=(samplers.unipc(1), 2), unipc_2=(samplers.unipc(2), 3), unipc_2_bh1=(samplers.unipc(2, 'bh1'), 3),
   unipc_3=(samplers.unipc(3), 4),
   unipc_2_predictor=(samplers.unipc(2, corrector=False), 2), unipc_3_predictor=(samplers.unipc(3, corrector=False), 3),
@@ -31,12 +36,25 @@ ODE = dict(
   flow_lms_4=(samplers.flow_lms(4), 4), lms_2=(samplers.lms(2), 2), lms_3=(samplers.lms(3), 3),
   lms_4=(samplers.lms(4), 4), flow_lms_2=(samplers.flow_lms(2), 2), flow_lms_3=(samplers.flow_lms(3), 3),
   plms_2=(samplers.plms(2), 2))
+LATE = ('dpmpp_3m_shipped', 'dpmpp_3m_k', 'dpmpp_3s', 'dpmpp_3s_parabola', 'dpm_solver_3', 'unipc_3',
+        'unipc_3_eps')  # these settle late
 NOISY = dict(
   ddpm=samplers.ddpm(), ddpm_large=samplers.ddpm('large'), ddim_half=samplers.ddim(.5),
   dpmpp_sde_2m=samplers.dpmpp_sde_2m(),
   dpmpp_sde_2m_heun=samplers.dpmpp_sde_2m(.5, 'heun'), churn=samplers.churn(EDM), langevin=samplers.langevin(),
-  consistency=samplers.consistency())
+  consistency=samplers.consistency(), dpmpp_sde_3m=samplers.dpmpp_sde_3m(),
+  dpmpp_3m_k_sde=samplers.dpmpp_3m_shipped('k', 1.),
+  dpm_2_churn=samplers.dpm_2(EDM, 40.), dpm_2_ancestral=samplers.dpm_2_ancestral(EDM),
+  dpmpp_2s_ancestral=samplers.dpmpp_2s_ancestral(EDM), dpmpp_sde=samplers.dpmpp_sde(EDM),
+  dpmpp_sde_third=samplers.dpmpp_sde(EDM, .5, r=1 / 3), sa_solver=samplers.sa_solver(),
+  sa_solver_3_4=samplers.sa_solver(3, 4, .6, kind='exact'),
+  sa_solver_part=samplers.sa_solver(2, 3, 1.2, .05, 1., 'bh2'))
 ALL = {name: sampler for name, (sampler, _) in ODE.items()} | NOISY | dict(adaptive=samplers.adaptive(EDM))
+FOR_A_SCHEDULE = dict(
+  churn=samplers.churn, adaptive=samplers.adaptive, dpm_2=samplers.dpm_2, dpm_2_ancestral=samplers.dpm_2_ancestral,
+  dpm_2_churn=lambda s: samplers.dpm_2(s, 40.), dpmpp_2s_ancestral=samplers.dpmpp_2s_ancestral,
+  dpmpp_2s_ancestral_0=lambda s: samplers.dpmpp_2s_ancestral(s, 0.), dpmpp_sde=samplers.dpmpp_sde,
+  dpmpp_sde_third=lambda s: samplers.dpmpp_sde(s, .5, r=1 / 3))
 
 
 def log_uniform(S, noisiest, cleanest, scaling=ve, clean=False):
@@ -51,12 +69,6 @@ def run(sampler, levels, denoise, x, n=None):
   return np.asarray(jax.jit(lambda keys, x: samplers.sample(keys, denoise, sampler, levels, x))(keys, jnp.asarray(x)))
 
 
-@pytest.fixture
-def double():
-  with jax.enable_x64(True):
-    yield
-
-
 @functools.cache
 def exact_path(start):
   """Points at sigma = start, and the solution at 0.05 of dx / dsigma = eps from them (SciPy, rtol 1e-12)."""
@@ -69,7 +81,7 @@ def test_order_of_convergence_on_a_mixture_of_gaussians(name, double):
   sampler, order = ODE[name]
   x, exact = exact_path(200)  # so noisy that the first steps, which have less history, add nothing
   denoise = mixture_denoiser(MEANS, STD)
-  steps = (500, 1000) if name in ('dpmpp_3m_shipped', 'unipc_3') else (240, 480)  # these two settle late
+  steps = (500, 1000) if name in LATE else (240, 480)
   errors = [np.sqrt(np.mean((run(sampler, log_uniform(S, 200, .05), denoise, x) - exact) ** 2)) for S in steps]
   assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=.2)
 
@@ -116,7 +128,7 @@ def test_stochastic_solvers_give_the_mean_and_the_spread_of_the_data(name):
 
 
 # The schedule of churn and adaptive fixes a scaling; the large variance, of the forward step, is in the units of t.
-@pytest.mark.parametrize('name', [n for n in ALL if n not in ('adaptive', 'churn', 'ddpm_large')])
+@pytest.mark.parametrize('name', [n for n in ALL if n != 'ddpm_large' and n not in FOR_A_SCHEDULE])
 def test_scalings_give_the_same_samples(name):
   denoise = mixture_denoiser(MEANS.astype(np.float32), STD)
   z = np.random.default_rng(3).normal(size=(4, 8)).astype(np.float32)
@@ -124,8 +136,8 @@ def test_scalings_give_the_same_samples(name):
   for scaling in (vp, ve, flow):
     levels = log_uniform(8, 30, .02, scaling, clean=True)
     outs.append(run(ALL[name], levels, denoise, z * float(levels.sigma[0])))
-  np.testing.assert_allclose(outs[0], outs[1], atol=1e-5)
-  np.testing.assert_allclose(outs[2], outs[1], atol=1e-5)
+  np.testing.assert_allclose(outs[0], outs[1], atol=2e-5)
+  np.testing.assert_allclose(outs[2], outs[1], atol=2e-5)
 
 
 def walked(sampler, denoise):
@@ -149,7 +161,6 @@ GRIDS = [(schedules.linear(), lambda S: log_uniform(S, 100, .011, vp, True)),
          (EDM, lambda S: log_uniform(S, 80, .002, ve, True)),
          (schedules.flow(), lambda S: log_uniform(S, 999, 1 / 999, flow, True)),
          (schedule_transforms.zero_terminal(schedules.linear()), no_signal)]
-FOR_A_SCHEDULE = dict(churn=samplers.churn, adaptive=samplers.adaptive)
 
 
 @pytest.mark.parametrize('name', ALL)
@@ -161,7 +172,7 @@ def test_finite_at_few_steps_and_from_a_level_without_signal(name):
     for S in (1, 2, 3, 4, 5, 7, 20):
       levels = grid(S)
       x = walk(levels, levels.sigma[0] * np.array([-1., .2, 1.]), [0, 1, 2])
-      np.testing.assert_allclose(x, .3, atol=5e-3, err_msg=f'{S} steps')
+      np.testing.assert_allclose(x, .3, atol=1e-2 if name.endswith('_eps') else 5e-3, err_msg=f'{S} steps')
 
 
 @pytest.mark.parametrize('name', ALL)
@@ -184,38 +195,9 @@ def test_the_network_is_in_the_compiled_program_once(name):
   assert len(str(program)) < 60_000
 
 
-# ---- identities
-@pytest.mark.parametrize('eta, kind', [(1., 'midpoint'), (.5, 'heun')])
-def test_sde_2m_is_its_recursion_in_sigma(eta, kind, double):
-  """Written with sigma alone, at alpha = 1, with the noise that the sampler draws."""
-  levels, x = log_uniform(7, 40, .05, clean=True), 40 * np.random.default_rng(5).normal(size=(3, 8))
-  keys, y, before = samplers.sample_keys(0, np.arange(3)), x.copy(), None
-  for i, (a, b) in enumerate(zip(levels.sigma[:-1], levels.sigma[1:])):
-    x0 = y - a * mixture_eps(MEANS, STD, y, a)
-    if b == 0:
-      y = x0
-      break
-    h, z = np.log(a / b), np.asarray(samplers.gaussian(keys, i + 1, jnp.asarray(x)))
-    decayed = np.exp(-(1 + eta) * h)
-    y_new = b / a * np.exp(-eta * h) * y + (1 - decayed) * x0 + b * np.sqrt(1 - np.exp(-2 * eta * h)) * z
-    if before is not None:
-      slope = (x0 - before[0]) * h / before[1]  # of x0 over this step
-      y_new += slope * ((1 - decayed) / 2 if kind == 'midpoint' else 1 - (1 - decayed) / ((1 + eta) * h))
-    y, before = y_new, (x0, h)
-  np.testing.assert_allclose(run(samplers.dpmpp_sde_2m(eta, kind), levels, mixture_denoiser(MEANS, STD), x), y,
-                             rtol=1e-9)
-
-
-def test_plms_is_adams_bashforth_where_the_steps_are_equal(double):
-  sigma, x = np.linspace(10, 1, 10), np.random.default_rng(5).normal(size=(3, 8)) * 10
-  levels, denoise = ve(np.zeros(10), -2 * np.log(sigma)), mixture_denoiser(MEANS, STD)
-  for order in (1, 2, 3, 4):
-    np.testing.assert_allclose(run(samplers.plms(order), levels, denoise, x),
-                               run(samplers.lms(order), levels, denoise, x), rtol=1e-9)
-
-
-@pytest.mark.parametrize('make', [samplers.churn, lambda schedule: samplers.adaptive(schedule, 1e-4, 1e-4)])
-def test_solvers_made_for_a_schedule_do_the_same_in_every_scaling(make):
+@pytest.mark.parametrize('name', FOR_A_SCHEDULE)
+def test_solvers_made_for_a_schedule_do_the_same_in_every_scaling(name):
+  make = FOR_A_SCHEDULE[name] if name != 'adaptive' else lambda schedule: samplers.adaptive(schedule, 1e-4, 1e-4)
   denoise = mixture_denoiser(MEANS.astype(np.float32), STD)
   z = np.random.default_rng(3).normal(size=(4, 8)).astype(np.float32)
   outs = []
@@ -223,97 +205,21 @@ def test_solvers_made_for_a_schedule_do_the_same_in_every_scaling(make):
     levels = grids.exponential(8, sigma_min=.02, sigma_max=30.)(schedule)
     x = z * np.float32(30 * levels.alpha[0])
     outs.append(run(make(schedule), levels, denoise, x))
-  # adaptive: where each stops before clean
-  np.testing.assert_allclose(outs[1], outs[0], atol=2e-3 if make is not samplers.churn else 2e-5)
-  np.testing.assert_allclose(outs[2], outs[0], atol=2e-3 if make is not samplers.churn else 2e-5)
-
-
-def test_adaptive_denoises_where_it_starts_at_the_cleanest_level():
-  levels = take(grids.trailing(2000)(schedules.cosine(None)), slice(-3, None))
-  out = run(samplers.adaptive(schedules.cosine(None)), levels, gaussian_denoiser(.3, 0.), np.full(2, .9, np.float32))
-  np.testing.assert_allclose(out, .3, atol=1e-4)
-
-
-@pytest.mark.parametrize('levels, same', [
-  (grids.trailing(3)(schedules.cosine()), samplers.unipc(2)),
-  (grids.trailing(5)(schedules.cosine()), samplers.flow_pc(1)),
-  (grids.trailing(10)(schedules.cosine()), samplers.flow_pc(2)),
-  (grids.trailing(50)(schedules.cosine()), samplers.flow_lms(3)),
-  (grids.exponential(10, sigma_min=.02, sigma_max=40.)(schedules.cosine()), samplers.unipc(2)),
-  (grids.trailing(20)(schedules.offset_cosine()), samplers.unipc(2))])
-def test_best_is_the_solver_measured_for_such_a_grid(levels, same):
-  x, denoise = np.ones((2, 8), np.float32), mixture_denoiser(MEANS.astype(np.float32), STD)
-  np.testing.assert_array_equal(run(samplers.best(levels), levels, denoise, x), run(same, levels, denoise, x))
-
-
-def test_our_solver_and_grid_beat_the_well_known_ones_on_a_mixture_at_ten_evaluations():
-  x = 80 * np.random.default_rng(1).normal(size=(32, 8))
-  truth, denoise = exact_flow(MEANS, STD, x, 80, 1e-6), mixture_denoiser(MEANS.astype(np.float32), STD)
-  def error(sampler, grid):
-    return np.sqrt(np.mean((run(sampler, grid(10)(EDM), denoise, x.astype(np.float32)) - truth) ** 2))
-  ours = error(samplers.flow_pc(2), grids.angle)
-  for sampler in (samplers.ddim(), samplers.dpmpp_2m(), samplers.unipc(2), samplers.deis(3)):
-    assert ours < .5 * min(error(sampler, grid) for grid in (grids.angle, grids.trailing, grids.karras))
-
-
-def test_heun_is_edm_algorithm_1(double):
-  levels, x = log_uniform(9, 40, .05, clean=True), 40 * np.random.default_rng(5).normal(size=(3, 8))
-  y = x.copy()
-  for a, b in zip(levels.sigma[:-1], levels.sigma[1:]):
-    d = mixture_eps(MEANS, STD, y, a)
-    trial = y + (b - a) * d
-    y = y + (b - a) * (d + mixture_eps(MEANS, STD, trial, b)) / 2 if b > 0 else trial
-  np.testing.assert_allclose(run(samplers.heun(), levels, mixture_denoiser(MEANS, STD), x), y, rtol=1e-9)
-  np.testing.assert_allclose(run(samplers.churn(EDM, churn=0), levels, mixture_denoiser(MEANS, STD), x), y, rtol=1e-6)
-  assert len(samplers.heun().plan(levels).h) == 2 * 9 - 1
-
-
-def test_flow_heun_is_heun_of_the_straight_path(double):
-  levels, x = log_uniform(9, 40, .05, flow, clean=True), np.random.default_rng(5).normal(size=(3, 8))
-  def velocity(y, time):  # eps - x0 at alpha = 1 - time, sigma = time
-    eps = mixture_eps(MEANS, STD, y / (1 - time), time / (1 - time))
-    return eps - (y - time * eps) / (1 - time)
-  y = x.copy()
-  for a, b in zip(levels.sigma[:-1], levels.sigma[1:]):
-    v = velocity(y, a)
-    trial = y + (b - a) * v
-    y = y + (b - a) * (v + velocity(trial, b)) / 2 if b > 0 else trial
-  np.testing.assert_allclose(run(samplers.flow_heun(), levels, mixture_denoiser(MEANS, STD), x), y, rtol=1e-8)
-
-
-@pytest.mark.parametrize('name', ['dpmpp_2m', 'dpmpp_3m', 'unipc_2_predictor', 'deis_3', 'lms_4', 'plms_2'])
-def test_without_history_multistep_is_ddim(name):
-  denoise, x = mixture_denoiser(MEANS.astype(np.float32), STD), np.ones((2, 8), np.float32)
-  levels = log_uniform(1, 40, 2)
-  np.testing.assert_allclose(run(ALL[name], levels, denoise, x), run(samplers.ddim(), levels, denoise, x), rtol=1e-5)
-
-
-def test_third_order_and_the_shipped_form_differ_by_the_factor_two_in_the_second_difference(double):
-  """x0 a parabola in log-SNR: the corrected form integrates it exactly, the other misses half of the curvature."""
-  levels = log_uniform(3, 4, .5, vp)
-  def parabola(x, noise):
-    return from_x0(noise, x, (noise.logsnr / 2) ** 2 + 0 * x)
-  x = jnp.zeros(1)
-  node, weight = np.polynomial.legendre.leggauss(40)
-  lam = levels.logsnr / 2
-  def exact(i, start):
-    v = lam[i] + (node + 1) / 2 * (lam[i + 1] - lam[i])
-    integral = np.sum(weight * (lam[i + 1] - lam[i]) / 2 * np.exp(v) * v ** 2)
-    return levels.sigma[i + 1] * (start / levels.sigma[i] + integral)
-  def last_step(sampler):
-    _, path = samplers.sample(samplers.sample_keys(0, [0]), parabola, sampler, levels, x, trace=lambda state: state.x)
-    return float(path[2, 0]), exact(2, float(path[1, 0]))
-  reached, right = last_step(samplers.dpmpp_3m())
-  assert reached == pytest.approx(right, rel=1e-10)
-  reached, right = last_step(samplers.dpmpp_3m_shipped())
-  assert abs(reached / right - 1) > 1e-3
+  for out in outs[1:]:  # adaptive: where each stops before clean
+    np.testing.assert_allclose(out, outs[0], atol=2e-3 if name == 'adaptive' else 2e-5)
 
 
 @pytest.mark.parametrize('call, message', [
   (lambda: samplers.unipc(4), 'from 1 to 3'), (lambda: samplers.unipc(kind='bh3'), 'bh1'),
   (lambda: samplers.deis(order=0), 'order=0'),
   (lambda: samplers.lms(2.5), '2.5'), (lambda: samplers.dpmpp_2m('simpson'), 'midpoint'),
-  (lambda: samplers.dpmpp_sde_2m(-1), 'eta'),
+  (lambda: samplers.dpmpp_sde_2m(-1), 'eta'), (lambda: samplers.dpmpp_sde_3m(-1), 'eta'),
+  (lambda: samplers.dpmpp_3m_shipped('a'), "'k'"), (lambda: samplers.dpmpp_3m_shipped(eta=1), 'eta'),
+  (lambda: samplers.dpmpp_3s('a'), "'damped', 'line' or 'parabola'"), (lambda: samplers.unipc(of='v'), "'eps'"),
+  (lambda: samplers.dpm_2(EDM, -1), 'churn'), (lambda: samplers.dpm_2_ancestral(EDM, 2), 'from 0 to 1'),
+  (lambda: samplers.dpmpp_2s_ancestral(EDM, noise=-1), 'noise'), (lambda: samplers.dpmpp_sde(EDM, r=1), 'between'),
+  (lambda: samplers.sa_solver(4), 'from 1 to 3'), (lambda: samplers.sa_solver(2, 1), 'corrector'),
+  (lambda: samplers.sa_solver(tau=-1), 'tau'), (lambda: samplers.sa_solver(kind='a'), 'exact'),
   (lambda: samplers.churn(EDM, churn=-1), 'churn'), (lambda: samplers.churn(EDM, low=2, high=1), 'low <= high'),
   (lambda: samplers.langevin(-1), 'corrections'), (lambda: samplers.langevin(snr=2), 'snr'),
   (lambda: samplers.adaptive(EDM, rtol=0), 'rtol'),
@@ -322,14 +228,3 @@ def test_third_order_and_the_shipped_form_differ_by_the_factor_two_in_the_second
 def test_bad_input_is_named(call, message):
   with pytest.raises(InputError, match=message):
     call()
-
-
-def test_best_stays_near_the_solution_of_an_imperfect_model_where_the_last_step_is_long():
-  exact, levels = gaussian_denoiser(.1, .5), grids.trailing(50)(schedules.offset_cosine())
-  def imperfect(x, noise):  # as a trained network errs: by a little, without pattern
-    return from_x0(expand_to(noise, x), x, exact(x, noise).x0 + .02 * jnp.sin(1e3 * x))
-  x = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
-  truth = gaussian_flow(.1, .5, x, take(levels, 0))
-  far = lambda sampler: np.sqrt(np.mean((run(sampler, levels, imperfect, x) - truth) ** 2))
-  assert far(samplers.best(levels)) < 1.5 * far(samplers.ddim())  # all of them end in that long step
-  assert far(samplers.flow_lms(3)) > 3 * far(samplers.ddim())     # which this one extrapolates over 16 of its own
