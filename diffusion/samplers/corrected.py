@@ -18,9 +18,9 @@ import numpy as np
 from diffusion.core.gaussian import solve, take
 from diffusion.errors import InputError
 from diffusion.samplers.base import gaussian, Sampler, steps, zeros_for
-from diffusion.samplers.forms import (adams_weights, data, ddim_update, exponential_weights, FLOW, flow_time, lam,
+from diffusion.samplers.forms import (data, ddim_update, exponential_weights, FLOW, flow_adams, flow_time, lam,
                                       NOISE, ratio, smooth_part)
-from diffusion.samplers.multistep import check_kind, check_order, decayed, Multistep, usable
+from diffusion.samplers.multistep import check_growth, check_kind, check_order, decayed, Multistep, usable
 
 
 class Coefficients(NamedTuple):
@@ -149,15 +149,18 @@ def sa_solver(predictor=2, corrector=2, tau=1., low=0., high=np.inf, kind='bh1')
   return corrected(data(), predictor, max(corrector - 1, 0), lam, *rules, eta=eta if tau else None)
 
 
-def flow_pc(order=2):
+def flow_pc(order=2, growth=2.5):
   """Adams-Bashforth predictor, Adams-Moulton corrector for the velocity eps - x0 in the time sigma / (alpha + sigma).
 
   Not from a paper. That time is finite at both ends, so no order is lost at the first level, even without signal,
-  nor at the last step. Order p + 1 with one evaluation per step. For grids whose last level is well above clean,
-  such as `trailing` and `angle`: a velocity contains eps = (x - alpha * x0) / sigma, so the error of a trained
-  network grows as sigma falls, and karras, exponential and cosine end at small sigma.
+  nor at the last step. Order p + 1 with one evaluation per step, where the network's error is no matter.
+
+  Args:
+    order: p, from 1 to 3.
+    growth: a step has the highest order that enlarges errors of the network's x0 at most so many times (forms.py),
+      which matters on grids with steps of many sizes, such as karras, exponential and cosine; inf: no limit.
   """
   check_order('flow_pc', order, 3)
-  rule = partial(adams_weights, FLOW, flow_time)
-  return corrected(FLOW, order, order, flow_time, lambda t, s, nodes: rule(t, s, nodes)[1:],
-                   lambda t, s, nodes: np.delete(rule(t, s, [s, *nodes]), 1))
+  limit = check_growth('flow_pc', growth)
+  return corrected(FLOW, order, order, flow_time, partial(flow_adams, growth=limit),
+                   partial(flow_adams, growth=limit, implicit=True))

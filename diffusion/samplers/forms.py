@@ -96,6 +96,36 @@ def adams_weights(form, variable, t, s, nodes):
   return scale * integrals([variable(n) for n in nodes], variable(t), variable(s), np.ones_like)
 
 
+def amplification(t, s, nodes, weights):
+  """By how much a step of FLOW enlarges errors of the model's x0, of one size at each level, from t to y_s.
+
+  An error d of x0 is one of -d * (alpha + sigma) / sigma in a velocity: it grows as sigma falls, and again where the
+  steps grow. The step with a constant velocity enlarges none.
+
+  Args:
+    nodes: levels besides t.   weights: of the difference of the velocity at each of them to that at t.
+  """
+  rate = lambda noise: (noise.alpha + noise.sigma) / noise.sigma
+  own = s.alpha - s.sigma * t.alpha / t.sigma + sum(weights) * rate(t)
+  return (abs(own) + sum(abs(w) * rate(n) for w, n in zip(weights, nodes))) / (s.alpha + s.sigma)
+
+
+def flow_adams(t, s, nodes, growth, implicit=False):
+  """Weights of the polynomial of velocities through t = nodes[0] and as many of the others as `growth` allows.
+
+  Args:
+    growth: largest amplification.   implicit: whether s is a node too.
+  Returns:
+    Weights of the differences to t, of nodes[1:], or of s and nodes[1:]; NaN where s is one and not even it is allowed.
+  """
+  for k in range(len(nodes), 0, -1):
+    others = [s] * implicit + nodes[1:k]
+    weights = adams_weights(FLOW, flow_time, t, s, [t, *others])[1:]
+    if amplification(t, s, others, weights) <= growth:
+      return np.append(weights, np.zeros(len(nodes) - k))
+  return np.full(len(nodes) - 1 + implicit, np.nan if implicit else 0.)
+
+
 def midpoint(form, t, s, nodes):
   """Weights [nodes] of the polynomial in lambda through the nodes, taken at the middle of the interval."""
   return form.weight(t, s) * lagrange([lam(n) for n in nodes], (lam(t) + lam(s)) / 2)[:, 0]

@@ -15,7 +15,7 @@ import numpy as np
 from diffusion.core.gaussian import take
 from diffusion.errors import InputError
 from diffusion.samplers.base import gaussian, Sampler, steps, zeros_for
-from diffusion.samplers.forms import (adams_weights, data, ddim_update, exponential_weights, FLOW, flow_time, lam,
+from diffusion.samplers.forms import (adams_weights, data, ddim_update, exponential_weights, FLOW, flow_adams, flow_time, lam,
                                       midpoint, NOISE, ratio, smooth_part)
 
 ALWAYS = np.inf  # for `lowered`
@@ -43,6 +43,13 @@ def check_order(name, order, highest):
 def check_kind(name, kind, kinds):
   if kind not in kinds:
     raise InputError(f'{name}(kind={kind!r}): expected {", ".join(map(repr, kinds[:-1]))} or {kinds[-1]!r}')
+
+
+def check_growth(name, growth):
+  """growth, 'inf' as well, as a float; raises InputError unless it is at least 1."""
+  if str(growth) != 'inf' and not (isinstance(growth, (int, float)) and growth >= 1):
+    raise InputError(f'{name}(growth={growth!r}): expected a number from 1, or inf')
+  return float(growth)
 
 
 def check_eta(name, eta, highest=np.inf):
@@ -166,10 +173,11 @@ def lms(order=4):
   return multistep(NOISE, order, ratio, partial(adams_weights, NOISE, ratio))
 
 
-def flow_lms(order=2):
-  """Linear multistep of the velocity of a straight path, in its time sigma / (alpha + sigma)."""
+def flow_lms(order=2, growth=2.5):
+  """Linear multistep of the velocity of a straight path, in its time sigma / (alpha + sigma); growth as for flow_pc."""
   check_order('flow_lms', order, 4)
-  return multistep(FLOW, order, flow_time, partial(adams_weights, FLOW, flow_time))
+  limit = check_growth('flow_lms', growth)
+  return multistep(FLOW, order, flow_time, lambda t, s, nodes: np.append(0., flow_adams(t, s, nodes, limit)))
 
 
 def plms(order=4):

@@ -15,12 +15,11 @@ COSINE, FLOW = schedules.cosine(), schedules.flow()
 
 @pytest.mark.parametrize('levels, same', [
   (grids.trailing(1)(COSINE), samplers.flow_pc(1)), (grids.trailing(3)(COSINE), samplers.flow_pc(1)),
-  (grids.trailing(10)(COSINE), samplers.flow_pc(2)), (grids.trailing(20)(COSINE), samplers.plms(4)),
-  (grids.trailing(50)(COSINE), samplers.flow_pc(3)), (grids.trailing(20)(schedules.offset_cosine()), samplers.unipc(2)),
-  (grids.trailing(10)(FLOW), samplers.flow_lms(3)), (grids.trailing(30)(FLOW), samplers.flow_lms(4)),
-  (grids.exponential(7)(EDM), samplers.flow_pc(2)), (grids.exponential(10)(EDM), samplers.plms(4)),
-  (grids.karras(10)(EDM), samplers.plms(3)), (grids.karras(20)(EDM), samplers.flow_lms(4)),
-  (grids.exponential(60)(EDM), samplers.unipc(3))])
+  (grids.trailing(10)(COSINE), samplers.flow_pc(3)), (grids.trailing(50)(COSINE), samplers.flow_pc(3)),
+  (grids.trailing(20)(schedules.offset_cosine()), samplers.flow_pc(3)), (grids.angle(20)(EDM), samplers.flow_pc(3)),
+  (grids.trailing(10)(FLOW), samplers.flow_pc(3)), (grids.trailing(30)(FLOW), samplers.flow_lms(4)),
+  (grids.exponential(7)(EDM), samplers.plms(4)), (grids.karras(10)(EDM), samplers.plms(3)),
+  (grids.karras(20)(COSINE), samplers.plms(3)), (grids.exponential(60)(EDM), samplers.unipc(3))])
 def test_best_is_the_solver_measured_for_such_a_grid(levels, same):
   x, denoise = np.ones((2, 8), np.float32), mixture_denoiser(MEANS.astype(np.float32), STD)
   np.testing.assert_array_equal(run(samplers.best(levels), levels, denoise, x), run(same, levels, denoise, x))
@@ -32,13 +31,33 @@ def test_best_is_near_the_best_of_our_solvers_on_a_mixture():
   solvers |= dict(dpmpp_2m=samplers.dpmpp_2m(), dpmpp_3m=samplers.dpmpp_3m())
   denoise, z = mixture_denoiser(MEANS.astype(np.float32), STD), np.random.default_rng(1).normal(size=(64, 8))
   walks = {name: walked(solver, denoise) for name, solver in solvers.items()}
+  at_most = {20: 1.65, 40: 1.3}  # even in log-SNR: more would cost networks more (see the next test)
   for schedule, grid, u in ((EDM, grids.karras, 80.), (EDM, grids.angle, 80.), (FLOW, grids.trailing, 1e6)):
     truth = exact_flow(MEANS, STD, u * z, u, 1e-6)
     for S in (5, 10, 20, 40):
       levels = grid(S)(schedule)
       def error(walk):
         return np.sqrt(np.mean((walk(levels, levels.sigma[0] * z, np.arange(64)) - truth) ** 2))
-      assert error(walked(samplers.best(levels), denoise)) < 1.1 * min(map(error, walks.values())) + 1e-5, (grid, S)
+      ratio = error(walked(samplers.best(levels), denoise)) / min(map(error, walks.values()))
+      assert ratio < (at_most.get(S, 1.1) if grid is grids.karras else 1.2), (grid, S, ratio)
+
+
+@pytest.mark.parametrize('grid', [grids.trailing, grids.angle, grids.karras, grids.exponential, grids.cosine])
+@pytest.mark.parametrize('schedule', ['cosine', 'edm', 'flow'])
+def test_best_does_not_enlarge_the_errors_of_a_network(schedule, grid):
+  """The error of x0 has no pattern and a size of .07; without a limit flow_pc makes 13 of it, and flow_lms 70."""
+  table = getattr(schedules, schedule)()
+  exact = mixture_denoiser(MEANS.astype(np.float32), STD)
+  def imperfect(x, noise):
+    level = expand_to(noise, x)
+    return from_x0(level, x, exact(x, noise).x0 + .1 * jnp.sin(1e3 * x / jnp.hypot(level.alpha, level.sigma)))
+  x = np.random.default_rng(1).normal(size=(64, 8)).astype(np.float32)
+  for S in (5, 10, 20, 40):
+    levels = grid(S)(table)
+    far = lambda sampler: np.sqrt(np.mean(np.square(
+      run(sampler, levels, imperfect, levels.sigma[0] * x) - run(sampler, levels, exact, levels.sigma[0] * x))))
+    assert far(samplers.best(levels)) < .6, S
+    assert far(samplers.best(levels)) < 3 * far(samplers.ddim()), S
 
 
 def test_our_solver_and_grid_beat_the_well_known_ones_on_a_mixture_at_ten_evaluations():
@@ -58,5 +77,5 @@ def test_best_stays_near_the_solution_of_an_imperfect_model_where_the_last_step_
   x = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
   truth = gaussian_flow(.1, .5, x, take(levels, 0))
   far = lambda sampler: np.sqrt(np.mean((run(sampler, levels, imperfect, x) - truth) ** 2))
-  assert far(samplers.best(levels)) < 1.5 * far(samplers.ddim())  # all of them end in that long step
-  assert far(samplers.flow_lms(3)) > 3 * far(samplers.ddim())     # which this one extrapolates over 16 of its own
+  assert far(samplers.best(levels)) < far(samplers.ddim())  # all of them end in that long step
+  assert far(samplers.flow_lms(3, growth='inf')) > 3 * far(samplers.ddim())  # extrapolated over 16 of its steps
