@@ -1,5 +1,6 @@
 """The exception for errors that the user can fix: the command line prints it as a single line, without a traceback."""
 import difflib
+import numbers
 
 
 class InputError(ValueError):
@@ -26,5 +27,5 @@ def shown(text):
 
 def check_seed(name, seed):
   """Raises InputError unless the seed is a whole number of 32 bits: beyond them, seeds repeat each other."""
-  if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2 ** 32:
+  if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < 2 ** 32:
     raise InputError(f'{name}={seed!r}: expected a whole number from 0 to {2 ** 32 - 1}')

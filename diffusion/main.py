@@ -24,7 +24,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from diffusion.errors import InputError, shown
+from diffusion.errors import InputError, shown, unknown
 from diffusion.setup.config import default, filled
 from diffusion.setup.migrate import answer
 from diffusion.system import multihost, platform
@@ -107,8 +107,9 @@ def with_recipe(argv):
   if not (name and path.is_file()):
     shipped = RECIPES and RECIPES / f'{path.stem}.py'
     if not (shipped and shipped.is_file() and path.parent in (epath.Path('.'), epath.Path('configs'))):
-      known = ', '.join(sorted(recipe.stem for recipe in RECIPES.glob('*.py'))) if RECIPES else 'none'
-      raise InputError(f'--config={shown(name)}: no such recipe; give the path of one, or one of these names: {known}')
+      known = sorted(recipe.stem for recipe in RECIPES.glob('*.py')) if RECIPES else []
+      raise InputError(f'--config={shown(name)}: no such recipe; give the path of one, or a name: '
+                       f'{unknown(path.stem, known)}')
     path = shipped
   found = f'{path}{colon}{variant}'
   joined = [word.replace(f'config={text}', f'config={found}') if word.lstrip('-') == f'config={text}' else word
@@ -145,7 +146,7 @@ def span(text):
   first, _, last = (text or '').partition(':')
   if text is None:
     return None
-  if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+  if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
     raise InputError(f'--profile={text}: expected the first and the last step, such as 100:110')
   return int(first), int(last)
 
@@ -154,7 +155,7 @@ def join(argv):
   """Joins the other processes, where there are some: before anything asks jax for its devices."""
   numbers = {name: argument(argv, name) for name in ('processes', 'process')}
   for name, text in numbers.items():
-    if text is not None and not text.isdigit():
+    if text is not None and not text.isdecimal():
       raise InputError(f'--{name}={text}: expected a whole number')
   numbers = {name: text if text is None else int(text) for name, text in numbers.items()}
   multihost.start(argument(argv, 'coordinator'), **numbers)

@@ -158,7 +158,7 @@ def contact(problem, samplers, grid, budgets, decode, label):
 def _budgets(text):
   """'5,10' -> [5, 10]."""
   from diffusion.errors import InputError
-  if not all(part.strip().isdigit() and int(part) for part in text.split(',')):
+  if not all(part.strip().isdecimal() and int(part) for part in text.split(',')):
     raise InputError(f'--budgets={text!r}: expected numbers of evaluations from 1, such as 5,10,20')
   return sorted({int(part) for part in text.split(',')})
 

@@ -1,6 +1,7 @@
 """Images and labels: converts accepted layouts to those of Dataset and refuses all others."""
 import os
 import pathlib
+import unicodedata
 
 import numpy as np
 
@@ -108,8 +109,10 @@ def as_images(array, name, values=None):
   """
   if array.ndim not in (3, 4):
     raise InputError(f'{name}: images must be [N, height, width, channels], got shape {list(array.shape)}')
+  if array.dtype.kind == 'b':  # black and white
+    array, values = array.astype(np.uint8), values or (0, 1)
   if array.dtype.kind not in 'uif':
-    raise InputError(f'{name}: images must be numbers (uint8), got {array.dtype}')
+    raise InputError(f'{name}: images must be numbers (uint8), got {array.dtype}; save them as uint8 from 0 to 255')
   if array.ndim == 3:
     if array.shape[-1] <= 4 and array.size:
       one = list(array.shape)
@@ -125,8 +128,8 @@ def as_images(array, name, values=None):
   if not (np.isfinite(low) and np.isfinite(high)):
     raise InputError(f'{name}: images must be finite, got {array.dtype} values from {low} to {high}')
   black, white = _checked_range(values, low, high, name) if values is not None else _range(array.dtype, low, high, name)
-  if (black, white) == (0, 255):
-    return array.astype(np.uint8, copy=False)
+  if (black, white) == (0, 255) and array.dtype == np.uint8:
+    return array
   return ((np.asarray(array, np.float32) - black) * (255 / (white - black))).round().clip(0, 255).astype(np.uint8)
 
 
@@ -157,10 +160,10 @@ def _range(dtype, low, high, name):
                    f'values=({low:.3g}, {high:.3g}), or save uint8 0 to 255')
 
 
-def range_notes(images):
-  """Notes on images uint8 that are all nearly black, as those of fewer bits are."""
+def range_notes(images, option='values=(black, white)'):
+  """Notes on images uint8 that are all nearly black, as those of fewer bits are. option: what makes them brighter."""
   high = images.max(initial=0)
-  return [f'the largest value is {high} of 255, nearly black; if it should be white, say values=(black, white)'
+  return [f'the largest value is {high} of 255, nearly black; if it should be white, say {option}'
           ] * bool(high < FEW_VALUES and images.size)
 
 
@@ -181,8 +184,9 @@ def as_labels(array, classes, name):
   if array.ndim == 1 and array.dtype.kind == 'U':
     return _named(array, classes, name)
   if array.ndim not in (1, 2) or array.dtype.kind not in 'buif':
+    hint = '; save names as text, with .astype(str)' if array.dtype.kind == 'S' else ''
     raise InputError(f'{name}: labels must be integers [N], names [N] or vectors [N, K], '
-                     f'got {array.dtype} {list(array.shape)}')
+                     f'got {array.dtype} {list(array.shape)}{hint}')
   finite = np.isfinite(array.reshape(len(array), -1)).all(1)
   if not finite.all():
     raise InputError(f'{name}: labels must be finite; number {finite.argmin()} is not')
@@ -199,7 +203,7 @@ def as_classes(classes, name):
   """Names of classes as a tuple of texts. Raises InputError for one text, or a name that is there twice."""
   if not isinstance(classes, (tuple, list)) or not all(isinstance(c, (str, int)) for c in classes):
     raise InputError(f"{name}: classes={classes!r}: expected a list of names, such as ('cat', 'dog')")
-  classes = tuple(map(str, classes))
+  classes = tuple(unicodedata.normalize('NFC', str(c)) for c in classes)
   twice = [c for i, c in enumerate(classes) if c in classes[:i]]
   if twice:
     raise InputError(f'{name}: class {twice[0]!r} is named twice; give each class one name')
@@ -220,9 +224,10 @@ def _numbered(array, classes, name):
 
 
 def _named(array, classes, name):
-  classes = classes or tuple(np.unique(array).tolist())
-  unknown = sorted(set(array.tolist()) - set(classes))
+  names = [unicodedata.normalize('NFC', text) for text in array.tolist()]  # two forms of é are one name
+  classes = classes or tuple(sorted(set(names)))
+  unknown = sorted(set(names) - set(classes))
   if unknown:
     raise InputError(f'{name}: label {unknown[0]!r} is not among the classes {", ".join(classes)}')
   index = {text: k for k, text in enumerate(classes)}
-  return np.array([index[text] for text in array.tolist()], np.int32), classes
+  return np.array([index[text] for text in names], np.int32), classes

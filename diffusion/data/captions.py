@@ -43,8 +43,9 @@ def read_captions(root, found):
     hint = f'; did you mean {shown(close)}?' if close else ''
     raise InputError(f'{root}/metadata.jsonl: {shown(missing[0])} is not an image in this folder '
                      f'({len(missing)} such lines){hint}')
-  names = [name for form, name in images.items() if form in records]
-  kept = [records[same_form(name)] for name in names]
+  covered = tuple('' if path == 'metadata.jsonl' else path.removesuffix('metadata.jsonl') for path in found.metadata)
+  names = [name for form, name in images.items() if form in records or not name.startswith(covered)]
+  kept = [records.get(same_form(name), ('', {})) for name in names]
   captions = [fields.pop('text', None) or '' for _, fields in kept]
   attributes = [fields for _, fields in kept]
   notes = [f'{len(images) - len(names)} images skipped that metadata.jsonl does not list'] * (len(names) < len(images))
@@ -67,6 +68,13 @@ def _by_form(names):
   return forms
 
 
+def _unique(pairs):
+  """A dict of pairs; ValueError for a name that is there twice."""
+  if len(dict(pairs)) < len(pairs):
+    raise ValueError('a field is there twice')
+  return dict(pairs)
+
+
 def _read_records(root, path, records):
   """Adds {name relative to the root: (where it is, its other fields)} of a metadata.jsonl."""
   for number, line in enumerate(read_text(root / path).split('\n'), 1):  # other line ends may be inside a text
@@ -74,7 +82,7 @@ def _read_records(root, path, records):
       continue
     where = f'{root / path}, line {number}'
     try:
-      fields = json.loads(line)
+      fields = json.loads(line, object_pairs_hook=_unique)
       name = fields.pop('file_name')
       given = same_form(posixpath.normpath(posixpath.join(os.path.dirname(path), name)))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

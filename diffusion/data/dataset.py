@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion.data.stream import Stream
-from diffusion.errors import InputError
+from diffusion.errors import InputError, shown
 
 
 class Dataset(NamedTuple):
@@ -198,6 +198,6 @@ def _counts(data, most=12):
     parts = [f'{name} (mean {mean:.2f})' for name, mean in zip(classes, labels.mean(0))]
   else:
     counts = np.bincount(labels, minlength=len(classes))
-    parts = [f'{name} {count:,}' for name, count in zip(classes, counts)]
+    parts = [f'{shown(name)} {count:,}' for name, count in zip(classes, counts)]
   more = [f'and {len(parts) - most} more'] if len(parts) > most else []
   return f'{len(parts)}: ' + ', '.join(parts[:most] + more)

@@ -11,7 +11,7 @@ from diffusion.errors import check_positive, InputError, shown
 
 _MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}
 _CHUNK = 32  # images that a thread decodes at a time
-_MOVING = ('.gif', '.webp', '.tif', '.tiff', '.apng')  # formats with several frames or pages
+_MOVING = ('.gif', '.webp', '.tif', '.tiff', '.apng', '.png', '.avif')  # formats with several frames or pages
 _ORIENTATION, _TURNS = 0x0112, {  # the EXIF tag, and what undoes its values
   2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
   5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -49,15 +49,20 @@ def decoder(size=None, channels=3, background='white', fit='crop', resample='lan
   shape = as_shape(size) if size is not None else None
   try:
     colour = ImageColor.getrgb(background)[:3]
-  except (ValueError, AttributeError) as error:
+  except (ValueError, AttributeError, TypeError) as error:
     raise InputError(f'background={background!r} is not a colour; give a name, or #rrggbb') from error
 
   def decode(file):
     with Image.open(file) as image:
+      deep = ';16' in str(image.tile) and not image.mode.startswith('I')
+      if deep and white not in (None, 65535):
+        raise InputError('16-bit colour, of which only the upper 8 bits can be read: leave out white')
+      inverted = image.format == 'TIFF' and image.mode.startswith('I') and image.tag_v2.get(262) == 0
+      full = 65535 if image.format == 'PPM' else white  # Pillow has scaled it
       if shape:
         # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size while that is at least twice the size needed.
         image.draft(image.mode, (2 * max(shape),) * 2)
-      converted = _convert(_upright(image), channels, colour, white)
+      converted = _convert(_upright(image), channels, colour, full, inverted)
     if shape:
       converted = _fit(converted, shape, fit, method, colour)
     array = np.array(converted)
@@ -81,13 +86,14 @@ def as_method(resample):
 
 def one_of(option, value, valid):
   """The value of an option; raises InputError unless it is among the valid ones."""
-  if value not in valid:
+  if not any(type(value) is type(known) and value == known for known in valid):
     raise InputError(f'{option}={value!r} is unknown; choose from {", ".join(map(str, valid))}')
   return value
 
 
 def _upright(image):
   """The image as the camera was held. EXIF data that cannot be read beside the orientation do not matter."""
+  image.load()  # which turns a TIFF itself
   try:
     turn = _TURNS.get(image.getexif().get(_ORIENTATION))
   except Exception:  # Pillow's parser raises nearly anything; without an orientation the image is as it is
@@ -95,9 +101,13 @@ def _upright(image):
   return image if turn is None else image.transpose(turn)
 
 
-def _convert(image, channels, colour, white):
+def _convert(image, channels, colour, white, inverted):
   if image.mode.startswith('I') or image.mode == 'F':
-    image = Image.fromarray(_to_8_bit(np.asarray(image), image.mode, white))
+    values, transparent = np.asarray(image), image.info.get('transparency')
+    grey = _to_8_bit(values, image.mode, white)
+    grey = 255 - grey if inverted else grey
+    alpha = np.uint8(255) * (values != transparent) if isinstance(transparent, int) else None
+    image = Image.fromarray(grey if alpha is None else np.stack([grey, alpha], -1))
   if 'A' in image.getbands() or 'a' in image.getbands() or 'transparency' in image.info:
     image = image.convert('RGBA')
     if channels in (1, 3):
@@ -180,8 +190,11 @@ def read_all(decode, names, opener, unreadable):
 def _moving(names, good, opener):
   """A note on images of which only the first frame is read, if there are any."""
   def frames(file):
-    with Image.open(file) as image:
-      return getattr(image, 'n_frames', 1)
+    try:
+      with Image.open(file) as image:
+        return getattr(image, 'n_frames', 1)
+    except Exception:  # a damaged frame after the first, which is all that is read
+      return 2
   moving = [shown(names[i]) for i in good if names[i].lower().endswith(_MOVING) and frames(opener(i)) > 1]
   more = ', ..' if len(moving) > 1 else ''
   return [f'{len(moving)} images have several frames, of which the first is read: {moving[0]}{more}'] if moving else []

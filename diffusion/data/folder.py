@@ -1,7 +1,9 @@
 """The images in a folder, and their classes and sides of the split: sub-folders. Whatever is left out is said."""
 import collections
+import hashlib
 import os
 import pathlib
+import re
 import unicodedata
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ from diffusion.data.captions import read_captions
 from diffusion.errors import InputError, shown
 
 _UNREADABLE = {'BUFR', 'GRIB', 'HDF5', 'MPEG', 'WMF'}  # Pillow knows these formats but cannot read them
+_WORDS = re.compile('[-_ ]?(set|data|images)$')  # of names such as test_set
 _PARTS = dict(train='train', training='train') | dict.fromkeys(
   ('test', 'testing', 'val', 'valid', 'validation', 'eval', 'heldout'), 'heldout')
 
@@ -68,11 +71,22 @@ def stamp(path):
   return status.st_size, status.st_mtime_ns
 
 
+def contents(root, names, most=2 ** 16):
+  """A hash of the first bytes of some files, from which others of the same size are told."""
+  digest = hashlib.blake2b(digest_size=16)
+  for name in names:
+    if (root / name).is_file():
+      with open(root / name, 'rb') as file:
+        digest.update(file.read(most))
+  return digest.hexdigest()
+
+
 def walk(root):
   """The Found of a folder: through links too, but not into a folder that is above itself."""
   Image.init()
   readable = {ending for ending, kind in Image.EXTENSION.items() if kind in Image.OPEN and kind not in _UNREADABLE}
   found, places = Found([], [], [], [], collections.defaultdict(list), []), {}
+  entered = collections.defaultdict(set)  # the real folders below each sub-folder of the root: each once
   def visit(folder, above):
     before = len(found.images)
     try:
@@ -82,16 +96,20 @@ def walk(root):
       return
     for entry in entries:
       path, ending = os.path.join(folder, entry.name), os.path.splitext(entry.name)[1].lower()
-      real = os.path.realpath(entry.path)
-      if entry.name.startswith('.') or entry.is_dir() and entry.name.startswith('__'):
+      real, top = os.path.realpath(entry.path), path.split(os.sep)[0]
+      exists = os.path.exists(entry.path)  # False for a link to nothing or to itself
+      if entry.name.startswith('.') or exists and entry.is_dir() and entry.name.startswith('__'):
         found.left_out['hidden files and folders'].append(path)
-      elif entry.is_dir() and real in above:
+      elif exists and entry.is_dir() and real in above:
         found.left_out['links to a folder that they are in'].append(path)
-      elif entry.is_dir():
+      elif exists and entry.is_dir() and real in entered[top]:
+        found.left_out['links to a folder that is listed already'].append(path)
+      elif exists and entry.is_dir():
+        entered[top].add(real)
         if places.setdefault(real, path) != path:
           found.repeated.append((path, places[real]))
         visit(path, {*above, real})
-      elif not entry.is_file() and not (entry.is_symlink() and ending in readable):  # such a link is unreadable
+      elif not (os.path.isfile(entry.path) if exists else ending in readable):  # such a link is unreadable
         found.left_out['broken links and devices'].append(path)
       else:
         kind = (found.metadata if entry.name == 'metadata.jsonl' else found.texts if ending == '.txt' else
@@ -151,14 +169,16 @@ def _folders(root, names, labelled):
 def _sides(root, paths):
   """(part of each image, what is left of its path, notes)."""
   tops = {path[0] for path in paths if len(path) > 1}
-  sides = {top for top in tops if top.lower() in _PARTS}
-  kinds = {_PARTS[top.lower()] for top in sides}
+  part = lambda top: _PARTS.get(_WORDS.sub('', top.lower()))
+  sides = {top for top in tops if part(top)}
+  kinds = {part(top) for top in sides}
   whole = sides == tops and all(len(path) > 1 for path in paths)
   if 'train' in kinds and whole:
-    parts = [_PARTS[path[0].lower()] for path in paths]
-    held = sorted(top for top in sides if _PARTS[top.lower()] == 'heldout')
-    return parts, [path[1:] for path in paths], [f'held out: what is in {", ".join(held) or "no sub-folder"}']
-  if kinds == {'train', 'heldout'} or kinds == {'heldout'} and whole:
+    held = sorted(top for top in sides if part(top) == 'heldout')
+    note = f'held out: what is in {", ".join(held) or "no sub-folder"}; heldout and seed are not used'
+    return [part(path[0]) for path in paths], [path[1:] for path in paths], [note]
+  classes_inside = any(path[0] in sides and len(path) > 2 and path[1] in tops for path in paths)
+  if kinds == {'train', 'heldout'} or kinds == {'heldout'} and (whole or classes_inside):
     others = sorted(tops - sides) or [path[0] for path in paths if len(path) == 1]
     what = f'beside {few(others)}' if others else 'without train'
     raise InputError(f'{root}: sub-folders {", ".join(sorted(sides))} {what}: if they are the sides of the split, '

@@ -47,7 +47,7 @@ def points(kind='moons', n=20000, heldout=1000, seed=0):
     n, heldout: points to train on, and held out.
     seed: other seeds give other points.
   """
-  if kind not in KINDS:
+  if not isinstance(kind, str) or kind not in KINDS:
     raise InputError(f'points: kind={kind!r}: expected one of {", ".join(KINDS)}')
   if not all(type(value) is int and value >= least for value, least in ((n, 1), (heldout, 0), (seed, 0))):
     raise InputError(f'points: n={n!r}, heldout={heldout!r}, seed={seed!r}: expected whole numbers, n of at least 1')

@@ -49,7 +49,12 @@ def series(path, labels=None, classes=(), heldout=.05, seed=0):
   if values.ndim not in (2, 3) or values.dtype.kind not in 'biuf':
     raise InputError(f'{path}: series must be numbers [N, length] or [N, length, channels], '
                      f'got {values.dtype} {list(values.shape)}')
-  values = (values[..., None] if values.ndim == 2 else values).astype(np.float32)
+  values = values[..., None] if values.ndim == 2 else values
+  if values.size and np.any(np.abs(values).max((0, 1)) * 2. ** -24 > 1e-3 * values.std((0, 1), dtype=np.float64)) \
+      and np.ptp(values):
+    raise InputError(f'{path}: values near {values.max():.6g} differ by too little for 32-bit floats; '
+                     'subtract their mean, or an offset that you know, first')
+  values = values.astype(np.float32)
   if values.shape[1] < LEAST or not 1 <= values.shape[2] <= MOST:
     raise InputError(f'{path}: series need a length of at least {LEAST} and 1 to {MOST} channels, channels last; '
                      f'got {list(values.shape)}')

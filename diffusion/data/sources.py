@@ -13,7 +13,6 @@ import numpy as np
 from diffusion import errors
 from diffusion.data import (arrays, dataset, decode_images, folder as folders, holdout as splitting,
                             sprites as art, stream as streams, tfds_reader)
-from diffusion.data.dataset import Source
 from diffusion.errors import InputError
 from diffusion.system import cache
 
@@ -49,7 +48,7 @@ def sprites(size=16, n=20000, heldout=1000, seed=0):
   sides = [arrays.image_dataset(art.enlarge(stored[prefix + 'images'], size), stored[prefix + 'labels'], art.CLASSES,
                                 captions, attributes)
            for prefix, (captions, attributes) in zip(('', 'held_'), texts)]
-  return Source(*sides)
+  return splitting.sides(*sides)
 
 
 def digits(size=8, resample='bilinear', heldout=0.1, seed=0):
@@ -84,6 +83,8 @@ def npy(images, labels=None, classes=(), values=None, heldout=0.05, seed=0):
     classes: K names; (): '0', '1', ...
   """
   array = arrays.as_images(arrays.load_array(images, 'npy', mmap_mode='r'), images, values)
+  if labels is None and classes:
+    raise errors.InputError(f'{images}: classes={classes!r} without labels; give the labels, or leave out the classes')
   if labels is None:
     data = arrays.image_dataset(array)
   else:
@@ -108,7 +109,8 @@ def npz(path, values=None, heldout=0.05, seed=0):
     labels, classes = arrays.as_labels(stored['labels'], classes, path)
   else:
     labels, classes = np.zeros(len(images), np.int32), ()
-  unread = sorted(set(stored) - {key, 'labels', 'names', 'classes', 'captions'})
+  used = {key, 'captions'} | ({'labels', 'names' if 'names' in stored else 'classes'} if 'labels' in stored else set())
+  unread = sorted(set(stored) - used)
   notes = [f'arrays that are not read: {", ".join(map(errors.shown, unread))}'] if unread else []
   data = arrays.image_dataset(images, labels, classes, captions)
   return splitting.split(data, heldout, seed, path, notes + arrays.range_notes(images))
@@ -153,6 +155,7 @@ def folder(path, size=None, channels=3, background='white', fit='crop', resample
 
   def make():
     images, good, notes = decode_images.read_all(decode, listed.names, lambda i: root / listed.names[i], unreadable)
+    notes += arrays.range_notes(images, 'white=4095 (the value that is white) if the files have more than 8 bits')
     return dict(images=images, good=good, notes=cache.pack_text(notes))
 
   options = [str(root.resolve()), size, channels, background, fit, resample, unreadable, white]
@@ -179,10 +182,11 @@ def _streamed_folder(root, listed, decode, unreadable, heldout, seed):
   decode_images.one_of('unreadable', unreadable, ('skip', 'stop'))
   names, (labels, classes) = listed.names, _classes(listed)
   sizes = [(folders.stamp(root / name) or '?')[0] for name in names]
+  contents = folders.contents(root, [names[i] for i in np.unique(np.linspace(0, len(names) - 1, 1000).astype(int))])
   fetch = lambda numbers: [(names[i], root / names[i]) for i in numbers]
   groups = labels if unreadable == 'skip' else None
-  images = streams.open_stream(fetch, decode, len(names), '\0'.join(f'{n}\0{b}' for n, b in zip(names, sizes)),
-                               groups)
+  images = streams.open_stream(fetch, decode, len(names),
+                               '\0'.join([contents, *(f'{n}\0{b}' for n, b in zip(names, sizes))]), groups)
   data = arrays.image_dataset(images, labels, classes, tuple(listed.captions), tuple(listed.attributes))
   if listed.part[0] is None:
     return splitting.split(data, heldout, seed, str(root), listed.notes, names)

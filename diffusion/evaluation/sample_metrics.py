@@ -79,8 +79,8 @@ def conditions(run, data, number):
     (cond [number, ...] or None, what they ask for: classes [number], attributes [number, K], or None).
   """
   options, rng, ask = run.config.sample, np.random.default_rng(run.config.evaluate.seed), requests.of_config(run)
-  names = split_names(options.classes)
-  if run.example[1] is None or options.classes == 'none':
+  names = split_names(ask.get('classes', ''))
+  if run.example[1] is None or names == ['none'] and ask['classes'].strip() == 'none':
     return requests.ask(run, ask, np.arange(number), options.seed).cond, None
   if names:
     asked = requests.ask(run, ask, np.arange(len(names)), options.seed)
@@ -205,7 +205,7 @@ def _needs(run, data):
 
 def _prepare(run, data):
   """Raises InputError for options that fit neither the model nor the data; reads or trains the features."""
-  options, mix = run.config.evaluate, run.config.sample.class_mix
+  options, mix = run.config.evaluate, requests.of_config(run).get('class_mix')
   if options.split == 'heldout' and size(data.heldout) < measure.ENOUGH:
     raise InputError(f"config.evaluate.split='heldout' needs at least {measure.ENOUGH} held-out images, and "
                      f"config.data has {size(data.heldout)}; use 'train'")

@@ -93,6 +93,8 @@ def _conditions(run, field, number):
   names, used = config.edit[field], field == 'classes' or config.edit.task == 'invert'
   if used and not names and run.classes and not config.condition_dropout:
     raise InputError(f"{key}='': this model was always trained with a class; give one of {', '.join(run.classes)}")
+  if field == 'source_class' and len(split_names(names)) > 1:
+    raise InputError(f'{key}={names!r}: expected one class')
   try:
     asked = requests.ask(run, dict(classes=names or 'none'), np.arange(number), config.edit.seed, '')
   except InputError as error:

@@ -6,8 +6,8 @@ The folder of an export holds
                         model, and what the objective remembers; only if there is any
   requests.safetensors  conditions as the model takes them, {'path': [R, ...]}, that sample.py cycles through; only
                         if the model takes conditions
-  sampler.stablehlo     (weights, frozen, ids [B], seed [], cond), dicts as in the files, -> {output: array [B, ...]},
-                        for any B, on CPU, GPU and TPU, by jax.export. Sample k depends on (seed, k) and its condition
+  sampler.stablehlo     (weights, frozen, ids [B], seed [], cond), dicts as in the files, -> {output: array [B, ...]}
+                        and 'finite' [B], for any B, on CPU, GPU and TPU, by jax.export. Sample k depends on (seed, k) and its condition
                         alone, as in sampling.make_draw. Later versions of StableHLO read it for at least six months.
   config.json           config, facts of the task, step, versions
   sample.py             draws samples, and a page of images, with jax, numpy, safetensors and pillow alone
@@ -38,8 +38,7 @@ PLATFORMS = ('cpu', 'cuda', 'tpu')
 SAMPLE = '''\
 """Draws with the sampler beside this file: python sample.py [number] [seed]. Writes samples.npz; images also as PNG."""
 import math, pathlib, sys
-import jax.export
-import numpy as np
+import jax.export, numpy as np
 from PIL import Image
 from safetensors.numpy import load_file
 folder = pathlib.Path(__file__).parent
@@ -49,12 +48,14 @@ sampler = jax.export.deserialize((folder / 'sampler.stablehlo').read_bytes())
 ids = np.arange(number, dtype=np.int32)  # sample k is the same for any number
 cond = {path: rows[ids % len(rows)] for path, rows in read('requests').items()}
 outputs = sampler.call(read('weights'), read('frozen'), ids, np.uint32(seed), cond)
+lost = number - int(np.sum(outputs.pop('finite')))
 np.savez_compressed('samples.npz', **outputs)
 if 'images' in outputs:
   images, columns = np.asarray(outputs['images']), math.ceil(number ** .5)
   page = np.concatenate([images, np.zeros_like(images, shape=(-number % columns, *images.shape[1:]))])
   rows = page.reshape(-1, columns, *images.shape[1:])
   Image.fromarray(np.vstack([np.hstack(row) for row in rows]).squeeze()).save('samples.png')
+sys.exit(f'error: {lost} of {number} samples are not finite: see guide and clip_x0 in config.json' if lost else 0)
 '''
 
 
@@ -119,7 +120,8 @@ def sampler(run, weights):
 
   def draw(own, frozen, ids, seed, cond):
     weights = build.Weights(unflat(shaped.params, own), **unflat(rest_of(shaped), frozen))
-    return sampling.make_sample(run, seed, shape=asked.shape)(weights, ids, unflat(asked.cond, cond), None)[0]
+    outputs, _, finite = sampling.make_sample(run, seed, shape=asked.shape)(weights, ids, unflat(asked.cond, cond), None)
+    return outputs | dict(finite=finite)
 
   batch, = jax.export.symbolic_shape('batch')
   shape = jax.ShapeDtypeStruct
@@ -137,8 +139,9 @@ def unflat(like, arrays):
 
 def conditions(run):
   """The conditions that samples cycle through, as config.sample says, {path: [R, ...]}; {} if there are none."""
-  number = len(split_names(run.config.sample.classes) or drawn_classes(run.task.facts)) or 1
-  return flat_arrays(requests.ask(run, requests.of_config(run), np.arange(number), run.config.sample.seed).cond)
+  request = requests.of_config(run)
+  number = len(split_names(str(request.get('classes', ''))) or drawn_classes(run.task.facts)) or 1
+  return flat_arrays(requests.ask(run, request, np.arange(number), run.config.sample.seed).cond)
 
 
 def _place(part, folder):

@@ -12,8 +12,12 @@ NAMED = ('classes', 'class_mix')  # requests with a setting of their own in conf
 def of_config(run):
   """The request {name: text} of config.sample."""
   options = run.config.sample
-  own = {name: options[name] for name in NAMED if options[name]}
-  return own | parse(options.ask, run.task.takes)
+  own, more = {name: options[name] for name in NAMED if options[name]}, parse(options.ask, run.task.takes)
+  twice = [name for name in own if name in more]
+  if twice:
+    raise InputError(f'config.sample.ask={options.ask!r} and config.sample.{twice[0]}={own[twice[0]]!r} both ask for '
+                     f'{twice[0]}; use one')
+  return own | more
 
 
 def parse(text, takes):

@@ -121,6 +121,9 @@ def draw(model, number, seed=0, batch=48, **request):
   """
   from diffusion.generation import chain  # which draws with this module
   check_seed('seed', seed)
+  for name, value in (('number', number), ('batch', batch)):
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+      raise InputError(f'{name}={value!r}: expected a whole number of at least 1')
   models = model if isinstance(model, list) else [model]
   for each in models:
     require(each.run, 'draws')

@@ -16,6 +16,7 @@ from diffusion.setup.config import default
 from diffusion.setup.validate import check, make_grid, spec_name
 from diffusion.system import sharding
 from diffusion.tasks import Task
+from diffusion.tasks.classes import quoted, split_names
 
 DRAWING = ('denoise', 'jump', 'logits', 'draw')  # fields of a Model, any of which draws
 GAUSSIAN = ('schedule', 'grid', 'guide', 'predict')  # settings that only objectives with a schedule use
@@ -161,7 +162,10 @@ def _away(config, parts, task, cond):
   if not task.takes:
     raise InputError(f'{field}: config.task={config.task!r} takes no request that could be the negative one')
   try:
-    other = task.ask({task.takes[0]: negative}, np.arange(1), 0).cond
+    asked = quoted(negative) if negative in task.classes else negative  # it may hold a comma
+    if task.takes[0] == 'classes' and len(split_names(asked)) > 1:
+      raise InputError('expected one class; names with commas are written in quotes')
+    other = task.ask({task.takes[0]: asked}, np.arange(1), 0).cond
   except InputError as error:
     raise InputError(f'{field}: negative={negative!r}: {error}') from error
   return lambda cond: jax.tree.map(lambda a, b: jax.numpy.broadcast_to(jax.numpy.asarray(b, a.dtype), a.shape),

@@ -20,14 +20,22 @@ class Part(NamedTuple):
   model: str = ''      # work directory of a second model, 'runs/x' or 'runs/x@600' of an earlier step
 
 
+def _name(negative):
+  """The name of a class, which may look like a number."""
+  if isinstance(negative, bool) or not isinstance(negative, (str, int)):
+    raise InputError(f'negative={negative!r}: expected the name of one class')
+  return str(negative)
+
+
 def cfg(scale=2., negative='', lo=-np.inf, hi=np.inf):
   """Classifier-free guidance, away from the null condition or from a class `negative`, where lo <= log-SNR <= hi."""
-  return Part(lambda guided, cond, null, log_prob: guidance.cfg(cond, null, scale, lo, hi), scale, negative)
+  return Part(lambda guided, cond, null, log_prob: guidance.cfg(cond, null, scale, lo, hi), scale, _name(negative))
 
 
 def apg(scale=2., negative='', eta=0., norm=np.inf, lo=-np.inf, hi=np.inf):
   """Adaptive projected guidance."""
-  return Part(lambda guided, cond, null, log_prob: guidance.apg(cond, null, scale, eta, norm, lo, hi), scale, negative)
+  return Part(lambda guided, cond, null, log_prob: guidance.apg(cond, null, scale, eta, norm, lo, hi), scale,
+              _name(negative))
 
 
 def autoguidance(model, scale=2., lo=-np.inf, hi=np.inf):

@@ -36,6 +36,8 @@ def split(text, separator=','):
 
 
 def _literal(text):
+  if text.lower() in ('true', 'false'):
+    return text.lower() == 'true'
   try:
     return ast.literal_eval(text)
   except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two for deep nesting
@@ -99,6 +101,9 @@ def resolve(choices, field, spec, **extra):
     wrong = [str(error)]
   if wrong:
     raise InputError(f'config.{field}={spec!r}: {wrong[0]}; expected {expected}')
+  for key, value in bound.arguments.items():
+    if type(signature.parameters[key].default) is bool and type(value) is not bool:
+      raise InputError(f'config.{field}={spec!r}: {key}={value!r}: expected True or False')
   for key in NESTED & bound.arguments.keys():
     if isinstance(bound.arguments[key], str):
       bound.arguments[key] = resolve(choices, key, bound.arguments[key])

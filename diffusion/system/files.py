@@ -118,7 +118,7 @@ def numbered_folder(parent, step):
   writable(parent)
   folder = None
   while folder is None:
-    taken = [int(number) for path in parent.iterdir() if (number := path.name.partition('_')[0]).isdigit()]
+    taken = [int(number) for path in parent.iterdir() if (number := path.name.partition('_')[0]).isdecimal()]
     try:
       folder = parent / f'{max(taken, default=0) + 1:03d}_step_{step}'
       folder.mkdir()

@@ -19,7 +19,7 @@ FLAGS = '--coordinator=HOST:PORT of process 0, --processes=their number, --proce
 
 def expected(environment=os.environ):
   """Whether the environment says that this process is one of several: of srun, of mpirun, or on a multi-host TPU."""
-  several = lambda name: environment.get(name, '').isdigit() and int(environment[name]) > 1
+  several = lambda name: environment.get(name, '').isdecimal() and int(environment[name]) > 1
   return (several('SLURM_STEP_NUM_TASKS') or several('OMPI_COMM_WORLD_SIZE')
           or ',' in environment.get('TPU_WORKER_HOSTNAMES', '') or 'MEGASCALE_COORDINATOR_ADDRESS' in environment)
 
@@ -50,7 +50,7 @@ def start(coordinator=None, processes=None, process=None, seconds=WAIT):
   if missing:
     coordinator, processes, process, local = _from_environment(seconds)
   host, _, port = coordinator.rpartition(':')
-  if not host or not port.isdigit() or not 0 < int(port) < 65536:
+  if not host or not port.isdecimal() or not 0 < int(port) < 65536:
     raise InputError(f'--coordinator={coordinator}: expected HOST:PORT, such as 10.0.0.1:8476')
   if processes < 1 or not 0 <= process < processes:
     raise InputError(f'--process={process} of --processes={processes}: expected a number from 0 to {processes - 1}')

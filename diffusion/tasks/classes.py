@@ -30,6 +30,11 @@ def ask_classes(facts):
   """
   classes = tuple(facts.get('classes', ()))
   def ask(request, ids, seed):
+    for name in TAKES:
+      if not isinstance(request.get(name, ''), str):
+        raise InputError(f'{name}={request[name]!r}: expected text, such as {name}={"hero, food"!r}')
+    if request.get('class_mix') and request.get('classes'):
+      raise InputError(f'class_mix={request["class_mix"]!r} and classes={request["classes"]!r}: use one of them')
     if request.get('class_mix'):
       mix = parse_mix(classes, request['class_mix'])
       return Asked(np.tile(mix_condition(classes, mix), (len(ids), 1)), None)

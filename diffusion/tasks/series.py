@@ -39,7 +39,7 @@ def series(*, data=None, facts=None, fitted=None):
 
   def ask(request, ids, seed):
     asked, text = ask_classes(facts)(request, ids, seed), str(request.get('length', '') or facts['shape'][0])
-    if not (text.isdigit() and LEAST <= int(text) <= MOST):
+    if not (text.isdecimal() and LEAST <= int(text) <= MOST):
       raise InputError(f'length={text!r}: expected a whole number of samples, from {LEAST} to {MOST:,}')
     return asked._replace(shape=(int(text), facts['shape'][1]))
 

@@ -75,7 +75,7 @@ def split_step(where, setting):
     InputError: starts with `setting`; what follows the @ is no step, and there is no such directory.
   """
   workdir, at, step = where.rpartition('@')
-  if at and step.isdigit():
+  if at and step.isdecimal():
     return workdir, int(step)
   if at and not user_path(where).is_dir():
     raise InputError(f'{setting}={where!r}: expected a work directory, or one with a step, such as {workdir}@600')

@@ -124,7 +124,7 @@ def finished(workdir):
   """(step of the newest finished checkpoint or 0, whether there is an unfinished one)."""
   folder = workdir / 'checkpoints'
   names = os.listdir(folder) if folder.exists() else []
-  return max([int(name) for name in names if name.isdigit()], default=0), any('tmp' in name for name in names)
+  return max([int(name) for name in names if name.isdecimal()], default=0), any('tmp' in name for name in names)
 
 
 def aim(kind, draw, progress, workdir, usual):

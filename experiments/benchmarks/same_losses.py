@@ -72,7 +72,7 @@ def run(checkout, *words):
 def last_step(workdir):
   """The step of the newest checkpoint."""
   folder = workdir / 'checkpoints'
-  steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+  steps = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
   if not steps:
     raise Failed(f'{workdir} holds no checkpoint')
   return max(steps)

@@ -46,7 +46,7 @@ def test_a_linked_test_folder_is_held_out_and_a_folder_linked_twice_is_said(tmp_
   (tmp_path / 'd/test').symlink_to(tmp_path / 'far')
   source = read(tmp_path / 'd')
   assert len(source.train.arrays['images']) == len(source.heldout.arrays['images']) == 1
-  assert 'held out: what is in test' in source.notes
+  assert 'held out: what is in test; heldout and seed are not used' in source.notes
   (tmp_path / 'd/train/again').symlink_to(tmp_path / 'far')
   with pytest.raises(InputError, match='beside the class'):
     read(tmp_path / 'd')
@@ -203,12 +203,12 @@ def test_long_texts_and_profiles_in_png_and_huge_images(tmp_path):
 
 
 def test_of_an_image_with_several_frames_the_first_is_read_and_that_is_said(tmp_path):
-  first, second = (Image.fromarray(np.full((4, 4), value, np.uint8)) for value in (10, 200))
+  first, second = (Image.fromarray(np.full((4, 4), value, np.uint8)) for value in (100, 200))
   for name in ('a.gif', 'b.tif'):
     first.save(tmp_path / name, save_all=True, append_images=[second])
   first.save(tmp_path / 'c.gif')
   source = read(tmp_path, channels=1)
-  assert (source.train.arrays['images'] == 10).all() and len(source.train.arrays['images']) == 3
+  assert (source.train.arrays['images'] == 100).all() and len(source.train.arrays['images']) == 3
   assert source.notes == ('2 images have several frames, of which the first is read: a.gif, ..',)
 
 

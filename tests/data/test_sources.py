@@ -101,7 +101,7 @@ def test_arrays_without_channels_are_grey(tmp_path):
   ((noise(4) > 100).astype(np.int32), 'x.npy: .* save uint8'),
   (noise(4).transpose(0, 3, 1, 2), 'channels must come last'),
   (noise(4).reshape(4, -1), r'got shape \[4, 108\]'),
-  (noise(4) > 100, 'bool'),
+  (noise(4) + 1j, 'complex128'),
   (np.where(noise(4) > 9, .5, np.nan), 'finite'),
   (noise(0), 'no images found'),
   (np.array(['a', None], object), 'without pickled'),
