@@ -233,7 +233,8 @@ def export(config, workdir):
   report('exporting', f'step {step}, {config.sampler}, {config.grid}')
   folder = exporting.write(run, weights, step, workdir / 'exports' / f'step_{step}', versions())
   report_files(folder)
-  report('try next', f'cd {shlex.quote(str(folder))} && python sample.py 16    (needs jax, flatbuffers, numpy, safetensors and pillow)')
+  needs = '(needs jax, flatbuffers, numpy, safetensors and pillow)'
+  report('try next', f'cd {shlex.quote(str(folder))} && python sample.py 16    {needs}')
 
 
 def write_samples(run, workdir, state, data=None):
@@ -249,7 +250,8 @@ def report_next_steps(run, workdir, step):
   """The last lines of a training: where things are, and what to do next."""
   command = f'python -m diffusion.main --workdir={shlex.quote(str(workdir))}'
   report('checkpoint', workdir / 'checkpoints' / str(step))
-  report('TensorBoard', f'tensorboard --logdir={shlex.quote(str(workdir / "tensorboard"))}    (pip install tensorboard)')
+  logs = shlex.quote(str(workdir / 'tensorboard'))
+  report('TensorBoard', f'tensorboard --logdir={logs}    (pip install tensorboard)')
   tries = [f'{command} --mode=evaluate'] if run.task.evaluators else []
   if 'denoise' in run.can:
     guide = " --config.guide='cfg(2)'" if run.classes else ''

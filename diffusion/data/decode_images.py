@@ -54,11 +54,7 @@ def decoder(size=None, channels=3, background='white', fit='crop', resample='lan
 
   def decode(file):
     with Image.open(file) as image:
-      deep = ';16' in str(image.tile) and not image.mode.startswith('I')
-      if deep and white not in (None, 65535):
-        raise InputError('16-bit colour, of which only the upper 8 bits can be read: leave out white')
-      inverted = image.format == 'TIFF' and image.mode.startswith('I') and image.tag_v2.get(262) == 0
-      full = 65535 if image.format == 'PPM' else white  # Pillow has scaled it
+      inverted, full = _depth(image, white)
       if shape:
         # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size while that is at least twice the size needed.
         image.draft(image.mode, (2 * max(shape),) * 2)
@@ -69,6 +65,14 @@ def decoder(size=None, channels=3, background='white', fit='crop', resample='lan
     return array.reshape(*array.shape[:2], channels)
 
   return decode
+
+
+def _depth(image, white):
+  """(whether 0 is white, the value of white) of an image that is open and not read yet."""
+  if ';16' in str(image.tile) and not image.mode.startswith('I') and white not in (None, 65535):
+    raise InputError('16-bit colour, of which only the upper 8 bits can be read: leave out white')
+  inverted = image.format == 'TIFF' and image.mode.startswith('I') and image.tag_v2.get(262) == 0
+  return inverted, 65535 if image.format == 'PPM' else white  # Pillow scales that format itself
 
 
 def as_shape(size):

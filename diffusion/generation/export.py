@@ -7,8 +7,9 @@ The folder of an export holds
   requests.safetensors  conditions as the model takes them, {'path': [R, ...]}, that sample.py cycles through; only
                         if the model takes conditions
   sampler.stablehlo     (weights, frozen, ids [B], seed [], cond), dicts as in the files, -> {output: array [B, ...]}
-                        and 'finite' [B], for any B, on CPU, GPU and TPU, by jax.export. Sample k depends on (seed, k) and its condition
-                        alone, as in sampling.make_draw. Later versions of StableHLO read it for at least six months.
+                        and 'finite' [B], for any B, on CPU, GPU and TPU, by jax.export. Sample k depends on (seed, k)
+                        and its condition alone, as in sampling.make_draw. Later versions of StableHLO read it for at
+                        least six months.
   config.json           config, facts of the task, step, versions
   sample.py             draws samples, and a page of images, with jax, numpy, safetensors and pillow alone
 """
@@ -55,7 +56,7 @@ if 'images' in outputs:
   page = np.concatenate([images, np.zeros_like(images, shape=(-number % columns, *images.shape[1:]))])
   rows = page.reshape(-1, columns, *images.shape[1:])
   Image.fromarray(np.vstack([np.hstack(row) for row in rows]).squeeze()).save('samples.png')
-sys.exit(f'error: {lost} of {number} samples are not finite: see guide and clip_x0 in config.json' if lost else 0)
+lost and sys.exit(f'error: {lost} of {number} samples are not finite: see guide and clip_x0 in config.json')
 '''
 
 
@@ -120,7 +121,8 @@ def sampler(run, weights):
 
   def draw(own, frozen, ids, seed, cond):
     weights = build.Weights(unflat(shaped.params, own), **unflat(rest_of(shaped), frozen))
-    outputs, _, finite = sampling.make_sample(run, seed, shape=asked.shape)(weights, ids, unflat(asked.cond, cond), None)
+    sample = sampling.make_sample(run, seed, shape=asked.shape)
+    outputs, _, finite = sample(weights, ids, unflat(asked.cond, cond), None)
     return outputs | dict(finite=finite)
 
   batch, = jax.export.symbolic_shape('batch')

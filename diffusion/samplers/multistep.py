@@ -15,8 +15,8 @@ import numpy as np
 from diffusion.core.gaussian import take
 from diffusion.errors import InputError
 from diffusion.samplers.base import gaussian, Sampler, steps, zeros_for
-from diffusion.samplers.forms import (adams_weights, data, ddim_update, exponential_weights, FLOW, flow_adams, flow_time, lam,
-                                      midpoint, NOISE, ratio, smooth_part)
+from diffusion.samplers.forms import (adams_weights, data, ddim_update, exponential_weights, FLOW, flow_adams,
+                                      flow_time, lam, midpoint, NOISE, ratio, smooth_part)
 
 ALWAYS = np.inf  # for `lowered`
 ADAMS_BASHFORTH = ((1.,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))

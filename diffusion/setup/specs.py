@@ -94,6 +94,8 @@ def resolve(choices, field, spec, **extra):
   free = [key for key in signature.parameters if key not in given and key not in hidden]
   wrong = [f'unknown argument {key!r}' for key in kwargs if key not in signature.parameters or key in hidden]
   wrong += ['too many positional arguments'] * (len(args) > len(free))
+  wrong += [f'{key}={value!r}: expected True or False' for key, value in (dict(zip(free, args)) | kwargs).items()
+            if key in signature.parameters and type(signature.parameters[key].default) is bool is not type(value)]
   try:
     bound = signature.bind(**(dict(zip(free, args)) | kwargs | given)) if not wrong else None
     wrong += [f'{key!r} is given twice' for key in kwargs if key in free[:len(args)]]
@@ -101,9 +103,6 @@ def resolve(choices, field, spec, **extra):
     wrong = [str(error)]
   if wrong:
     raise InputError(f'config.{field}={spec!r}: {wrong[0]}; expected {expected}')
-  for key, value in bound.arguments.items():
-    if type(signature.parameters[key].default) is bool and type(value) is not bool:
-      raise InputError(f'config.{field}={spec!r}: {key}={value!r}: expected True or False')
   for key in NESTED & bound.arguments.keys():
     if isinstance(bound.arguments[key], str):
       bound.arguments[key] = resolve(choices, key, bound.arguments[key])

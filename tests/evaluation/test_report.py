@@ -57,6 +57,21 @@ def test_named_classes_come_equally_often_in_random_order():
   np.testing.assert_array_equal(sample_metrics.conditions(run, DATA, 31)[1], labels[:31])
 
 
+def test_what_sample_ask_names_is_measured_as_what_sample_classes_names():
+  run = experiment()
+  run.config.sample.ask = 'classes: seldom'
+  assert (sample_metrics.conditions(run, DATA, 7)[1] == 1).all()
+  run.config.sample.ask = 'classes: none'
+  cond, labels = sample_metrics.conditions(run, DATA, 7)
+  assert labels is None and not cond.any()
+  run.config.sample.ask, run.config.sample.classes = 'classes: seldom', 'often'
+  with pytest.raises(InputError, match='both ask for classes'):
+    sample_metrics.conditions(run, DATA, 7)
+  run.config.sample.ask, run.config.sample.classes = 'class_mix: often', ''
+  with pytest.raises(InputError, match='no mixes'):
+    report.prepare(run, DATA)
+
+
 def test_attributes_are_those_of_the_data():
   run = experiment()
   vectors = RNG.random((400, 2)).astype(np.float32)
