@@ -11,6 +11,7 @@ import pytest
 FIXTURES = Path(__file__).parent / 'fixtures'
 # `resume` and `draws` of the records, whose settings have old names, in the present names.
 RESUME = {'steps': 128}
+THEN = {'vdm': {'sampler': 'unipc(2)'}}  # what `best` chose then, where it has another choice now
 DRAWS = {
   'main': {
     'plain': {},
@@ -59,7 +60,8 @@ def same_images(name, kind, workdir):
 
 @pytest.mark.parametrize('name, kind', [(name, kind) for name, kinds in DRAWS.items() for kind in kinds])
 def test_samples(name, kind, folder, command):
-  done = command('--mode=sample', f'--workdir={folder / name}', *settings(DRAWS[name][kind], folder))
+  changes = settings(THEN.get(name, {}) | DRAWS[name][kind], folder)
+  done = command('--mode=sample', f'--workdir={folder / name}', *changes)
   assert done.returncode == 0, done.stderr
   same_images(name, kind, folder / name)
 
@@ -67,7 +69,7 @@ def test_samples(name, kind, folder, command):
 @pytest.mark.parametrize('name', DRAWS)
 def test_resumes(name, folder, command, tmp_path):
   workdir = shutil.copytree(folder / name, tmp_path / name, ignore=shutil.ignore_patterns('samples'))
-  done = command(f'--workdir={workdir}', *settings(RESUME, folder))
+  done = command(f'--workdir={workdir}', *settings(THEN.get(name, {}) | RESUME, folder))
   assert done.returncode == 0, done.stderr
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
   then = record(name)

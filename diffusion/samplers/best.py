@@ -9,8 +9,9 @@ from diffusion.samplers.multistep import flow_lms, plms
 def best(levels):
   """The solver of the ODE with the least error for a grid, by its number of steps and its kind.
 
-  A compromise, measured by experiments/solvers.py, between data whose denoiser is exact, mixtures of Gaussians
-  (docs/solvers.md), where high orders win, and networks, whose errors they enlarge where steps differ much in size:
+  A compromise, measured by experiments/solvers.py (docs/solvers.md), between data whose denoiser is exact, mixtures
+  of Gaussians, where high orders win, and networks, whose errors they enlarge where steps differ much in size. In the
+  mean over grids and 5 to 80 steps its error is 1.14 times the least of all our solvers there, and 1.05 and 1.09 here:
 
   even along the straight path  `trailing` of flow schedules
   even in angle, or nearly      `trailing` of VP schedules, `angle`, `cosine`
