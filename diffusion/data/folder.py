@@ -81,6 +81,15 @@ def contents(root, names, most=2 ** 16):
   return digest.hexdigest()
 
 
+def _kind(entry):
+  """'folder', 'file', 'other' such as a device, or 'broken': a link to nothing or to itself. Links are followed."""
+  if not entry.is_symlink():  # known without asking the disk
+    return 'folder' if entry.is_dir() else 'file' if entry.is_file() else 'other'
+  path = entry.path
+  return ('folder' if os.path.isdir(path) else 'file' if os.path.isfile(path) else
+          'other' if os.path.exists(path) else 'broken')
+
+
 def walk(root):
   """The Found of a folder: through links too, but not into a folder that is above itself."""
   Image.init()
@@ -95,26 +104,25 @@ def walk(root):
       found.left_out[f'folders that cannot be opened ({error.strerror})'].append(folder)
       return
     for entry in entries:
-      path, ending = os.path.join(folder, entry.name), os.path.splitext(entry.name)[1].lower()
-      real, top = os.path.realpath(entry.path), path.split(os.sep)[0]
-      exists = os.path.exists(entry.path)  # False for a link to nothing or to itself
-      if entry.name.startswith('.') or exists and entry.is_dir() and entry.name.startswith('__'):
+      path, ending, kind = os.path.join(folder, entry.name), os.path.splitext(entry.name)[1].lower(), _kind(entry)
+      real, top = os.path.realpath(entry.path) if kind == 'folder' else '', path.split(os.sep)[0]
+      if entry.name.startswith('.') or kind == 'folder' and entry.name.startswith('__'):
         found.left_out['hidden files and folders'].append(path)
-      elif exists and entry.is_dir() and real in above:
+      elif real in above:
         found.left_out['links to a folder that they are in'].append(path)
-      elif exists and entry.is_dir() and real in entered[top]:
+      elif real in entered[top]:
         found.left_out['links to a folder that is listed already'].append(path)
-      elif exists and entry.is_dir():
+      elif kind == 'folder':
         entered[top].add(real)
         if places.setdefault(real, path) != path:
           found.repeated.append((path, places[real]))
         visit(path, {*above, real})
-      elif not (os.path.isfile(entry.path) if exists else ending in readable):  # such a link is unreadable
+      elif kind == 'other' or kind == 'broken' and ending not in readable:  # a broken link to an image is unreadable
         found.left_out['broken links and devices'].append(path)
       else:
-        kind = (found.metadata if entry.name == 'metadata.jsonl' else found.texts if ending == '.txt' else
-                found.images if ending in readable else found.left_out['files of other types'])
-        kind.append(path)
+        where = (found.metadata if entry.name == 'metadata.jsonl' else found.texts if ending == '.txt' else
+                 found.images if ending in readable else found.left_out['files of other types'])
+        where.append(path)
     if len(found.images) == before and folder:
       found.empty.append(folder)
   visit('', {os.path.realpath(root)})
