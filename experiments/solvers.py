@@ -127,11 +127,13 @@ def plot(rows):
       for row in selected:
         if row['solver'] == solver and row['error'] <= best.get(row['evaluations'], (float('inf'),))[0]:
           best[row['evaluations']] = (row['error'], row['grid'])
-      axes.loglog(sorted(best), [best[n][0] for n in sorted(best)], marker='osv^D'[i // 10 % 5], color=f'C{i % 10}',
-                  ms=4, lw=1, label=solver)
+      axes.loglog(sorted(best), [best[n][0] for n in sorted(best)], marker='osv^D'[i // 10 % 5],
+                  color='black' if solver == 'best' else f'C{i % 10}', ms=4, lw=2 if solver == 'best' else 1,
+                  label=solver)
     axes.set(xlabel='network evaluations', ylabel='RMS error', title=f'{data}: each solver on its best grid')
     axes.grid(alpha=.3, which='both')
-    axes.legend(fontsize=7, ncols=2)
+  lines, labels = axes.get_legend_handles_labels()
+  figure.legend(lines, labels, loc='outside right upper', fontsize=7, ncols=1 + len(labels) // 32)
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=110)
   return buffer.getvalue()
