@@ -13,7 +13,12 @@ from diffusion.setup import specs
 from diffusion.setup.choices import make
 from diffusion.tasks import image
 from tests.data.test_folder import noise, write
-from tests.data.test_folder_faults import images_of, own_cache, read  # noqa: F401: a fixture
+from tests.data.test_folder_faults import images_of, read
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+  monkeypatch.setenv('DIFFUSION_CACHE', str(tmp_path_factory.mktemp('cache')))
 
 
 @pytest.mark.parametrize('ending', ['tif', 'png', 'jpg', 'webp'])
