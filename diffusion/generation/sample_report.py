@@ -1,6 +1,7 @@
 """What sampling writes: a new numbered folder with a page, the samples and a record of the settings."""
 import json
 
+import jax
 import numpy as np
 
 from diffusion.core import EMAS, ema, grids
@@ -156,9 +157,9 @@ def _write_strips(model, data, folder, title, drawn):
 
 def page(task, outputs, labels, title):
   """A page of outputs, equal labels side by side."""
-  number = len(next(iter(outputs.values())))
+  number = len(jax.tree.leaves(outputs)[0])
   order = sorted(range(number), key=lambda i: labels.index(labels[i])) if labels else list(range(number))
-  return task.show({name: a[order] for name, a in outputs.items()}, labels and [labels[i] for i in order], title)
+  return task.show(jax.tree.map(lambda a: a[order], outputs), labels and [labels[i] for i in order], title)
 
 
 def spread(n, k):

@@ -21,7 +21,7 @@ class Task(NamedTuple):
   batch: Callable      # (Dataset, indices [B]) -> dict of host arrays [B, ...]; sent to workers: holds no weights
   encode: Callable     # (frozen, key, batch) -> (x0 [B, ...], cond: tree [B, ...] or None); key None: no randomness
   null: Callable       # cond -> the same as if nothing were asked
-  decode: Callable     # (frozen, x0, cond) -> outputs {name: array [B, ...]}
+  decode: Callable     # (frozen, x0, cond) -> outputs {name: array [B, ...], or a tree of them}
   ask: Callable        # (request {name: text or array}, ids [N], seed) -> Asked; entry k depends on (seed, ids[k])
   show: Callable       # (outputs, labels or None, title) -> a page, PIL image
   save: Callable       # (folder, outputs, cond, labels) -> None: writes files
@@ -34,6 +34,8 @@ class Task(NamedTuple):
   gives: str = ''           # name of the output that the next model of a chain gets
   bounds: Any = None        # (low, high) of x0, for clipping; None: unbounded, never clipped
   levels: Any = None        # number of values of x0 between the bounds; None: continuous
+  categories: Any = None    # of integer entries of x0: how many values each has, one number or one for each of the last
+                            # axis; None: x0 has none
   project: Callable = None  # (x, cond) -> x, linear: the subspace x0 lives in, such as without padding; None: all
   evaluators: tuple = ()    # names of what measures it (evaluation.EVALUATORS)
 
