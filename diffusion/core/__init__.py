@@ -8,7 +8,8 @@ from diffusion.core import ema, gaussian, grids, schedule_transforms, schedules
 SCHEDULES = dict(
   linear=schedules.linear, scaled_linear=schedules.scaled_linear, cosine=schedules.cosine,
   offset_cosine=schedules.offset_cosine, sigmoid=schedules.sigmoid, laplace=schedules.laplace,
-  polynomial=schedules.polynomial, flow=schedules.flow, cosine_flow=schedules.cosine_flow, edm=schedules.edm,
+  polynomial=schedules.polynomial, flow=schedules.flow, log_linear=schedules.log_linear,
+  cosine_flow=schedules.cosine_flow, edm=schedules.edm,
   from_betas=schedules.from_betas, shift=schedule_transforms.shift, zero_terminal=schedule_transforms.zero_terminal,
   sub_vp=schedule_transforms.sub_vp)
 GRIDS = dict(

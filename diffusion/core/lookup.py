@@ -28,6 +28,15 @@ def curve_samples(schedule):
   return t, evaluate(schedule, t).logsnr
 
 
+def fall_of_logsnr(curve):
+  """The function logsnr [B] -> -dlogsnr/dt [B] of a curve."""
+  t, logsnr = curve_samples(curve)
+  d = 1e-4 * t * (1 - t)
+  fall = (evaluate(curve, t - d).logsnr - evaluate(curve, t + d).logsnr) / (2 * d)
+  logsnr, fall = jnp.asarray(logsnr, jnp.float32), jnp.asarray(fall, jnp.float32)
+  return lambda value: jnp.interp(value, logsnr, fall)
+
+
 def time_of_logsnr(schedule):
   """The function logsnr [B] -> u [B]: the time of a curve, or the middle of the nearest row of a table."""
   if callable(schedule):

@@ -55,6 +55,10 @@ def _clip(logsnr):
   return array_module(logsnr).clip(logsnr, -LOGSNR_LIMIT, LOGSNR_LIMIT)
 
 
+def _logit(t):
+  return array_module(t).log1p(-t) - array_module(t).log(t)
+
+
 def _stretched(name, betas):
   """The table of T betas that are given for a chain of 1000 levels: each is scaled by 1000/T."""
   T = len(betas)
@@ -160,10 +164,12 @@ def sigmoid(T=None, start=-3., end=3., tau=1.):
 
 def flow(T=None):
   """alpha = 1 - t, sigma = t: rectified flow and flow matching (arXiv:2209.03003, arXiv:2210.02747)."""
-  def logsnr(t):
-    xp = array_module(t)
-    return 2 * (xp.log1p(-t) - xp.log(t))
-  return _curve(logsnr, T, scaling=flow_scaling)
+  return _curve(lambda t: 2 * _logit(t), T, scaling=flow_scaling)
+
+
+def log_linear(T=None):
+  """alpha^2 = 1 - t, the share of tokens that are kept (arXiv:2310.16834; "linear" of MD4, arXiv:2406.04329)."""
+  return _curve(_logit, T)
 
 
 def cosine_flow(T=None):

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion.core.lookup import curve_samples, nearest_row
-from diffusion.core.schedules import evaluate
+from diffusion.core.lookup import fall_of_logsnr, nearest_row
 from diffusion.errors import check_positive, InputError
 
 
@@ -77,11 +76,8 @@ def vlb(*, schedule):
   N(x0_hat, (sigma / alpha)^2) up to a constant.
   """
   if callable(schedule):
-    t, logsnr = curve_samples(schedule)
-    d = 1e-4 * t * (1 - t)
-    fall = (evaluate(schedule, t - d).logsnr - evaluate(schedule, t + d).logsnr) / (2 * d)
-    logsnr, fall = jnp.asarray(logsnr, jnp.float32), jnp.asarray(fall, jnp.float32)
-    return lambda noise, to_x0: .5 * jnp.interp(noise.logsnr, logsnr, fall) * jnp.exp(noise.logsnr) * to_x0
+    fall = fall_of_logsnr(schedule)
+    return lambda noise, to_x0: .5 * fall(noise.logsnr) * jnp.exp(noise.logsnr) * to_x0
   snr = np.exp(schedule.logsnr)
   gain = jnp.asarray(.5 * len(snr) * np.append(snr[0], -np.diff(snr)), jnp.float32)  # differenced in float64
   nearest = nearest_row(schedule)
