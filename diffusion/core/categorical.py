@@ -15,21 +15,23 @@ process: with the true p(x0 | x_t) its samples are wrong (tests/core/test_catego
 Columns of different K share an array: `sizes` says how many values each entry of the last axis has, and the rest of
 the K axis has probability 0.
 """
+import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion.core.gaussian import Noise
+from diffusion.core.gaussian import column, Noise, Pred
 from diffusion.core.lookup import fall_of_logsnr, nearest_row
 
 
 # ---- kernels
 class Kernel(NamedTuple):
   """How tokens are lost."""
-  sizes: np.ndarray    # K, or [C] for each entry of the last axis
-  stationary: Any      # pi, float64 [K] or [C, K]; None: the mask
+  sizes: Any      # K, or a tuple of K for each entry of the last axis
+  absorbing: bool  # whether they become masks
 
   @property
   def K(self):
@@ -38,23 +40,31 @@ class Kernel(NamedTuple):
   @property
   def inputs(self):
     """The number of values of x_t: K, and the mask where there is one."""
-    return self.K + (self.stationary is None)
+    return self.K + self.absorbing
 
   @property
   def valid(self):
     """Which of K values an entry can take, bool [K] or [C, K]."""
     return np.arange(self.K) < np.asarray(self.sizes)[..., None]
 
+  @property
+  def stationary(self):
+    """pi of a kernel without a mask, float64 [K] or [C, K]."""
+    return self.valid / np.asarray(self.sizes, np.float64)[..., None]
+
 
 def masked(sizes):
   """Tokens are replaced by the mask, token K = max(sizes)."""
-  return Kernel(np.asarray(sizes), None)
+  return Kernel(_hashable(sizes), True)
 
 
 def uniform(sizes):
   """Tokens are replaced by any of their values, with equal probability."""
-  kernel = masked(sizes)
-  return kernel._replace(stationary=kernel.valid / np.asarray(sizes, np.float64)[..., None])
+  return Kernel(_hashable(sizes), False)
+
+
+def _hashable(sizes):
+  return tuple(map(int, sizes)) if np.ndim(sizes) else int(sizes)
 
 
 def noise_draws(key, x0, kernel):
@@ -65,39 +75,47 @@ def noise_draws(key, x0, kernel):
 
 def stationary_draw(key, shape, kernel):
   """Independent draws from pi, int32 of `shape`."""
-  if kernel.stationary is None:
+  if kernel.absorbing:
     return jnp.full(shape, kernel.K, jnp.int32)
   return jax.random.randint(key, shape, 0, jnp.asarray(kernel.sizes))
 
 
 def noised(x0, noise, u, replacement):
   """x_t of x0 [B, ...] at levels [B] or scalar: each token is kept where u < keep."""
-  keep = _column(jax.nn.sigmoid(jnp.asarray(noise.logsnr)), x0.ndim)
+  keep = column(jax.nn.sigmoid(jnp.asarray(noise.logsnr)), x0.ndim)
   return jnp.where(u < keep, x0, replacement)
 
 
-def _column(a, ndim):
-  """[B] -> [B, 1, ...] of ndim dimensions; a scalar stays one."""
-  return jnp.reshape(a, jnp.shape(a) + (1,) * (ndim - 1)) if jnp.ndim(a) else jnp.asarray(a)
-
-
 # ---- what a network says
-class Guess(NamedTuple):
-  """p(x0 | x_t) of every token by itself, and the kernel's pi."""
-  log_p: jax.Array       # [B, ..., K], normalised
-  stationary: Any = None  # as in Kernel
+@partial(jax.tree_util.register_dataclass, data_fields=['log_p'], meta_fields=['kernel'])
+@dataclasses.dataclass(frozen=True)
+class Guess:
+  """p(x0 | x_t) of every token by itself."""
+  log_p: jax.Array  # [B, ..., K], normalised
+  kernel: Kernel    # static
 
   def towards(self, other, scale):
     """The guess with log p moved towards another one's: p^(1 - scale) * other^scale, normalised; scale [] or [B]."""
     possible = jnp.isfinite(self.log_p) & jnp.isfinite(other.log_p)
     a, b = (jnp.where(possible, guess.log_p, 0.) for guess in (self, other))
-    moved = jnp.where(possible, a + _column(scale, a.ndim) * (b - a), -jnp.inf)
-    return self._replace(log_p=jax.nn.log_softmax(moved))
+    moved = jnp.where(possible, a + column(scale, a.ndim) * (b - a), -jnp.inf)
+    return Guess(jax.nn.log_softmax(moved), self.kernel)
+
+
+class Mixed(NamedTuple):
+  """What a network says about numbers and categories."""
+  numbers: Pred
+  categories: Guess
+
+  def towards(self, other, scale):
+    """Each of the two, moved towards another one's."""
+    return Mixed(*(mine.towards(its, scale) for mine, its in zip(self, other)))
 
 
 def guess(logits, kernel):
-  """The Guess of logits [B, ..., K], float32."""
-  return Guess(jax.nn.log_softmax(jnp.where(kernel.valid, logits.astype(jnp.float32), -jnp.inf)), kernel.stationary)
+  """The Guess of logits [B, ..., K], in float32 at least."""
+  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  return Guess(jax.nn.log_softmax(jnp.where(kernel.valid, logits, -jnp.inf)), kernel)
 
 
 def with_known(predict, tokens, given):
@@ -110,10 +128,10 @@ def with_known(predict, tokens, given):
   """
   def known(x, noise):
     made = predict(x, noise)
-    if made.stationary is None:
+    if made.kernel.absorbing:
       made = predict(jnp.where(given, tokens, x), noise)
     exact = jnp.where(jax.nn.one_hot(tokens, made.log_p.shape[-1]) > 0, 0., -jnp.inf)
-    return made._replace(log_p=jnp.where(jnp.asarray(given)[..., None], exact, made.log_p))
+    return Guess(jnp.where(jnp.asarray(given)[..., None], exact, made.log_p), made.kernel)
   return known
 
 
@@ -130,8 +148,8 @@ def posterior(x, made, t, s, share):
     [B, ..., K], or [B, ..., K + 1] with the mask last.
   """
   (keep_t, lost_t), (keep_s, lost_s) = (_shares(noise, x.ndim + 1, made.log_p.dtype) for noise in (t, s))
-  share = _column(jnp.asarray(share, made.log_p.dtype), x.ndim + 1)
-  if made.stationary is None:
+  share = column(jnp.asarray(share, made.log_p.dtype), x.ndim + 1)
+  if made.kernel.absorbing:
     K = made.log_p.shape[-1]
     stays = jnp.broadcast_to(lost_s / lost_t, (*x.shape, 1))
     back = jnp.concatenate([keep_s * share * jnp.exp(made.log_p), stays], -1)
@@ -149,13 +167,13 @@ def posterior(x, made, t, s, share):
 
 def _shares(noise, ndim, dtype):
   """(keep, 1 - keep) of a level, broadcastable."""
-  logsnr = _column(jnp.asarray(noise.logsnr, dtype), ndim)
+  logsnr = column(jnp.asarray(noise.logsnr, dtype), ndim)
   return jax.nn.sigmoid(logsnr), jax.nn.sigmoid(-logsnr)
 
 
 def _at(x, made):
   """pi and the one-hot of x, each broadcastable against made.log_p."""
-  return jnp.asarray(made.stationary, made.log_p.dtype), jax.nn.one_hot(x, made.log_p.shape[-1], dtype=made.log_p.dtype)
+  return jnp.asarray(made.kernel.stationary, made.log_p.dtype), jax.nn.one_hot(x, made.log_p.shape[-1], dtype=made.log_p.dtype)
 
 
 def safe_log(p):
@@ -175,7 +193,7 @@ def rate(x, x0, made, noise):
   Returns:
     [B, ...].
   """
-  if made.stationary is None:
+  if made.kernel.absorbing:
     keep, _ = _shares(noise, x.ndim, made.log_p.dtype)
     return jnp.where(x == made.log_p.shape[-1], keep * cross_entropy(x0, made), 0.)
   keep, lost = _shares(noise, x.ndim + 1, made.log_p.dtype)
@@ -197,7 +215,7 @@ def cross_entropy(x0, made):
 
 def step_divergence(x, x0, made, t, s, share):
   """KL(q(x_s | x_t, x0) | p(x_s | x_t)) in nats, [B, ...]; arguments as for posterior."""
-  exact = made._replace(log_p=safe_log(jax.nn.one_hot(x0, made.log_p.shape[-1], dtype=made.log_p.dtype)))
+  exact = Guess(safe_log(jax.nn.one_hot(x0, made.log_p.shape[-1], dtype=made.log_p.dtype)), made.kernel)
   log_q, log_p = posterior(x, exact, t, s, share), posterior(x, made, t, s, share)
   happens = log_q > -jnp.inf
   gap = jnp.where(happens, log_q, 0.) - jnp.where(happens, log_p, 0.)
@@ -212,7 +230,7 @@ def prior_divergence(x0, made, noise):
   Args:
     x0: tokens.   made: the Guess at that level, with the mask of all masks.   noise: that level.
   """
-  if made.stationary is None:
+  if made.kernel.absorbing:
     return _shares(noise, x0.ndim, made.log_p.dtype)[0] * cross_entropy(x0, made)
   keep, lost = _shares(noise, x0.ndim + 1, made.log_p.dtype)
   pi, truth = _at(x0, made)
@@ -228,7 +246,7 @@ def bound(schedule):
   """
   if callable(schedule):
     fall = fall_of_logsnr(schedule)
-    return lambda x, x0, made, noise: rate(x, x0, made, noise) * _column(fall(noise.logsnr), x.ndim)
+    return lambda x, x0, made, noise: rate(x, x0, made, noise) * column(fall(noise.logsnr), x.ndim)
   nearest, T = nearest_row(schedule), len(schedule.logsnr)
   cleaner = np.append(np.inf, schedule.logsnr[:-1])
   share = jnp.asarray(-np.expm1(schedule.logsnr - cleaner), jnp.float32)

@@ -74,11 +74,14 @@ def take(levels, index):
   return Noise(*(a[index] for a in levels))
 
 
+def column(a, ndim):
+  """[B] -> [B, 1, ...] of ndim dimensions; a scalar stays as it is."""
+  return jnp.reshape(a, jnp.shape(a) + (1,) * (ndim - 1)) if jnp.ndim(a) else a
+
+
 def expand_to(noise, x):
   """Reshapes [B] fields to [B, 1, ...] so that they broadcast against x [B, ...]; scalars stay as they are."""
-  def expand(a):
-    return jnp.reshape(a, jnp.shape(a) + (1,) * (x.ndim - 1)) if jnp.ndim(a) else a
-  return Noise(*(expand(a) for a in noise))
+  return Noise(*(column(a, x.ndim) for a in noise))
 
 
 def q_sample(x0, noise, eps):
@@ -110,6 +113,11 @@ class Pred(NamedTuple):
   x0: jax.Array
   eps: jax.Array
   variance: Any = None  # learned: position of the log variance between the small (0) and the large one (1), [B, ...]
+
+  def towards(self, other, scale):
+    """self + scale * (other - self), with the variance of the other; scale [] or [B]."""
+    k = column(scale, self.x0.ndim)
+    return Pred(self.x0 + k * (other.x0 - self.x0), self.eps + k * (other.eps - self.eps), other.variance)
 
 
 def predict_eps():

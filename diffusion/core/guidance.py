@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion.core.gaussian import denoiser, expand_to, from_x0, Noise, Pred
+from diffusion.core.gaussian import column, denoiser, expand_to, from_x0, Noise, Pred
 from diffusion.errors import InputError
 
 
@@ -32,10 +32,14 @@ def _check(name, scale, lo=-np.inf, hi=np.inf):
     raise InputError(f'{name}(lo={lo!r}, hi={hi!r}): expected two log-SNRs, the lower one first')
 
 
+def _scale_at(scale, noise, lo=-np.inf, hi=np.inf):
+  """scale where lo <= logsnr <= hi and 1 elsewhere, [] or [B]."""
+  return jnp.where((noise.logsnr >= lo) & (noise.logsnr <= hi), jnp.asarray(scale, jnp.float32), 1.)
+
+
 def _strength(scale, x, noise, lo=-np.inf, hi=np.inf):
   """scale where lo <= logsnr <= hi and 1 elsewhere, broadcastable against x."""
-  k = jnp.where((noise.logsnr >= lo) & (noise.logsnr <= hi), jnp.asarray(scale, jnp.float32), 1.)
-  return expand_to(noise._replace(logsnr=k), x).logsnr
+  return column(_scale_at(scale, noise, lo, hi), x.ndim)
 
 
 def _total(x):
@@ -52,7 +56,8 @@ def cfg(cond, null, scale, lo=-np.inf, hi=np.inf):
     with a worse model, such as earlier parameters, and the same condition: autoguidance (arXiv:2406.02507, eq. 3).
 
   Args:
-    cond, null: the conditional and the unconditional denoiser.
+    cond, null: the conditional and the unconditional denoiser; of tokens, it is log p that is extrapolated
+      (categorical.Guess.towards).
     scale: 1 is conditional, 0 unconditional, above 1 amplifies the condition. Scalar or [B].
     lo, hi: guidance is active where lo <= logsnr <= hi; elsewhere the result is conditional.
   Raises:
@@ -60,9 +65,7 @@ def cfg(cond, null, scale, lo=-np.inf, hi=np.inf):
   """
   _check('cfg', scale, lo, hi)
   def guided(x, noise):
-    c, u = cond(x, noise), null(x, noise)
-    k = _strength(scale, x, noise, lo, hi)
-    return Pred(u.x0 + k * (c.x0 - u.x0), u.eps + k * (c.eps - u.eps), c.variance)
+    return null(x, noise).towards(cond(x, noise), _scale_at(scale, noise, lo, hi))
   return guided
 
 
@@ -198,7 +201,7 @@ def doubled(denoise, cond, null):
   def twice(a):
     return jnp.repeat(a, 2, 0) if jnp.ndim(a) else a
   def pair(x, noise, *previous):
-    preds = both(twice(x), Noise(*map(twice, noise)), *map(twice, previous))
+    preds = both(jax.tree.map(twice, x), Noise(*map(twice, noise)), *map(twice, previous))
     preds = jax.tree.map(lambda a: a.reshape(-1, 2, *a.shape[1:]), preds)
     return tuple(jax.tree.map(lambda a: a[:, i], preds) for i in (0, 1))
   return pair

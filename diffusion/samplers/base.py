@@ -34,6 +34,20 @@ def gaussian(keys, index, x):
   return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), x.shape[1:]))(keys)
 
 
+_TOKENS = 2 ** 31 + 2  # folded into the keys: a stream beside that of `gaussian`, and beyond all step indices
+
+
+def token_draw(keys, index, log_p):
+  """A draw from each distribution log_p [B, ..., K] for step `index`, int32 [B, ...].
+
+  With exact small probabilities: the default of JAX never draws those below about 1e-7.
+  """
+  def draw(key, log_p):
+    key = jax.random.fold_in(jax.random.fold_in(key, _TOKENS), index)
+    return jax.random.categorical(key, log_p, mode='high').astype(jnp.int32)
+  return jax.vmap(draw)(keys, log_p)
+
+
 def prior(keys, levels, shape):
   """The starting noise sigma_T * z, [B, *shape]; assumes that alpha_T * x0 is negligible."""
   empty = jax.ShapeDtypeStruct((keys.shape[0], *shape), jnp.float32)
@@ -66,8 +80,8 @@ def steps_between(levels, starts, ends):
 
 
 def compute_dtype(x):
-  """The dtype of the arithmetic: float32, or float64 where x is."""
-  return jnp.promote_types(x.dtype, jnp.float32)
+  """The dtype of the arithmetic: float32, or float64 where x, an array or a tree of them, is."""
+  return jnp.result_type(jnp.float32, *(a.dtype for a in jax.tree.leaves(x)))
 
 
 def zeros_for(x):
@@ -87,10 +101,10 @@ def sample(keys, denoise, sampler, levels, x, trace=None):
 
   Args:
     keys: one key per sample, [B] (see sample_keys).
-    denoise: (x, noise) -> Pred.
+    denoise: (x, noise) -> Pred, or what else the sampler calls.
     sampler: a Sampler.
     levels: float64 Noise[S+1] from noise to clean (see grids.py).
-    x: starting noise [B, ...] (see prior).
+    x: starting noise [B, ...] (see prior), or tokens, or a tree of both, as the sampler takes it.
     trace: None, or a function of the state, whose values after each step are returned as well.
   Returns:
     x0 [B, ...]; with trace, (x0, values [N, ...]).

@@ -26,7 +26,7 @@ def level(keep):
 
 def pi_of(kernel):
   """pi over all values of x_t, the mask last."""
-  return np.eye(kernel.K + 1)[-1] if kernel.stationary is None else np.asarray(kernel.stationary)
+  return np.eye(kernel.K + 1)[-1] if kernel.absorbing else np.asarray(kernel.stationary)
 
 
 def log(p):
@@ -47,9 +47,9 @@ def test_posteriors_are_bayes_rule_on_products_of_one_step_matrices(name):
     t, s = level(np.prod(steps[:i + 1])), level(np.prod(steps[:i]))
     share = -np.expm1(t.logsnr - s.logsnr)
     for x in range(states):
-      p = guesses[x] if kernel.stationary is not None or x == K else np.eye(K)[x]
+      p = guesses[x] if not kernel.absorbing or x == K else np.eye(K)[x]
       truth = sum(p[k] * before[k] * one[i][:, x] / both[k, x] for k in range(K) if p[k])
-      made = Guess(jnp.asarray(log(guesses[x]))[None], kernel.stationary)
+      made = Guess(jnp.asarray(log(guesses[x]))[None], kernel)
       ours = np.exp(categorical.posterior(jnp.array([x]), made, t, s, share))[0]
       np.testing.assert_allclose(ours, truth, atol=1e-12)
 
@@ -104,7 +104,7 @@ class Joint:
     total = joint.sum(0)
     onehot = np.eye(self.kernel.K)[self.words]
     p = np.einsum('ws,wlk->slk', joint, onehot) / np.where(total, total, 1)[:, None, None]
-    return Guess(jnp.asarray(log(np.where(total[:, None, None] > 0, p, 1 / self.kernel.K))), self.kernel.stationary)
+    return Guess(jnp.asarray(log(np.where(total[:, None, None] > 0, p, 1 / self.kernel.K))), self.kernel)
 
 
 @pytest.mark.parametrize('curve', CURVES)
@@ -128,8 +128,8 @@ def test_the_bound_with_exact_conditionals_is_the_likelihood_of_every_word(name,
   noisiest = schedules.evaluate(CURVES[curve], 1.)
   keep = 1 / (1 + np.exp(-noisiest.logsnr))
   made = joint.guess(keep)
-  prior = jax.tree.map(lambda a: a[-1:], made.log_p)  # with the mask the last state is all masks
-  total += np.array([float(categorical.prior_divergence(jnp.asarray(word)[None], made._replace(log_p=prior), noisiest)
+  prior = made.log_p[-1:]  # with the mask the last state is all masks
+  total += np.array([float(categorical.prior_divergence(jnp.asarray(word)[None], Guess(prior, made.kernel), noisiest)
                            .sum()) for word in joint.words])
   np.testing.assert_allclose(total, -np.log(joint.p), atol=1e-10 if curve == 'log_linear' else 3e-5)
 
@@ -158,7 +158,7 @@ def test_the_rate_of_masks_is_the_cross_entropy_of_md4():
   noise = CURVES['log_linear'](t)
   x0, x = jnp.array([[0, 1], [1, 2], [2, 0]]), jnp.array([[3, 1], [3, 3], [2, 3]])
   p = np.random.default_rng(1).dirichlet(np.ones(3), (3, 2))
-  terms = categorical.bound(CURVES['log_linear'])(x, x0, Guess(jnp.log(p)), noise)
+  terms = categorical.bound(CURVES['log_linear'])(x, x0, Guess(jnp.log(p), categorical.masked(3)), noise)
   crossed = -np.log(np.take_along_axis(p, np.asarray(x0)[..., None], -1)[..., 0])
   np.testing.assert_allclose(terms, (x == 3) * crossed / np.asarray(t)[:, None], rtol=1e-4)  # -alpha' / (1 - alpha)
 
@@ -180,7 +180,7 @@ def descend(table, step):
 def test_the_summed_posterior_is_exact_and_the_plugged_in_one_is_not():
   def summed(back, keep_t, keep_s):
     t, s = (Noise(None, None, None, log(keep) - log(1 - keep)) for keep in (keep_t, keep_s))
-    made = Guess(jnp.log(back), categorical.uniform(len(P0)).stationary)
+    made = Guess(jnp.log(back), categorical.uniform(len(P0)))
     return np.exp(categorical.posterior(jnp.arange(len(P0)), made, t, s, -np.expm1(t.logsnr - s.logsnr)))
 
   def plugged_in(back, keep_t, keep_s):  # multinomial diffusion, arXiv:2102.05379, equation 13
@@ -216,7 +216,8 @@ def test_parallel_steps_approach_the_distribution_as_one_over_their_number(name)
 def test_guidance_is_bayes_rule_with_a_power_of_the_likelihood():
   p, likelihood = np.array([.5, .3, .2, 0.]), np.array([.1, .7, .2, .5])
   conditional = p * likelihood / (p @ likelihood)
-  made = Guess(jnp.asarray(log(p))[None]).towards(Guess(jnp.asarray(log(conditional))[None]), jnp.array([3.]))
+  guess = lambda p: Guess(jnp.asarray(log(p))[None], categorical.masked(4))
+  made = guess(p).towards(guess(conditional), jnp.array([3.]))
   expected = p * likelihood ** 3
   np.testing.assert_allclose(np.exp(made.log_p)[0], expected / expected.sum(), atol=1e-12)
 
