@@ -73,9 +73,9 @@ def subject(run, weights, step, workdir, versions):
 
 def _evaluations(run):
   """Evaluations of the denoiser per sample; None for an adaptive sampler, which counts them in its state."""
-  if not run.sampler or 'denoise' not in run.can:
+  if not run.sampler or not run.predicts:
     return None
-  state = jax.eval_shape(run.sampler.init, jax.ShapeDtypeStruct((1, *run.shape), np.float32))
+  state = jax.eval_shape(run.sampler.init, run.example[0])
   return None if hasattr(state, 'evaluations') else len(run.sampler.plan(run.levels).h)
 
 

@@ -62,7 +62,8 @@ def draw(models, request, number, seed, batch, trace=None, setting='config.sampl
   ids, parts = np.arange(number), []
   for i, (run, weights, _) in enumerate(models):
     own = {name: value for name, value in request.items() if name in run.task.takes} | (unknown if i == 0 else {})
-    given = {} if i == 0 else {models[i - 1].run.task.gives: parts[-1].outputs[models[i - 1].run.task.gives]}
+    before = models[i - 1].run.task
+    given = {before.gives: before.given(parts[-1].outputs)} if i else {}
     asked = requests.ask(run, own | given, ids, part_seed(seed, i), setting)
     drawn = sampling.make_draw(run, part_seed(seed, i), batch, trace=trace if i == len(models) - 1 else None,
                                shape=asked.shape)

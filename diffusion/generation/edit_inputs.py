@@ -20,6 +20,7 @@ from diffusion.tasks.classes import split_names
 TASKS = dict(inpaint='mask', repaint='mask', outpaint='', img2img='', invert='', interpolate='target', colourise='',
              upscale='')
 MASKED = ('inpaint', 'repaint', 'outpaint')  # known pixels are replaced at every level
+FILLED = ('inpaint', 'outpaint')  # what a model of tokens can do: known ones stay as they are
 RANGES = dict(num_samples=(1, 10_000), factor=(2, 64), jump=(1, 10_000), repeats=(1, 10_000), strength=(0, 1))
 
 
@@ -58,11 +59,13 @@ def read(run):
     InputError: a missing or unreadable file; a size, a mask, a class or a colour that does not fit the model.
   """
   options = run.config.edit
-  require(run, 'denoise', '; give the work directory of a diffusion model')
+  if run.predicts != 'logits' or options.task not in FILLED:
+    require(run, 'denoise', f"; with tokens, --config.edit.task is one of {', '.join(FILLED)}"
+            if run.predicts else '; give the work directory of a diffusion model')
   if run.task.gives != 'images':
     raise InputError(f'--mode=edit takes a model of images, and config.task={run.config.task!r} is none')
   size = _input_size(run)
-  if options.task in MASKED:
+  if options.task in MASKED and run.predicts == 'denoise':
     constraints.inpaint(run.sampler, 0., True).plan(run.levels)  # refuses samplers that skip levels
   number = max(1, len(split_names(options.classes))) if options.task == 'invert' else options.num_samples
   cond, labels = _conditions(run, 'classes', number)

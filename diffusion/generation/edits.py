@@ -52,14 +52,20 @@ def decoded(run, weights, x0):
 
 # ---- operations: (run, weights, inputs) -> Result; run is guided, and weights as with_guide_model returns them
 def inpaint(run, weights, inputs):
-  """Replaces the known pixels after every step."""
+  """Replaces the known pixels after every step; known tokens stay as they are."""
   known = encoded(run, weights, inputs.image[None])[0]
+  if run.predicts == 'logits':
+    tokens = np.repeat(np.where(inputs.mask, -1, known)[None], len(inputs.labels), 0)
+    named = {} if inputs.cond is None else dict(cond=inputs.cond)
+    return _painted(run, weights, inputs._replace(cond=named | dict(known=tokens)), run.sampler)
   return _painted(run, weights, inputs, constraints.inpaint(run.sampler, known, inputs.mask))
 
 
 def repaint(run, weights, inputs):
   """As inpaint, going up and down the noise levels, so that painted and known pixels agree. Also outpaints."""
   options = run.config.edit
+  if run.predicts == 'logits':
+    return inpaint(run, weights, inputs)
   sampler = constraints.repaint(run.sampler, encoded(run, weights, inputs.image[None])[0], inputs.mask,
                                 options.jump, options.repeats)
   return _painted(run, weights, inputs, sampler)

@@ -34,9 +34,10 @@ def check(run):
   if not run.draws:
     return
   requests.ask(run, requests.of_config(run), np.arange(options.num_samples), options.seed)
-  if shows and (run.task.tiles is None or 'denoise' not in run.can):
-    raise InputError(f'config.sample.show={options.show!r}: this model has no pictures of single samples and steps; '
-                     "set it to ''")
+  fit = SHOWS if 'denoise' in run.can else ('film', 'gif') if run.predicts else ()
+  if shows - set(fit if run.task.tiles else ()):
+    able = f'use {", ".join(fit)}' if fit and run.task.tiles else "set it to ''"
+    raise InputError(f'config.sample.show={options.show!r}: this model has no such pictures; {able}')
   if 'comparison' in shows:
     for S in strips.comparable(run.schedule):
       grids.trailing(S)(run.schedule)

@@ -31,15 +31,15 @@ def make_sample(run, seed, sampler=None, levels=None, trace=None, shape=None):
   @partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
   def sample(weights, ids, cond, start):
     keys = samplers.sample_keys(seed, ids)
-    if 'denoise' not in run.can:
+    if not run.predicts:
       x = run.model(weights).draw(keys, cond, shape)
       return run.decode(weights.frozen, x, cond), None, finite_rows(x)
     project = run.task.project and (lambda x: run.task.project(x, cond))
-    x = samplers.prior(keys, levels, shape) if start is None else start
+    x = run.prior(weights, keys, levels, shape) if start is None else start
     x = project(x) if project else x
     def frame(x):
       index = np.asarray(trace)
-      return run.decode(weights.frozen, x[index], jax.tree.map(lambda a: a[index], cond))
+      return run.decode(weights.frozen, *jax.tree.map(lambda a: a[index], (x, cond)))
     solver = samplers.projected(sampler, project) if project else sampler
     solver = samplers.self_conditioned(solver) if run.self_condition else solver
     follow = None if trace is None else lambda state: frame(state.x)
@@ -129,4 +129,4 @@ def draw(model, number, seed=0, batch=48, **request):
     require(each.run, 'draws')
   parts = chain.draw(models, request, number, seed, batch, setting='')
   check_finite(parts[-1].lost, number)
-  return parts[-1].outputs[models[-1].run.task.gives]
+  return models[-1].run.task.given(parts[-1].outputs)

@@ -53,9 +53,11 @@ class Model(NamedTuple):
   """What one can do with what was trained. A field is None where the objective has no such thing."""
   denoise: Callable = None      # cond -> (x, noise, previous=None) -> Pred, unguided and unclipped
   jump: Callable = None         # cond -> (x, t, s) -> x_s
-  logits: Callable = None       # cond -> (tokens, noise) -> [B, ..., K]
+  logits: Callable = None       # cond -> (tokens, noise) -> categorical.Guess
+  mixed: Callable = None        # cond -> (dict of numbers and categories, noise) -> categorical.Mixed
   draw: Callable = None         # (keys [B], cond, shape) -> x0 [B, ...], where no shared loop draws
   log_prob: Callable = None     # cond -> (x, noise) -> log p(cond | x_t), [B]
   embed: Callable = None        # (x0, cond) -> features [B, ...]
   reconstruct: Callable = None  # (key, x0, cond) -> x0 [B, ...]
   inspect: Callable = None      # (x0, cond) -> {name: array}
+  prior: Callable = None        # (keys [B], levels, shape) -> x at the noisiest level; None: Gaussian noise

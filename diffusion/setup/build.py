@@ -18,7 +18,9 @@ from diffusion.system import sharding
 from diffusion.tasks import Task
 from diffusion.tasks.classes import quoted, split_names
 
-DRAWING = ('denoise', 'jump', 'logits', 'draw')  # fields of a Model, any of which draws
+PREDICTS = ('denoise', 'logits', 'mixed')  # fields of a Model that samplers call, and guidance changes
+DRAWING = (*PREDICTS, 'jump', 'draw')  # any of which draws
+OWN = dict(logits='ancestral', mixed='mixed')  # the sampler of a model that has no denoiser, unless one is named
 GAUSSIAN = ('schedule', 'grid', 'guide', 'predict')  # settings that only objectives with a schedule use
 
 
@@ -93,9 +95,18 @@ class Experiment(NamedTuple):
   def model(self, weights):
     return self.objective.model(weights.params, weights.memory, weights.frozen.get('objective', ()))
 
+  @property
+  def predicts(self):
+    """What its samplers call: a field of its Model, or '' if no sampler draws from it."""
+    return next((name for name in PREDICTS if name in self.can), '')
+
   def plain(self, weights, cond):
-    """The denoiser without guidance."""
-    return self.model(weights).denoise(cond)
+    """The denoiser, or what else the sampler calls, without guidance."""
+    return getattr(self.model(weights), self.predicts)(cond)
+
+  def prior(self, weights, keys, levels, shape):
+    """What sampling starts from."""
+    return (self.model(weights).prior or samplers.prior)(keys, levels, shape)
 
   def log_prob(self, weights, cond):
     return self.model(weights).log_prob(cond)
@@ -185,7 +196,8 @@ def _sampler(config, parts, can):
   if parts.sampler.on in can:
     return parts.sampler
   if config.sampler == default().sampler or not can & set(DRAWING):
-    return None
+    own = [name for field, name in OWN.items() if field in can]
+    return make('sampler', own[0]) if own else None
   made = {name: make('sampler', name, schedule=parts.schedule, levels=parts.levels) for name in CHOICES['sampler']}
   fits = [name for name, sampler in made.items() if sampler.on in can]
   raise InputError(f'config.sampler={config.sampler!r} needs a model with {parts.sampler.on!r}, and this one has '
@@ -208,7 +220,8 @@ def build(config, task, example, mesh, parts=None, open_model=None):
   objective = make('objective', config.objective, net=partial(_net, config, mesh), task=task, example=example,
                    open_model=open_model, **named)
   params, schedule = _abstract_params(config, objective), objective.schedule(None)
-  can = frozenset(name for name, value in objective.model(None, (), ())._asdict().items() if value)
+  model = objective.model(None, (), ())._asdict()
+  can = frozenset(name for name, value in model.items() if value and name != 'prior')
   if schedule is None:
     _check_gaussian(config, objective)
   if config.grad_accumulation > 1 and objective.gradient is None:
@@ -223,12 +236,16 @@ def build(config, task, example, mesh, parts=None, open_model=None):
     rate=rate, ema=ema.warmed_up(config.ema_decay), averages=parts.emas, schedule=schedule,
     levels=None if schedule is None else parts.levels, sampler=_sampler(config, parts, can), guide=parts.guide,
     guided=None, denoise=None)
-  return run if 'denoise' not in can else _with_guidance(run, parts)
+  return _with_guidance(run, parts) if run.predicts else run
 
 
 def _with_guidance(run, parts):
   config, task = run.config, run.task
-  clipped = config.clip_x0 and task.bounds
+  odd = [name for name in parts.guide.names if name not in ('cfg', 'autoguidance')]
+  if odd and run.predicts != 'denoise':
+    raise InputError(f'config.guide={config.guide!r}: {odd[0]} needs a denoiser of numbers, and the objective '
+                     f'{run.objective.name} has tokens; use cfg or autoguidance')
+  clipped = config.clip_x0 and task.bounds and run.predicts == 'denoise'
   clip = (lambda denoise: gaussian.clip(denoise, *task.bounds)) if clipped else lambda denoise: denoise
   guided = partial(guide.denoiser, parts.guide, run.plain, task.null, _away(config, parts, task, run.example[1]), clip,
                    config.condition_dropout > 0)

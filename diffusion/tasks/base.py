@@ -31,13 +31,18 @@ class Task(NamedTuple):
   prepare: Callable = lambda frozen, data: data  # Dataset -> Dataset: what is computed once per example (prepare.py)
   tiles: Callable = None    # outputs -> uint8 [N, H, W, C], a picture of each, for strips; None: there are none
   takes: tuple = ()         # names that `ask` understands
-  gives: str = ''           # name of the output that the next model of a chain gets
+  gives: str = ''           # name of the output that diffusion.draw returns and the next model of a chain gets
+  result: Callable = None   # outputs -> that output as a user reads it, such as texts; None: as it is
   bounds: Any = None        # (low, high) of x0, for clipping; None: unbounded, never clipped
   levels: Any = None        # number of values of x0 between the bounds; None: continuous
   categories: Any = None    # of integer entries of x0: how many values each has, one number or one for each of the last
                             # axis; None: x0 has none
   project: Callable = None  # (x, cond) -> x, linear: the subspace x0 lives in, such as without padding; None: all
   evaluators: tuple = ()    # names of what measures it (evaluation.EVALUATORS)
+
+  def given(self, outputs):
+    """What `gives` names, as a user reads it."""
+    return self.result(outputs) if self.result else outputs[self.gives]
 
   @property
   def classes(self):

@@ -223,8 +223,11 @@ def with_guide_model(run, weights, asked=''):
                        'and a model with classes')
     if asked == 'none':
       raise InputError(f"config.guide={guide.text!r} guides to a class, but 'none' was requested; name one")
-  elif 'denoise' not in second.can:
+  elif 'log_prob' in second.can:
     raise InputError(f'config.guide={guide.text!r} names a classifier; guide by classifier({guide.model}) instead')
+  elif second.predicts != run.predicts:
+    raise InputError(f'config.guide={guide.text!r}: the objective {second.objective.name} there, {run.objective.name} '
+                     'here; use a model of the same objective')
   weights = weights._replace(frozen=weights.frozen | dict(guide=params))
   return run._replace(denoise=run.guided(second)), weights
 

@@ -1,0 +1,121 @@
+"""Texts as tokens: words or characters, of a vocabulary that the training texts have."""
+import collections
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageDraw
+
+from diffusion.data.dataset import condition_vectors
+from diffusion.errors import InputError
+from diffusion.system.files import write_atomic, write_npz
+from diffusion.tasks.base import need, Task
+from diffusion.tasks.classes import ask_classes, class_facts, TAKES
+from diffusion.tasks.fonts import font_of
+
+UNITS = dict(word=r"\s?[\w'-]+|\s?[^\w\s]|\s", character=r'(?s).')  # a token keeps the space before it
+END, UNKNOWN = '', '\ufffd'  # token 0, which fills a text up to the length of x0, and token 1
+BLANK, FREE, MASK = '_', -1, '░'
+SHOWN, WIDTH = 40, 900  # texts on a page, and its width in pixels
+
+
+def words(unit='word', length=0, most=50_000, *, data=None, facts=None):
+  """x0: tokens int32 [length, 1] of the column `captions`; the condition: None, or a class.
+
+  A request may give a `text` with blanks to fill, such as 'a _ hero with _': one blank for each token.
+
+  Args:
+    unit: word or character.
+    length: tokens of a text; longer ones are cut; 0: those of the longest training text.
+    most: tokens in the vocabulary, the most frequent of the training texts; others become one unknown token.
+  """
+  if unit not in UNITS:
+    raise InputError(f'unit={unit!r}: expected one of {", ".join(UNITS)}')
+  if data is not None:
+    need(data, 'captions')
+    facts = facts or _measured(data, unit, length, most) | class_facts(data)
+  facts = facts or dict(vocabulary=[END, UNKNOWN], length=1, classes=[])
+  vocabulary, length, classes = facts['vocabulary'], facts['length'], tuple(facts['classes'])
+  number = {token: i for i, token in enumerate(vocabulary)}
+
+  def tokens_of(text):
+    found = [number.get(token, 1) for token in re.findall(UNITS[unit], text)[:length]]
+    return np.array(found + [0] * (length - len(found)), np.int32)[:, None]
+
+  def prepare(frozen, data):
+    column = np.stack([tokens_of(str(text)) for text in data.arrays['captions'][:]]) if len(
+      data.arrays['captions']) else np.zeros((0, length, 1), np.int32)
+    return data._replace(arrays=data.arrays | dict(tokens=column))
+
+  def batch(data, indices):
+    conditional = dict(cond=condition_vectors(data.arrays['labels'][indices], classes)) if classes else {}
+    return dict(tokens=data.arrays['tokens'][indices]) | conditional
+
+  def texts(outputs):
+    shown = [*vocabulary, MASK]
+    return [''.join(shown[i] for i in row[:, 0]).strip() for row in np.asarray(outputs['texts'])]
+
+  def ask(request, ids, seed):
+    asked, text = ask_classes(facts)(request, ids, seed), request.get('text', '')
+    if not text:
+      return asked
+    known = _with_blanks(text, tokens_of, unit, length, vocabulary)
+    named = {} if asked.cond is None else dict(cond=asked.cond)
+    return asked._replace(cond=named | dict(known=np.repeat(known[None], len(ids), 0)))
+
+  def save(folder, outputs, cond, labels):
+    """samples.txt: a text on each line; labels.txt: the class of each; samples.npz: its tokens."""
+    lines = [text.replace('\n', ' ') for text in texts(outputs)]
+    write_atomic(folder / 'samples.txt', '\n'.join([*lines, '']).encode())
+    if labels:
+      write_atomic(folder / 'labels.txt', '\n'.join([*labels, '']).encode())
+    write_npz(folder / 'samples.npz', dict(tokens=outputs['texts'], vocabulary=np.array(vocabulary)))
+
+  return Task(
+    batch, lambda frozen, key, batch: (batch['tokens'], batch.get('cond')), null=unasked,
+    decode=lambda frozen, x0, cond: dict(texts=x0), ask=ask, prepare=prepare, save=save,
+    show=lambda outputs, labels, title: page(texts(outputs), labels, title), result=texts, facts=facts,
+    takes=(*TAKES, 'text'), gives='texts', categories=len(vocabulary), evaluators=('loss', 'nelbo'))
+
+
+def unasked(cond):
+  """The condition without a request; tokens that are known stay known."""
+  known = dict(known=cond['known']) if isinstance(cond, dict) and 'known' in cond else {}
+  zeros = jax.tree.map(jnp.zeros_like, cond)
+  return zeros | known if known else zeros
+
+
+def _measured(data, unit, length, most):
+  split = [re.findall(UNITS[unit], str(text)) for text in data.arrays['captions'][:]]
+  count = collections.Counter(token for tokens in split for token in tokens)
+  vocabulary = [END, UNKNOWN, *sorted(token for token, _ in count.most_common(most - 2))]
+  return dict(vocabulary=vocabulary, length=length or max(map(len, split)), unit=unit)
+
+
+def _with_blanks(text, tokens_of, unit, length, vocabulary):
+  """Tokens [length, 1] of a text, FREE where it has a blank."""
+  if not isinstance(text, str) or len(re.findall(UNITS[unit], text)) > length:
+    raise InputError(f'text={text!r}: expected a text of at most {length} tokens, with {BLANK} for each to be filled')
+  split = re.findall(UNITS[unit], text)
+  tokens = tokens_of(text)
+  blank = np.array([token.strip() == BLANK for token in split] + [False] * (length - len(split)))[:, None]
+  unknown = [token for token, i, free in zip(split, tokens[:, 0], blank[:, 0]) if i == 1 and not free]
+  if unknown:
+    raise InputError(f'text={text!r}: {unknown[0].strip()!r} does not occur in the training texts; write {BLANK} where '
+                     f'the model is to choose, or words such as {", ".join(map(repr, vocabulary[2:8]))}')
+  return np.where(blank, FREE, tokens)
+
+
+def page(texts, labels, title):
+  """The first texts as lines, under their class where there is one."""
+  shown = texts[:SHOWN]
+  lines = [title, ''] + [f'{label}: {text}' if labels else text
+                         for label, text in zip(labels or [''] * len(shown), shown)]
+  lines += [f'and {len(texts) - SHOWN} more'] * (len(texts) > SHOWN)
+  image = Image.new('RGB', (WIDTH, 12 + 20 * len(lines)), 'white')
+  draw = ImageDraw.Draw(image)
+  for i, line in enumerate(lines):
+    font, line = font_of(line, 14)
+    draw.text((8, 6 + 20 * i), line, 'black' if i else '#777777', font)
+  return image
