@@ -258,6 +258,8 @@ def report_next_steps(run, workdir, step):
     show = ' --config.sample.show=all' if run.task.tiles else ''
     tries = [f'{command} --mode=sample{guide}{show}',
              f"{command} --mode=sample --config.sampler=ddpm --config.grid='trailing(200)'", *tries]
+  elif run.predicts:
+    tries = [f'{command} --mode=sample' + (' --config.sample.show=all' if run.task.tiles else ''), *tries]
   elif 'log_prob' in run.can:
     guide = f"--config.guide='classifier({workdir}, 2)'"
     tries.insert(0, f'python -m diffusion.main --mode=sample --workdir=RUN_OF_A_MODEL {guide}')

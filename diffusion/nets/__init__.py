@@ -26,11 +26,12 @@ import jax
 import jax.numpy as jnp
 
 from diffusion.errors import InputError
-from diffusion.nets import classifier, initializers, mlp, unet, unet1d
+from diffusion.nets import classifier, initializers, mlp, transformer, unet, unet1d
 
 NETS = dict(unet=unet.UNet, classifier=classifier.Classifier, mlp=mlp.Mlp,
-            unet1d=unet1d.UNet1d)
-TINY = dict(unet=unet.TINY, classifier=classifier.TINY, mlp=mlp.TINY, unet1d=unet1d.TINY)
+            unet1d=unet1d.UNet1d, transformer=transformer.Transformer)
+TINY = dict(unet=unet.TINY, classifier=classifier.TINY, mlp=mlp.TINY, unet1d=unet1d.TINY,
+            transformer=transformer.TINY)
 DEFAULTS = dict(dtype='float32', remat=False)  # for networks without these fields
 
 

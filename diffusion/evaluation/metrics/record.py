@@ -18,7 +18,8 @@ from diffusion.errors import InputError
 
 FORMAT = 1
 # Lower is better.
-LOWER = ('fd_infinity', 'fd', 'kid', 'sliced_wasserstein', 'copies', 'heldout_error', 'bits_bound', 'bits_ode')
+LOWER = ('fd_infinity', 'fd', 'kid', 'sliced_wasserstein', 'copies', 'heldout_error', 'bits_bound', 'bits_ode',
+         'nelbo', 'nelbo_token')
 # Higher is better.
 HIGHER = ('precision', 'recall', 'density', 'coverage', 'inception_score', 'class_accuracy', 'attribute_accuracy',
           'diversity', 'authenticity')
