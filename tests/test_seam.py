@@ -23,6 +23,7 @@ from diffusion.training.state import abstract_state, make_state
 from tests import things
 
 MB = 1_000_000
+OWN = dict(tokens='discrete', mixed='mixed')  # objectives of kinds with tokens, whose samplers are their own
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -36,7 +37,7 @@ def choices():
 
 def config(kind, **changes):
   c = tiny(default())
-  conditional = kind in ('scalar', 'sequence', 'image')
+  conditional = kind in ('scalar', 'sequence', 'image', 'tokens')
   c.update(dict(
     data=f'things({kind})', task=f'thing({kind})', net='any', lr_schedule='constant(warmup=1)', batch=8, steps=4,
     guide='cfg(2)' if conditional else '', sampler='ddim', grid='trailing(4)', save_every=2, log_every=2, val_every=2,
@@ -44,6 +45,8 @@ def config(kind, **changes):
   if kind == 'tree':
     c.update(dict(objective='centre', optimizer='adam | disc: sgd(0.)', grid=default().grid, guide=default().guide,
                   sampler=default().sampler))
+  if kind in OWN:
+    c.update(dict(objective=OWN[kind], sampler=default().sampler, schedule='log_linear(None)'))
   c.sample.update(dict(show='', num_samples=6, batch=4))
   c.evaluate.features = default().evaluate.features
   c.update(changes)
@@ -89,15 +92,19 @@ def test_a_run_resumes_bit_for_bit_and_accumulation_changes_rounding_alone(train
 @pytest.mark.parametrize('sampler', ['ddim', 'ddpm', 'dpmpp_2m'])
 def test_samples_are_the_same_in_any_batch_and_lie_where_x0_does(trained, sampler):
   kind, workdir = trained
-  changes = {} if kind == 'tree' else dict(sampler=sampler)
+  changes = {} if kind in ('tree', *OWN) else dict(sampler=sampler)
   run, weights, step = diffusion.load(workdir, **changes)
   assert step == 4
   asked = run.task.ask({}, np.arange(5), 0)
   outputs, _ = sampling.make_draw(run, 3, 5)(weights, np.arange(5), asked.cond)
   few, _ = sampling.make_draw(run, 3, 2)(weights, np.arange(5), asked.cond)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), outputs, few)
-  expected = dict(tree=(3,), molecule=(things.ROOM, 3)).get(kind, things.KINDS[kind])
-  assert outputs[run.task.gives].shape == (5, *expected) and np.isfinite(outputs[run.task.gives]).all()
+  expected = dict(tree=(3,), mixed=(3,), molecule=(things.ROOM, 3)).get(kind, things.KINDS[kind])
+  given = outputs['table']['numbers'] if kind == 'mixed' else outputs[run.task.gives]
+  assert given.shape == (5, *expected) and np.isfinite(given).all()
+  if kind in OWN:
+    tokens = outputs['table']['categories'] if kind == 'mixed' else given
+    assert np.all((tokens >= 0) & (tokens < (np.array(things.SIZES) if kind == 'mixed' else 5)))
   if kind == 'molecule':
     mask = asked.cond['x_mask']
     assert np.abs(outputs['atoms'] * (1 - mask)).max() == 0 and np.abs(outputs['atoms'].sum(1)).max() < 1e-5
@@ -129,10 +136,12 @@ def test_it_is_evaluated_by_what_applies_and_its_metrics_have_their_own_names(tr
   commands.evaluate(run.config, workdir)
   made = json.loads((max((workdir / 'evaluations').iterdir()) / 'evaluation.json').read_text())
   assert set(made['metrics']) == {'heldout_error'}
-  what = 'distance to the centre' if kind == 'tree' else 'squared error of the output'
+  what = dict(tree='distance to the centre', tokens='bound in nats per token', mixed='loss of an entry').get(
+    kind, 'squared error of the output')
   assert made['protocol']['heldout_error']['what'] == what
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-  assert all(('gap' in line) == (kind == 'tree') and ('mse' in line) == (kind != 'tree') for line in lines)
+  assert all(('gap' in line) == (kind == 'tree') and ('mse' in line) == (kind not in ('tree', 'tokens')) and
+             ('nats' in line) == (kind in OWN) for line in lines)
 
 
 def biggest(text):

@@ -13,7 +13,9 @@ from diffusion.tasks.base import Asked, need, Task
 from diffusion.tasks.classes import ask_classes, TAKES
 
 N, ROOM = 48, 5  # examples; atoms at most
-KINDS = dict(scalar=(), vector=(6,), sequence=(8, 1), molecule=(ROOM, 3), image=(4, 4, 2), tree=None)
+KINDS = dict(scalar=(), vector=(6,), sequence=(8, 1), molecule=(ROOM, 3), image=(4, 4, 2), tree=None, tokens=(5, 1),
+             mixed=None)
+SIZES = (4, 3)  # values of each of the two kinds
 
 
 # ---- data
@@ -23,15 +25,18 @@ def columns(kind):
   if kind == 'molecule':
     atoms = [rng.normal(size=(size, 3)).astype(np.float32) for size in rng.integers(2, ROOM + 1, N)]
     return dict(atoms=ragged(atoms))
-  if kind == 'tree':
-    return dict(numbers=rng.normal(size=(N, 3)).astype(np.float32), kinds=rng.integers(0, 4, (N, 2)).astype(np.int32))
+  if kind in ('tree', 'mixed'):
+    return dict(numbers=rng.normal(size=(N, 3)).astype(np.float32), kinds=rng.integers(0, 3, (N, 2)).astype(np.int32))
+  if kind == 'tokens':
+    values = rng.integers(0, 3, (N, 5, 1)) + 2 * labels[:, None, None]
+    return dict(values=values.astype(np.int32), labels=labels)
   values = rng.normal(2. * labels.reshape(-1, *[1] * len(KINDS[kind])), 1, (N, *KINDS[kind])).astype(np.float32)
   more = dict(texts=np.array([f'text {i}' for i in labels], np.dtypes.StringDType())) if kind == 'sequence' else {}
   return dict(values=values, labels=labels) | more
 
 
 def things(kind='vector'):
-  data = Dataset(columns(kind), {} if kind in ('molecule', 'tree') else dict(classes=('low', 'high')))
+  data = Dataset(columns(kind), {} if kind in ('molecule', 'tree', 'mixed') else dict(classes=('low', 'high')))
   return Source(take(data, slice(16, None)), take(data, slice(16)))
 
 
@@ -44,7 +49,7 @@ def thing(kind='vector', *, data=None, facts=None, fitted=None):
     if kind == 'vector' and fitted is None:
       fitted = dict(mean=data.arrays['values'].mean(0), scale=data.arrays['values'].std(0))
   facts = facts or dict(classes=[])
-  make = dict(molecule=_molecule, tree=_tree).get(kind, _values)
+  make = dict(molecule=_molecule, tree=_tree, tokens=_tokens, mixed=_mixed).get(kind, _values)
   return make(kind, facts, fitted or {})
 
 
@@ -125,6 +130,29 @@ def _tree(kind, facts, fitted):
               facts=facts, gives='numbers', evaluators=('loss',))
 
 
+def _tokens(kind, facts, fitted):
+  def batch(data, indices):
+    return dict(values=data.arrays['values'][indices], labels=data.arrays['labels'][indices])
+
+  return Task(batch, lambda frozen, key, batch: (batch['values'], jax.nn.one_hot(batch['labels'], 2)),
+              null=lambda cond: jax.tree.map(jnp.zeros_like, cond), decode=lambda frozen, x0, cond: dict(values=x0),
+              ask=ask_classes(facts), show=_show, save=_save, facts=facts, takes=TAKES, gives='values', categories=5,
+              evaluators=('loss',))
+
+
+def _mixed(kind, facts, fitted):
+  def encode(frozen, key, batch):
+    return dict(numbers=batch['numbers'], categories=batch['kinds']), None
+
+  def decode(frozen, x0, cond):
+    return dict(table=x0)
+
+  batch = lambda data, indices: {name: data.arrays[name][indices] for name in ('numbers', 'kinds')}
+  return Task(batch, encode, null=lambda cond: cond, decode=decode, ask=ask_classes({}), show=_show,
+              save=lambda folder, outputs, cond, labels: _save(folder, outputs['table'], cond, labels), facts=facts,
+              gives='table', categories=SIZES, evaluators=('loss',))
+
+
 # ---- a network for any x0 and any condition
 class AnyNet(nn.Module):
   """Two dense layers over everything that it is given."""
@@ -138,7 +166,8 @@ class AnyNet(nn.Module):
       leaf = nn.Embed(600, 4, name=f'embed_{i}')(leaf) if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf
       known.append(flat(leaf))
     hidden = nn.tanh(nn.Dense(16, name='hidden')(jnp.concatenate(known, -1)))
-    return nn.Dense(int(np.prod(x.shape[1:])), name='out')(hidden).reshape(x.shape)
+    shape = (*x.shape[1:-1], self.out_channels or x.shape[-1]) if x.ndim > 1 else ()
+    return nn.Dense(int(np.prod(shape)), name='out')(hidden).reshape(x.shape[0], *shape)
 
 
 # ---- an objective with memory, two groups of parameters and its own way to draw

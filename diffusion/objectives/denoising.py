@@ -118,7 +118,8 @@ def with_micro_batch(loss, i, n):
   def of_part(key, net, params, x0, cond, *, draw, corrupt=gaussian_noise(), mask=None, **options):
     def part_net(params, x, time, cond, train, rngs):
       return net(params, x, time, cond, train, {name: jax.random.fold_in(rng, i) for name, rng in rngs.items()})
-    return loss(key, part_net, params, part(x0), part(cond), draw=lambda key, _: part(draw(key, len(x0))),
+    size = len(jax.tree.leaves(x0)[0])
+    return loss(key, part_net, params, part(x0), part(cond), draw=lambda key, _: part(draw(key, size)),
                 corrupt=lambda key, _: part(corrupt(key, x0)), mask=part(mask), **options)
   return of_part
 

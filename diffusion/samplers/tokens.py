@@ -63,11 +63,11 @@ def confident(temperature=1., randomness=4.5):
     raise InputError(f'confident(randomness={randomness!r}): expected a number of at least 0')
 
   def step(keys, predict, state, step):
-    made, x = sharpen(predict(state.x, step.t)), state.x
+    made, x = predict(state.x, step.t), state.x
     if not made.kernel.absorbing:
       raise InputError(NEEDS_MASK)
     K = made.log_p.shape[-1]
-    drawn = token_draw(keys, step.index, made.log_p)
+    drawn = token_draw(keys, step.index, sharpen(made).log_p)
     sure = jnp.take_along_axis(made.log_p, drawn[..., None], -1)[..., 0]
     lost_t, lost_s = (jax.nn.sigmoid(-level.logsnr) for level in (step.t, step.s))
     order = token_noise(keys, step.index, x.shape[1:])

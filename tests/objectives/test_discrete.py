@@ -1,0 +1,1 @@
+"""The discrete objective: its loss against the bound by brute force, its parts, its samplers."""
