@@ -26,14 +26,15 @@ def found(name, texts, comma, kind=None):
     InputError: numbers among which some texts are none; ambiguous dates; numbers that cannot be.
   """
   distinct = list(dict.fromkeys(texts))
-  present = [text for text in distinct if not columns.is_missing(text)]
+  gaps = columns.missing(distinct)
+  present = [text for text in distinct if text not in gaps]
   if len(distinct) == 1:
     return dict(name=name, kind='constant' if distinct[0] else 'empty', text=distinct[0]), None
   if kind != 'category' and present:
     numbers = _numbers(name, texts, distinct, present, comma, kind)
     if numbers:
       return numbers
-  if not any(not columns.is_missing(text, columns.MISSING_TEXT) for text in distinct):
+  if len(columns.missing(distinct, columns.MISSING_TEXT)) == len(distinct):
     return dict(name=name, kind='empty', text=''), None
   return _category(name, texts, distinct, kind)
 
@@ -81,7 +82,7 @@ def _counts_rows(name, column, values):
 
 
 def _category(name, texts, distinct, kind):
-  missing = {text for text in distinct if columns.is_missing(text, columns.MISSING_TEXT)}
+  missing = columns.missing(distinct, columns.MISSING_TEXT)
   names = sorted(set(distinct) - missing, key=_order)
   if kind is None and len(texts) >= FEW and (len(names) > .9 * len(texts) or
                                              len(names) > max(MOST_CATEGORIES, len(texts) / 5)):
@@ -120,8 +121,11 @@ def notes(described, values, left_out, target):
            ('left out, the same in all rows', lambda c: f'{shown(c["name"])} ({shown(c["text"][:20])})',
             [c for c in left_out if c['kind'] == 'constant']),
            ('left out, empty', lambda c: shown(c['name']), [c for c in left_out if c['kind'] == 'empty'])]
-  lines = [f'{len(some)} {title}: {_listed(list(map(describe, some[:LISTED])), len(some))}'
+  lines = [f'{title} ({len(some)}): {_listed(list(map(describe, some[:LISTED])), len(some))}'
            for title, describe, some in kinds if some]
+  cut = [c['name'] for c in described if c['kind'] == 'number' and c.get('cut')]
+  if cut:
+    lines += [f'rounded to what a 32-bit float holds: {_listed(list(map(shown, cut[:LISTED])), len(cut))}']
   many = [c['name'] for c in described if c['kind'] == 'category' and len(c['categories']) > MOST_CATEGORIES]
   if many:
     lines += [f'more than {MOST_CATEGORIES} categories, of which rare ones are hardly learned; drop= leaves a column '

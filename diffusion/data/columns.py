@@ -24,8 +24,9 @@ UNIT = re.compile(r"""(?P<before>(?:[€$£¥₹]|USD|EUR|GBP|CHF|JPY)\s?)?[-+�
 SPACES = (' ', '\xa0', '\u202f')
 
 
-def is_missing(text, texts=MISSING):
-  return text.lower() in texts
+def missing(texts, known=MISSING):
+  """The set of those texts that stand for a missing value."""
+  return {text for text in texts if len(text) < 5 and text.lower() in known}
 
 
 def number_style(texts, comma):
@@ -35,10 +36,10 @@ def number_style(texts, comma):
     comma: whether decimal commas are expected, for texts such as 1,234 and 1.234.
   """
   first = UNIT.fullmatch(texts[0])
-  if not first or any('\n' in text for text in texts):
+  joined = '\n'.join(texts) + '\n'
+  if not first or joined.count('\n') != len(texts):
     return None
   before, after = first['before'] or '', first['after'] or ''
-  joined = '\n'.join(texts) + '\n'
   dots = [('.', thousands) for thousands in ('', ',', *SPACES, "'", '’')]
   commas = [(',', thousands) for thousands in ('', '.', *SPACES, "'", '’')]
   for decimal, thousands in commas + dots if comma else dots + commas:
@@ -64,36 +65,40 @@ def proves(texts):
   return ''
 
 
-def plain(style, text):
-  """A number as Python writes it: '€ 1.234,5' -> '1234.5'."""
-  text = text[len(style['before']):len(text) - len(style['after'])].replace('−', '-')
-  if style['thousands']:
-    text = text.replace(style['thousands'], '')
-  return text.replace(',', '.') if style['decimal'] == ',' else text
+def plain(style, texts):
+  """Numbers as Python writes them: ['€ 1.234,5'] -> ['1234.5']."""
+  if style['before'] or style['after']:
+    texts = [text[len(style['before']):len(text) - len(style['after'])] for text in texts]
+  joined = '\n'.join(texts).replace('−', '-')
+  joined = joined.replace(style['thousands'], '') if style['thousands'] else joined
+  return (joined.replace(',', '.') if style['decimal'] == ',' else joined).split('\n')
 
 
-def decimals_of(text):
-  """Digits after the decimal point of a number as Python writes it."""
-  if 'e' in text or 'E' in text:
-    return max(-Decimal(text).normalize().as_tuple().exponent, 0)
-  return len(text) - text.index('.') - 1 if '.' in text else 0
+def decimals_of(texts):
+  """Digits after the decimal point of numbers as Python writes them: int [N]."""
+  array = np.array(texts)
+  point = np.strings.find(array, '.')
+  digits = np.where(point >= 0, np.strings.str_len(array) - point - 1, 0)
+  for i in [i for i, text in enumerate(texts) if 'e' in text or 'E' in text]:
+    digits[i] = max(-Decimal(texts[i]).normalize().as_tuple().exponent, 0)
+  return digits
 
 
-def number_column(name, texts, style, missing):
+def number_column(name, texts, style, gaps):
   """(column, {text: number}) of distinct texts in one style, of a number or of a date (dates.found).
 
   Numbers have at most as many steps as a 32-bit float tells apart: further decimals are left out, and numbers far
-  from 0 have an `origin`.
+  from 0 have an `origin`. gaps: whether some are missing.
   """
-  column = dict(name=name, kind='number', missing=missing, decimals=0, least=0, origin=0, form='plain') | style
+  column = dict(name=name, kind='number', missing=gaps, decimals=0, least=0, origin=0, form='plain') | style
   if column['form'] == 'date':
     return column, {text: float(dates.to_number(column, text)) for text in texts}
-  plains = [plain(style, text) for text in texts]
+  plains = plain(style, texts)
   values = np.array(list(map(float, plains)))
   if not np.isfinite(values).all():
     raise InputError(f'column {name!r}: {texts[int(np.argmin(np.isfinite(values)))]} is too large a number')
-  lengths = list(map(decimals_of, plains))
-  low, high, decimals = values.min(), values.max(), min(max(lengths), MOST_DECIMALS)
+  digits = decimals_of(plains)
+  low, high, decimals = values.min(), values.max(), min(int(digits.max()), MOST_DECIMALS)
   while (high - low) * 10. ** decimals > MOST_STEPS and decimals > 0:
     decimals -= 1
   largest = max(abs(low), abs(high))
@@ -101,7 +106,7 @@ def number_column(name, texts, style, missing):
     unit = 10. ** np.ceil(np.log10(max(high - low, 1)))
     column['origin'] = float(np.floor(low / unit) * unit)
   values = np.round(values - column['origin'], decimals) + 0.  # no negative zeros
-  return column | dict(decimals=decimals, least=min(min(lengths), decimals)), dict(zip(texts, values.tolist()))
+  return column | dict(decimals=decimals, least=int(min(digits.min(), MOST_DECIMALS))), dict(zip(texts, values.tolist()))
 
 
 def to_number(column, text):
@@ -110,7 +115,7 @@ def to_number(column, text):
   Raises:
     InputError: it is no such number; the message follows the name of the column.
   """
-  if is_missing(text):
+  if missing([text]):
     return np.nan
   try:
     if column['form'] == 'date':
@@ -118,7 +123,7 @@ def to_number(column, text):
     before, after = column['before'], column['after']
     bare = text.removeprefix(before).removeprefix(before.strip()).removesuffix(after).removesuffix(after.strip()).strip()
     own = _pattern('', '', column['decimal'], column['thousands']).fullmatch(bare + '\n')
-    value = float(plain(column | dict(before='', after=''), bare) if own else bare)
+    value = float(plain(column | dict(before='', after=''), [bare])[0] if own else bare)
     if not np.isfinite(value):
       raise ValueError('not finite')
   except ValueError:
@@ -136,7 +141,7 @@ def expected(column):
 def to_category(column, text):
   """The index of a text among the categories. Raises InputError: it is none of them."""
   if text not in column['categories']:
-    text = '' if is_missing(text, MISSING_TEXT) else text
+    text = '' if missing([text], MISSING_TEXT) else text
   if text not in column['categories']:
     names = [name or '(empty)' for name in column['categories']]
     raise InputError(unknown(text or '(empty)', names[:20]) + (', ..' if len(names) > 20 else ''))
@@ -151,7 +156,8 @@ def to_text(column, value):
     return ''
   if column['form'] == 'date':
     return dates.to_text(column, value)
-  text = f'{float(value) + column["origin"]:{"," if column["thousands"] else ""}.{column["decimals"]}f}'
+  exact = round(float(value), column['decimals']) + column['origin']
+  text = f'{exact:{"," if column["thousands"] else ""}.{max(column["decimals"], column["least"])}f}'
   whole, _, part = text.partition('.')
   part = part[:column['least']] + part[column['least']:].rstrip('0')
   sign = '-' if whole.startswith('-') and (whole + part).strip('-0,') else ''  # no -0

@@ -20,11 +20,11 @@ class Texts(NamedTuple):
   notes: tuple = ()
 
 
-def read(path, source='csv', least=1):
+def read(path, source='csv', least=1, several=True):
   """The Texts of a CSV file. Blank lines are skipped, and blanks around a field.
 
   Args:
-    least: rows that there must be.
+    least: rows that there must be.   several: whether there must be more than one column.
   Raises:
     InputError: no such file, not text, no header, no rows, rows of several lengths, a name used twice.
   """
@@ -34,6 +34,8 @@ def read(path, source='csv', least=1):
     raise InputError(f'{path}: the file is empty')
   separator = _separator(text)
   rows, lines = _rows(path, text, separator)
+  if several and len(rows[0]) == 1:
+    raise InputError(f'{path}: one column found, {shown(rows[0][0][:40])!r}; columns are separated by , ; tab or |')
   header, named = _header(path, rows[0], lines[0])
   if len(rows) - 1 < least:
     found = 'a header and no rows' if len(rows) == 1 else f'{len(rows) - 1} row{"s" * (len(rows) > 2)}'
@@ -89,8 +91,6 @@ def _rows(path, text, separator):
     if len(row) != len(rows[0]):
       raise InputError(f'{path}, line {line}: {len(row)} fields, expected the {len(rows[0])} of the header '
                        f'(separator {separator!r}); put fields that hold a separator in quotes')
-  if len(rows[0]) == 1:
-    raise InputError(f'{path}: one column found, {shown(rows[0][0][:40])!r}; columns are separated by , ; tab or |')
   return rows, lines
 
 

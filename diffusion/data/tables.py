@@ -120,8 +120,8 @@ def _target(name, header, target):
 
 def _decimal_comma(table, kept):
   """Whether numbers have a decimal comma: by those that can have nothing else, or by the separator."""
-  proofs = [columns.proves([text for text in dict.fromkeys(texts[:200]) if not columns.is_missing(text)] or ['x'])
-            for _, texts in kept]
+  some = [dict.fromkeys(texts[:200]) for _, texts in kept]
+  proofs = [columns.proves([text for text in texts if not columns.missing([text])] or ['x']) for texts in some]
   difference = proofs.count(',') - proofs.count('.')
   return difference > 0 or (difference == 0 and table.separator == ';')
 
