@@ -180,7 +180,10 @@ def describe(source):
   by = 'x'.join(map(str, column.shape[1:])) or 'single'
   numbers = column.dtype.kind in 'uifb' and inspected.size
   values = f', values {_short(inspected.min())} to {_short(inspected.max())}{scope}' if numbers else ''
-  lines = [f'{name:<9} {size(train):,} for training, {size(heldout):,} held out, {by} {column.dtype}{values}']
+  what = f'{by} {column.dtype}{values}'
+  if 'columns' in train.facts:  # a table, of which the notes say more
+    name, what = 'rows', f'{len(train.facts["columns"])} columns'
+  lines = [f'{name:<9} {size(train):,} for training, {size(heldout):,} held out, {what}']
   if train.facts.get('classes') and 'labels' in train.arrays:
     lines += [f'classes   {_counts(train)}']
   if 'captions' in train.arrays:

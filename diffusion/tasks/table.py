@@ -1,0 +1,135 @@
+"""Tables: numbers as N(0, 1), categories as they are; any columns may be given, the others are drawn.
+
+A missing number is a flag, a category of two values, beside a number that means nothing. A column that is given enters
+the condition, and its entries of x0 are masked out; training gives a random choice of columns, so that one model draws
+whole rows, rows with some given values (conditional sampling), and the empty cells of rows (imputation).
+"""
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion.errors import InputError
+from diffusion.system.files import write_atomic, write_npz
+from diffusion.tasks import quantiles, table_page, table_text
+from diffusion.tasks.base import need, Task
+from diffusion.tasks.table_ask import ask_columns, category_sizes, count, TAKES
+
+TARGET_SHARE = .25  # of the rows in training have the target given, and nothing else
+
+
+def table(*, data=None, facts=None, fitted=None):
+  """x0: dict(numbers float32 [Dn] about N(0, 1), categories int32 [Dc']), the flags of missing numbers last.
+
+  The condition: dict(cond float32 [F], the features of given columns; x_mask float32 [Dn + Dc'], 0 where x0 is given).
+  """
+  if data is not None:
+    need(data, 'numbers', 'categories')
+    if not data.facts.get('columns'):
+      raise InputError('it needs the facts of columns, which the sources csv and patients state')
+    facts = {name: data.facts.get(name, empty) for name, empty in
+             (('columns', ()), ('target', ''), ('left_out', ()), ('file', {}))}
+    fitted = fitted or fit(facts, data.arrays['numbers'], data.arrays['categories'])
+  facts = facts or dict(columns=[], target='', left_out=[], file={})
+  fitted = fitted or fit(facts, np.zeros((1, 0)), np.zeros((1, 0), np.int32))
+  sizes, flags = category_sizes(facts)
+  if fitted['step'].shape != (count(facts, 'number'),) or fitted['frequencies'].shape != (sum(sizes),):
+    raise InputError(f'the fitted numbers are those of another table, not of one with {len(facts["columns"])} columns '
+                     f'such as {", ".join(c["name"] for c in facts["columns"][:3])}')
+  inverse, condition, split = quantiles.inverse(fitted), _condition(facts), count(facts, 'number')
+
+  def batch(data, indices):
+    low, high = quantiles.intervals(fitted, data.arrays['numbers'][indices])
+    return dict(low=low.astype(np.float32), high=high.astype(np.float32), categories=data.arrays['categories'][indices])
+
+  def encode(frozen, key, batch):
+    low, gone = batch['low'], jnp.isnan(batch['low'])
+    draws = None if key is None else jax.random.split(key, 3)
+    u, free = (.5, 0.) if key is None else (jax.random.uniform(draws[0], low.shape),
+                                            jax.random.normal(draws[1], low.shape))
+    z = jnp.where(gone, free, quantiles.normal(jnp.nan_to_num(low), jnp.nan_to_num(batch['high']), u))
+    categories = jnp.concatenate([batch['categories'], gone[:, flags].astype(jnp.int32)], 1)
+    given = jnp.zeros((len(z), split + len(sizes)), bool)
+    given = given if key is None else _choose(facts, draws[2], gone)
+    return dict(numbers=z, categories=categories), condition(z, categories, given)
+
+  def decode(frozen, x0, cond):
+    z, categories, given = x0['numbers'], x0['categories'], False
+    if cond is not None:
+      known_z, known_categories = _known(sizes, split, cond['cond'])
+      given = cond['x_mask'] == 0
+      z = jnp.where(given[:, :split], known_z, z)
+      categories, given = jnp.where(given[:, split:], known_categories, categories), given[:, :split]
+    categories = jnp.clip(categories, 0, np.array(sizes, np.int32) - 1)
+    numbers, texts = inverse(z, given), count(facts, 'category')
+    if flags:
+      gone = jnp.zeros(z.shape, bool).at[:, np.array(flags)].set(categories[:, texts:] == 1)
+      numbers = jnp.where(gone, jnp.nan, numbers)
+    return dict(table=dict(numbers=numbers, categories=categories[:, :texts].astype(jnp.int32)))
+
+  def save(folder, outputs, cond, labels):
+    """table.csv, with the columns and formats of the source; samples.npz: numbers and categories."""
+    write_atomic(folder / 'table.csv', table_text.csv_bytes(facts, outputs['table']))
+    write_npz(folder / 'samples.npz', outputs['table'])
+
+  return Task(
+    batch, encode, decode=decode, ask=ask_columns(facts, fitted, condition), save=save,
+    null=lambda cond: cond and dict(cond=jnp.zeros_like(cond['cond']), x_mask=jnp.ones_like(cond['x_mask'])),
+    show=lambda outputs, labels, title: table_page.page(facts, fitted, outputs['table'], labels, title),
+    facts=facts, fitted=fitted, takes=TAKES, gives='table', categories=sizes, evaluators=('loss', 'tables'))
+
+
+def fit(facts, numbers, categories):
+  """What is measured on training data: the knots of numbers (quantiles.py), and `frequencies` float64 [sum of sizes] of
+  categories, missing ones and flags among them, one column after the other."""
+  described = [c for c in facts['columns'] if c['kind'] == 'number']
+  sizes, flags = category_sizes(facts)
+  every = np.concatenate([categories, np.isnan(numbers[:, flags])], 1).astype(np.int64)
+  counts = [np.bincount(column, minlength=size) / len(numbers) for column, size in zip(every.T, sizes)]
+  return quantiles.fit(numbers, [c['decimals'] for c in described]) | dict(frequencies=np.concatenate([[], *counts]))
+
+
+def _condition(facts):
+  """(z [B, Dn], categories [B, Dc'], given bool [B, Dn + Dc']) -> the condition.
+
+  Features: z of given numbers, whether each is given and not missing, one-hot categories and flags that are given.
+  """
+  (sizes, flags), split = category_sizes(facts), count(facts, 'number')
+  starts = np.cumsum((0, *sizes))[:-1].astype(np.int32)
+
+  def condition(z, categories, given):
+    gone = jnp.zeros(z.shape, bool).at[:, np.array(flags, np.int32)].set(categories[:, len(sizes) - len(flags):] == 1)
+    present = (given[:, :split] & ~gone).astype(jnp.float32)
+    rows = np.arange(len(z))[:, None]
+    one_hot = jnp.zeros((len(z), sum(sizes))).at[rows, starts + categories].set(given[:, split:].astype(jnp.float32))
+    return dict(cond=jnp.concatenate([z * present, present, one_hot], 1), x_mask=1 - given.astype(jnp.float32))
+  return condition
+
+
+def _known(sizes, split, cond):
+  """(z [B, Dn], categories [B, Dc']) of the features of a condition; 0 where nothing is given."""
+  column = np.repeat(np.arange(len(sizes)), sizes)
+  index = np.concatenate([[], *map(np.arange, sizes)]).astype(np.float32)
+  categories = jnp.zeros((len(cond), len(sizes))).at[:, column].add(cond[:, 2 * split:] * index)
+  return cond[:, :split], categories.astype(jnp.int32)
+
+
+def _choose(facts, key, gone):
+  """Which entries of x0 are given in training, bool [B, Dn + Dc'].
+
+  Each column with a probability that is drawn for the row, or, where there is one, the target alone. Of some other
+  numbers only that they are not missing is given, as for imputation. Never is everything given.
+  """
+  flags, split = category_sizes(facts)[1], count(facts, 'number')
+  width, (a, b, c, d) = split + count(facts, 'category'), jax.random.split(key, 4)
+  rate = jax.random.uniform(a, (len(gone), 1))
+  given = jax.random.uniform(b, (len(gone), width)) < rate
+  flagged = jax.random.uniform(d, (len(gone), len(flags))) < rate
+  target = next((c['place'] + split * (c['kind'] == 'category') for c in facts['columns'] if c['name'] == facts['target']),
+                None)
+  if target is not None:
+    alone = jax.random.uniform(c, (len(gone), 1)) < TARGET_SHARE
+    given = jnp.where(alone, np.arange(width) == target, given)
+    flagged &= ~alone
+  given &= ~given.all(1, keepdims=True)
+  flagged = given[:, np.array(flags, np.int32)] | (flagged & ~gone[:, np.array(flags, np.int32)])
+  return jnp.concatenate([given, flagged], 1)
