@@ -46,7 +46,7 @@ def _numbers(axes, drawn, real, column):
     axes.stairs(share, edges, color=colour, fill=filled, alpha=.6 if filled else 1)
   if len(known[0]) < len(drawn) or len(known[1]) < len(real):
     missing = [f'{np.isnan(x).mean():.0%}' for x in (real, drawn)]
-    axes.text(.97, .95, f'missing {missing[0]}, {missing[1]}', fontsize=6, ha='right', va='top',
+    axes.text(.97, .95, f'missing {missing[0]}, drawn {missing[1]}', fontsize=6, ha='right', va='top',
               transform=axes.transAxes)
   axes.set_yticks([])
 

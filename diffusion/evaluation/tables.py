@@ -1,4 +1,4 @@
-"""How good drawn tables are, and how near to the rows that the model was trained on; beside simple models and real rows."""
+"""How good drawn tables are, and how near to the rows trained on; beside simple models and real rows."""
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -43,30 +43,31 @@ def likeness(table, heldout, seed):
   found = dict(column_distance=estimated(lambda a, b: tables.column_distances(a, b).mean()),
                worst_column_distance=estimated(lambda a, b: tables.column_distances(a, b).max()))
   if np.isnan(table.numbers).any() or np.isnan(heldout.numbers).any():
-    found['missing_distance'] = estimated(lambda a, b: tables.missing_gaps(a, b).mean())
+    found['missing_distance'] = estimated(lambda a, b: tables.missing_gaps(a, b).max())
   if len(table.columns) > 1:
     found['pair_distance'] = estimated(tables.pair_distance, high=2.)
   found['two_sample_auc'] = models.two_sample_auc(table, heldout, seed)
   return Side(found, dict(columns={c['name']: float(d) for c, d in zip(table.columns, each)}))
 
 
-def usefulness(table, real, heldout, target, seed):
-  """The Side of what a table is worth for predicting the column `target` of real rows, beside `real` training rows."""
-  column = next((c for c in table.columns if c['name'] == target), None)
-  if column is None or len(table.columns) < 2:
-    return Side({}, notes=('tstr left out: the table has no target and other columns to predict it from',))
-  (own, best), name = (models.worth(t, heldout, column, seed) for t in (table, real)), 'tstr'
-  if column['kind'] == 'number' and own.number < 2:
-    return Side({}, notes=(f'tstr left out: {target} is missing in the rows held out',))
+def usefulness(table, target, best, heldout, seed):
+  """The Side of what a table is worth for predicting a column of real rows.
+
+  Args:
+    target: the column, one of `columns`.
+    best: the Worth of as many training rows, or None, where the table is these rows.
+  """
+  own = models.worth(table, heldout, target, seed)
+  best, name = best or own, target['name']
   found, notes = dict(tstr=models.resampled(own.score, own.number)), ()
-  least, best_score = (0. if column['kind'] == 'number' else .5), models.resampled(best.score, best.number)
-  if best_score.low > least:
+  limit, guess = models.resampled(best.score, best.number), 0. if target['kind'] == 'number' else .5
+  if limit.low > guess:
     found['tstr_ratio'] = models.resampled(own.score / best.score, own.number)
   else:
-    notes += (f'tstr_ratio left out: real rows do not predict {target} either ({best_score.value:.3f})',)
+    notes += (f'tstr_ratio left out: real rows do not predict {name} either ({limit.value:.3f})',)
   if own.absent:
-    notes += (f'tstr: no row has {target} = {_listed(own.absent)}, whose area counts as .5',)
-  return Side(found, {name: own.each, 'trtr': best.each}, notes)
+    notes += (f'tstr: no row drawn has {name} = {_listed(own.absent)}, whose area counts as .5',)
+  return Side(found, dict(tstr=own.each, trtr=best.each), notes), best
 
 
 def faithfulness(table, train, seed):
@@ -82,10 +83,10 @@ def faithfulness(table, train, seed):
 
 
 def nearness(table, train, heldout, seed):
-  """The Side of how near rows are to training rows; its details hold what is expected."""
+  """The Side of how near rows are to training rows; its details hold the share that is expected."""
   metric = privacy.metric_of(train, heldout)
   found, expected = privacy.nearer_to_train(some(table, PROBED, seed), train, heldout, metric)
-  return Side(dict(nearer_to_train=found), dict(expected=expected))
+  return Side(dict(nearer_to_train=found), dict(nearer_expected=expected._asdict()))
 
 
 def _listed(names, most=8):
@@ -113,24 +114,41 @@ def compare(train, heldout, drawn, losses, target, seed):
     seed: of all resamples, groups, folds and models.
   """
   rng, number = np.random.default_rng(seed), count(drawn)
-  real = some(train, number, seed)
-  made = dict(ours=drawn, independent=independent(train, number, rng), copula=gaussian_copula(train, number, rng))
+  real, (column, note) = some(train, number, seed), _predictable(train, heldout, target)
+  useful, best = usefulness(real, column, None, heldout, seed) if column else (Side({}, notes=(note,)), None)
 
   def judged(table):
+    table = tables.as_written(table)
     return [likeness(some(table, count(train), seed), heldout, seed),
-            usefulness(table, real, heldout, target, seed),
+            usefulness(table, column, best, heldout, seed)[0] if column else useful,
             faithfulness(table, train, seed), nearness(table, train, heldout, seed)]
-  parts = {name: judged(tables.as_written(table)) for name, table in made.items()}
-  sides = {name: {key: e for part in found for key, e in part.metrics.items()} for name, found in parts.items()}
-  natural, expected = privacy.natural_copies(train, heldout), parts['ours'][3].details['expected']
-  fresh = faithfulness(heldout, train, seed).metrics | dict(copied_rows=natural)
-  held = likeness(real, heldout, seed).metrics | usefulness(real, real, heldout, target, seed).metrics
+  ours = judged(drawn)
+  found = dict(ours=ours, independent=judged(independent(train, number, rng)),
+               copula=judged(gaussian_copula(train, number, rng)),
+               real=[likeness(real, heldout, seed), useful, _fresh(train, heldout, ours[3], seed)])
+  sides = {name: {key: e for part in parts for key, e in part.metrics.items()} for name, parts in found.items()}
   attacked = privacy.membership_attack(*losses, seed) if losses else {}
   sides['ours'] |= attacked
-  sides['real'] = held | fresh | dict(nearer_to_train=expected)
-  details = {key: value for part in parts['ours'][:3] for key, value in part.details.items()}
-  notes = [note for part in parts['ours'] for note in part.notes]
+  details = {key: value for part in ours for key, value in part.details.items()}
+  notes = [note for part in ours for note in part.notes]
   return Compared(sides, details, (*notes, *_findings(sides, train, heldout), _tested(attacked)))
+
+
+def _predictable(train, heldout, target):
+  """(the column to predict or None, why there is none)."""
+  column = next((c for c in train.columns if c['name'] == target), None)
+  if column is None or len(train.columns) < 2:
+    return None, 'tstr left out: it needs a target, and other columns to predict it from'
+  found = [tables.values(t, column).astype(float) for t in (train, heldout)]
+  kinds = min(len(np.unique(x[~np.isnan(x)])) for x in found)
+  return (column, '') if kinds > 1 else (None, f'tstr left out: {target} has fewer than two values in real rows')
+
+
+def _fresh(train, heldout, ours, seed):
+  """What new real rows are expected to have."""
+  faithful = faithfulness(heldout, train, seed).metrics
+  return Side(faithful | dict(copied_rows=privacy.natural_copies(train, heldout),
+                              nearer_to_train=record.Estimate(**ours.details['nearer_expected'])))
 
 
 def _findings(sides, train, heldout):
@@ -139,11 +157,12 @@ def _findings(sides, train, heldout):
   copied, near, attack = ours['copied_rows'], ours['nearer_to_train'], ours.get('attack_auc')
   shared = set(privacy.identities(train)) & set(privacy.identities(heldout))
   if natural.value > KNOWN_BY_CHANCE and not shared:
-    found.append(f'{natural.value:.0%} of real rows would equal a training row by chance, and all equal rows are on one '
-                 'side: the rows held out are no fair sample, and distances to them are too large')
+    found.append(f'{natural.value:.0%} of real rows would equal a training row by chance, but all equal rows are on '
+                 'one side: the rows held out are no fair sample, and distances to them are too large')
   if privacy.is_alarming(copied, natural):
-    found.append(f'WARNING: {copied.value:.2%} of the rows drawn ({round(copied.value * copied.n)} of {copied.n}) equal '
-                 f'a training row, and {natural.value:.2%} of real rows would')
+    number = f'{round(copied.value * copied.n)} of {copied.n}'
+    found.append(f'WARNING: {copied.value:.2%} of the rows drawn ({number}) equal a training row, and '
+                 f'{natural.value:.2%} of real rows would')
   if near.low > sides['real']['nearer_to_train'].value:
     found.append(f'WARNING: {near.value:.1%} of the rows drawn are nearer to a training row than to one held out; '
                  f'{sides["real"]["nearer_to_train"].value:.1%} are expected')

@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from threadpoolctl import threadpool_limits
 
 from diffusion.evaluation.metrics.record import Estimate
 from diffusion.evaluation.metrics.tables import count, some, values
@@ -21,6 +22,8 @@ RESAMPLES = 400   # of the bootstrap
 MOST_ROWS = 5000  # of each side of the two-sample test, and of the rows that a trained model is tested on
 FOLDS = 5
 MANY = 255        # categories that the trees can take; more are taken as a number
+
+one_thread = threadpool_limits.wrap(limits=1)  # threads wait for each other: on a busy machine many take ten times as long
 
 
 class Worth(NamedTuple):
@@ -66,6 +69,7 @@ def weighted_r2(predicted, truth, weights):
   return np.where(np.isfinite(found), found, np.nan)
 
 
+@one_thread
 def worth(table, test, target, seed):
   """The Worth of a table for predicting a column: of categories, the mean over classes of the area under the ROC
   curve, one class against the rest; of numbers, R^2.
@@ -79,6 +83,7 @@ def worth(table, test, target, seed):
     target: the column, one of `columns`.
   """
   (x, y), (x_test, y_test) = (_split(t, target) for t in (table, some(test, MOST_ROWS, seed)))
+  x, x_test = _without_empty(x, x_test)
   weights = weights_of_resamples(len(y_test), seed)
   make, measure = (_regressors, _r2_of) if target['kind'] == 'number' else (_classifiers, _auc_of)
   found = {name: measure(model, x, y, x_test, y_test, weights) for name, model in make(table, target, seed).items()}
@@ -127,6 +132,12 @@ def _features(table, keep):
   return np.hstack([table.numbers[:, keep['number']], table.categories[:, keep['category']]])
 
 
+def _without_empty(x, other):
+  """Both with 0 in columns that have no numbers in x: there is nothing to learn from them, and the trees refuse them."""
+  empty = np.isnan(x).all(0)
+  return np.where(empty, 0., x), np.where(empty, 0., other)
+
+
 def _linear(table, target, model):
   number = sum(c['kind'] == 'number' and c != target for c in table.columns)
   rest = len(table.columns) - number - (target is not None)
@@ -144,6 +155,7 @@ def _trees(table, target, seed):
   return dict(categorical_features=mask if any(mask) else None, random_state=seed, early_stopping=False)
 
 
+@one_thread
 def two_sample_auc(a, b, seed):
   """How well boosted trees tell the rows of two tables apart: the area under the ROC curve, an Estimate.
 
@@ -157,6 +169,7 @@ def two_sample_auc(a, b, seed):
   x, y = np.vstack([_features(a, every), _features(b, every)]), np.repeat([0, 1], number)
   weights, areas = weights_of_resamples(2 * number, seed), []
   for train, test in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(x, y):
-    model = HistGradientBoostingClassifier(**_trees(a, None, seed)).fit(x[train], y[train])
-    areas.append(weighted_auc(model.decision_function(x[test]), y[test] == 1, weights[:, test]))
+    known, unseen = _without_empty(x[train], x[test])
+    model = HistGradientBoostingClassifier(**_trees(a, None, seed)).fit(known, y[train])
+    areas.append(weighted_auc(model.decision_function(unseen), y[test] == 1, weights[:, test]))
   return resampled(np.mean(areas, 0), number)

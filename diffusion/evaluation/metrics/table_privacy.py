@@ -13,7 +13,7 @@ from diffusion.evaluation.metrics.record import normal, share
 from diffusion.evaluation.metrics.table_models import resampled, RESAMPLES, weighted_auc
 from diffusion.evaluation.metrics.tables import count, take
 
-PAIRS = 2 ** 24  # distances held at once
+PAIRS = 2 ** 22  # distances held at once
 TIED = 1e-9      # relative difference of distances that count as equal
 ALARM = .01      # false-positive rate at which the membership attack is looked at
 
@@ -63,7 +63,7 @@ def metric_of(*tables):
   """The Metric of real rows; it treats training and held-out rows alike, or the share expected would not be exact."""
   numbers = np.concatenate([table.numbers for table in tables])
   numbers = np.where(np.isnan(numbers).all(0), 0., numbers)
-  low, centre, high = np.nanquantile(numbers, (.25, .5, .75), axis=0)
+  low, centre, high = (np.nanquantile(numbers, q, axis=0) for q in (.25, .5, .75))
   spread = np.where(high > low, high - low, np.nanstd(numbers, 0))
   return Metric(centre, np.where(spread > 0, spread, 1.))
 

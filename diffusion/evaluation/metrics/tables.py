@@ -154,7 +154,7 @@ def _spearman(ranks, present):
   with np.errstate(divide='ignore', invalid='ignore'):
     covariance, variance = ranks.T @ ranks - one * one.T / n, two - one ** 2 / n
     found = covariance / np.sqrt(variance * variance.T)
-  return np.clip(np.where((variance * variance.T > 1e-18) & np.isfinite(found), found, 0.), -1, 1)
+  return np.clip(np.where(np.minimum(variance, variance.T) > 1e-9, found, 0.), -1, 1)
 
 
 def _ratios(ranks, present, hot, member):
