@@ -127,7 +127,7 @@ def compare(train, heldout, drawn, losses, target, seed):
                copula=judged(gaussian_copula(train, number, rng)),
                real=[likeness(real, heldout, seed), useful, _fresh(train, heldout, ours[3], seed)])
   sides = {name: {key: e for part in parts for key, e in part.metrics.items()} for name, parts in found.items()}
-  attacked = privacy.membership_attack(*losses, seed) if losses else {}
+  attacked = {} if losses is None else privacy.membership_attack(*losses, seed)
   sides['ours'] |= attacked
   details = {key: value for part in ours for key, value in part.details.items()}
   notes = [note for part in ours for note in part.notes]

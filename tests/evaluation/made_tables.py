@@ -36,7 +36,7 @@ def thirds(whole, seed=0):
 
 
 def mixed(n, seed):
-  """Correlated columns of all kinds: a number, one of which a fifth is missing, whole numbers; 2, 3 and 5 categories."""
+  """Correlated columns: a number, one that a fifth of the rows lack, whole numbers; 2, 3 and 5 categories."""
   rng = np.random.default_rng(seed)
   z = rng.normal(size=(n, 1)) + .7 * rng.normal(size=(n, 6))
   numbers = np.stack([z[:, 0], np.where(rng.random(n) < .2, np.nan, z[:, 1]), np.round(4 * z[:, 2])], 1)

@@ -23,7 +23,7 @@ MOST_ROWS = 5000  # of each side of the two-sample test, and of the rows that a 
 FOLDS = 5
 MANY = 255        # categories that the trees can take; more are taken as a number
 
-one_thread = threadpool_limits.wrap(limits=1)  # threads wait for each other: on a busy machine many take ten times as long
+one_thread = threadpool_limits.wrap(limits=1)  # threads wait for each other: on a busy machine ten times as long
 
 
 class Worth(NamedTuple):
@@ -133,7 +133,7 @@ def _features(table, keep):
 
 
 def _without_empty(x, other):
-  """Both with 0 in columns that have no numbers in x: there is nothing to learn from them, and the trees refuse them."""
+  """Both with 0 in columns that have no numbers in x: nothing can be learnt from them, and the trees refuse them."""
   empty = np.isnan(x).all(0)
   return np.where(empty, 0., x), np.where(empty, 0., other)
 

@@ -117,7 +117,7 @@ def associations(table):
 
   Two numbers: the correlation of their ranks (Spearman), in [-1, 1], over rows in which neither is missing. A number
   and a category: the correlation ratio of ranks, corrected for its bias (Kelley 1935). Two categories: Cramer's V,
-  corrected for its bias (Bergsma 2013, J. Korean Stat. Soc. 42, section 3). The corrected ones are in [0, 1] and near
+  corrected for its bias (Bergsma 2013, J. Korean Stat. Soc. 42(3)). The corrected ones are in [0, 1] and near
   0 for independent columns, whatever the number of categories.
   """
   present = (~np.isnan(table.numbers)).astype(np.float64)
