@@ -9,7 +9,7 @@ from diffusion.tasks.fonts import escaped
 PANELS, ACROSS = 24, 6  # of columns.png
 BARS = 8                # categories of a panel; the others are summed up
 NAMED = 60              # columns up to which pairs.png writes their names
-BINS = 24
+BINS = 24               # of a histogram of numbers, at most
 REAL, DRAWN = 'black', 'tab:orange'
 
 
@@ -24,8 +24,8 @@ def columns(drawn, real, distances):
   figure, panels = _figure((2.5 * ACROSS, 2.1 * rows + .5), (rows, ACROSS))
   for axes, column in zip(panels.flat, worst):
     paint = _numbers if column['kind'] == 'number' else _categories
-    paint(axes, values(drawn, column), values(real, column), column)
-    axes.set_title(f'{short(column["name"], 24)}\n{distances[column["name"]]:.3f}', fontsize=8)
+    more = paint(axes, values(drawn, column), values(real, column), column)
+    axes.set_title(f'{short(column["name"], 24)}\n{distances[column["name"]]:.3f}{more}', fontsize=8)
     axes.tick_params(labelsize=6)
   for axes in panels.flat[len(worst):]:
     axes.set_axis_off()
@@ -36,19 +36,17 @@ def columns(drawn, real, distances):
 
 
 def _numbers(axes, drawn, real, column):
-  """Histograms over the central 98 % of both; what is beyond counts in the outermost bins."""
+  """Histograms over the central 98 % of both; what is beyond counts in the outermost bins. Returns what is missing."""
   known = [x[~np.isnan(x)] for x in (drawn, real)]
   both = np.concatenate(known)
   low, high = np.quantile(both, (.01, .99)) if len(both) else (0., 1.)
-  edges = np.linspace(low, high, BINS + 1) if high > low else np.linspace(low - .5, low + .5, BINS + 1)
+  edges = np.linspace(*((low, high) if high > low else (low - .5, low + .5)), bins(known, BINS) + 1)
   for x, every, colour, filled in zip(known, (drawn, real), (DRAWN, REAL), (True, False)):
     share = np.histogram(np.clip(x, edges[0], edges[-1]), edges)[0] / max(len(every), 1)
     axes.stairs(share, edges, color=colour, fill=filled, alpha=.6 if filled else 1)
-  if len(known[0]) < len(drawn) or len(known[1]) < len(real):
-    missing = [f'{np.isnan(x).mean():.0%}' for x in (real, drawn)]
-    axes.text(.97, .95, f'missing {missing[0]}, drawn {missing[1]}', fontsize=6, ha='right', va='top',
-              transform=axes.transAxes)
   axes.set_yticks([])
+  missing = [np.isnan(x).mean() for x in (real, drawn)]
+  return '; missing {:.0%}, drawn {:.0%}'.format(*missing) if any(missing) else ''
 
 
 def _categories(axes, drawn, real, column):
@@ -63,6 +61,7 @@ def _categories(axes, drawn, real, column):
     axes.bar(place + shift, np.append(share[shown], [share[rest].sum()] * bool(len(rest))), .4, color=colour)
   axes.set_xticks(place, labels, rotation=90 if len(labels) > 3 else 0)
   axes.set_yticks([])
+  return ''
 
 
 def pairs(drawn, real):
@@ -103,12 +102,17 @@ def privacy(drawn, real, losses):
 def _histograms(axes, groups, colours):
   every = np.concatenate(list(groups.values()))
   low, high = every.min(), np.quantile(every, .99)
-  edges = np.linspace(low, high if high > low else low + 1, 41)
+  edges = np.linspace(low, high if high > low else low + 1, bins(groups.values(), 40) + 1)
   for (name, x), colour in zip(groups.items(), colours):
     share = np.histogram(np.clip(x, None, edges[-1]), edges)[0] / len(x)
     axes.stairs(share, edges, color=colour, label=f'{name.replace("_", " ")}, median {np.median(x):.3g}',
                 fill=colour == DRAWN, alpha=.6 if colour == DRAWN else 1)
   axes.legend(fontsize=8)
+
+
+def bins(groups, most):
+  """How many bins a histogram has, by the smallest group: 2 n^(1/3), Rice's rule."""
+  return int(np.clip(2 * min(map(len, groups)) ** (1 / 3), 8, most))
 
 
 def short(name, most):
