@@ -24,7 +24,7 @@ ENOUGH = 20      # rows of either side
 DRAWS = 16       # of times and noise, over which the loss of a row is averaged
 ATTACKED = 4096  # rows of either side whose loss is measured
 PROBED = 2000    # rows whose closest training row is looked for
-KNOWN_BY_CHANCE = .05  # share of equal rows from which they bend what is held out by content
+BY_CHANCE = .05  # share of rows with equal ones, above which a split by content holds out no fair sample
 PASSING = 'passing is no proof that a table is private, or that a model is'
 
 
@@ -51,14 +51,14 @@ def likeness(table, heldout, seed):
 
 
 def usefulness(table, target, best, heldout, seed):
-  """The Side of what a table is worth for predicting a column of real rows.
+  """(the Side of what a table is worth for predicting a column of real rows, the Worth of training rows).
 
   Args:
     target: the column, one of `columns`.
     best: the Worth of as many training rows, or None, where the table is these rows.
   """
-  own = models.worth(table, heldout, target, seed)
-  best, name = best or own, target['name']
+  own, name = models.worth(table, heldout, target, seed), target['name']
+  best = best or own
   found, notes = dict(tstr=models.resampled(own.score, own.number)), ()
   limit, guess = models.resampled(best.score, best.number), 0. if target['kind'] == 'number' else .5
   if limit.low > guess:
@@ -156,7 +156,7 @@ def _findings(sides, train, heldout):
   ours, natural, found = sides['ours'], sides['real']['copied_rows'], []
   copied, near, attack = ours['copied_rows'], ours['nearer_to_train'], ours.get('attack_auc')
   shared = set(privacy.identities(train)) & set(privacy.identities(heldout))
-  if natural.value > KNOWN_BY_CHANCE and not shared:
+  if natural.value > BY_CHANCE and not shared:
     found.append(f'{natural.value:.0%} of real rows would equal a training row by chance, but all equal rows are on '
                  'one side: the rows held out are no fair sample, and distances to them are too large')
   if privacy.is_alarming(copied, natural):
