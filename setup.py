@@ -25,6 +25,7 @@ setup(
     'safetensors>=0.8,<1',
     'scikit-learn>=1.9,<2',
     'scipy>=1.17,<2',
+    'threadpoolctl>=3.5,<4',
     'tensorboardX>=2.6.5,<3',
     'tensorflow-datasets>=4.9.10,<5',
     'importlib_resources>=7.1,<8',  # tensorflow-datasets imports it without declaring it

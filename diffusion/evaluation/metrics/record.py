@@ -19,15 +19,16 @@ from diffusion.errors import InputError
 FORMAT = 1
 # Lower is better.
 LOWER = ('fd_infinity', 'fd', 'kid', 'sliced_wasserstein', 'copies', 'heldout_error', 'bits_bound', 'bits_ode',
-         'nelbo', 'nelbo_token')
+         'nelbo', 'nelbo_token', 'two_sample_auc', 'nearer_to_train', 'copied_rows', 'attack_auc', 'attack_tpr')
 # Higher is better.
 HIGHER = ('precision', 'recall', 'density', 'coverage', 'inception_score', 'class_accuracy', 'attribute_accuracy',
-          'diversity', 'authenticity')
+          'diversity', 'authenticity', 'tstr', 'tstr_ratio', 'rare_categories')
 # Metrics of families have names that end in one of these; lower is better.
 ENDINGS = ('_distance', '_nll', '_error')
 # The expected value depends on n.
 SIZED = ('fd', 'copies', 'inception_score', 'precision', 'recall', 'density', 'coverage', 'diversity',
-         'sliced_wasserstein')
+         'sliced_wasserstein', 'column_distance', 'worst_column_distance', 'missing_distance', 'pair_distance',
+         'two_sample_auc', 'tstr', 'tstr_ratio', 'rare_categories')
 NAMES = ('reference', 'extractor')  # names of what the hashes identify
 
 
