@@ -8,7 +8,8 @@ from diffusion.errors import InputError, shown
 
 FEW = 10               # fewer rows say nothing about which columns are identifiers
 MOST_CATEGORIES = 200  # a text column with more is suspected of being none of categories
-IDENTIFIER = re.compile(r'(^|[\W_])(id|ids|uid|uuid|index|mrn|nr|key|identifier)$|ID$|Id$|^column 1$', re.IGNORECASE)
+IDENTIFIER = re.compile(r'(?i:(^|[\W_])(id|ids|uid|uuid|index|mrn|nr|key|identifier)$|'
+                        r'^(patient|subject|case|record|sample)s?[\W_]?(id|no|nr|num|number)?$)|(?<=[a-z])I[dD]$|^column 1$')
 LISTED = 6             # names in a note
 
 

@@ -4,7 +4,8 @@ A column is described by a dict, the same in the facts of data and of checkpoint
   name, kind ('number' or 'category'), place (index among the numbers, or among the categories)
   of a category: categories, a list of texts; '' stands for missing
   of a number: decimals, least (decimals that are always written), missing (whether any is), form ('plain' or 'date'),
-    origin (what is subtracted; of a date the moment, as ISO text), and how it is written:
+    origin (what is subtracted; of a date the moment, as ISO text), cut (where decimals were left out), and how it is
+    written:
     before, after (units), decimal, thousands; or date, padded, per_day (dates.py)
 """
 from decimal import Decimal
@@ -17,7 +18,7 @@ from diffusion.errors import InputError, shown, unknown
 
 MISSING = {'', 'na', 'n/a', '#n/a', '<na>', 'nan', 'null', 'none', '?', '-'}  # in numbers, in any case
 MISSING_TEXT = MISSING - {'none', '-'}  # of texts these two may be answers: no treatment, a negative test
-MOST_STEPS = 2 ** 22   # of the last decimal, which a 32-bit float still tells apart
+MOST_STEPS = 2 ** 23   # of the last decimal, which a 32-bit float still tells apart
 MOST_DECIMALS = 300
 UNIT = re.compile(r"""(?P<before>(?:[€$£¥₹]|USD|EUR|GBP|CHF|JPY)\s?)?[-+−]?[\d.,'\u2019\xa0\u202f ]*\d[.,]?(?:[eE][-+]?\d+)?"""
                   r'(?P<after>\s?[^\W\d_][^\s]*(?: [^\W\d][^\s]*)?|\s?[%‰°€$£¥₹][^\s\d]*)?')
@@ -101,6 +102,7 @@ def number_column(name, texts, style, gaps):
   low, high, decimals = values.min(), values.max(), min(int(digits.max()), MOST_DECIMALS)
   while (high - low) * 10. ** decimals > MOST_STEPS and decimals > 0:
     decimals -= 1
+    column['cut'] = True
   largest = max(abs(low), abs(high))
   if largest > high - low and largest * 10. ** decimals > MOST_STEPS:  # the origin is round: no one's own number
     unit = 10. ** np.ceil(np.log10(max(high - low, 1)))

@@ -161,10 +161,8 @@ def known(facts, fitted, path):
     if name in ignored:
       continue
     column = _column(facts, name, f'impute={path}')
-    place, read = column['place'], {}
-    for text in dict.fromkeys(texts):
-      where = f'impute={path}, line {table.lines[texts.index(text)]}'
-      read[text] = _cell(fitted, column, text, where)
+    place, first = column['place'], dict(zip(reversed(texts), reversed(table.lines)))
+    read = {text: _cell(fitted, column, text, f'impute={path}, line {line}') for text, line in first.items()}
     (numbers if column['kind'] == 'number' else categories)[:, place] = [read[text] for text in texts]
   if np.isnan(numbers).all() and (categories < 0).all():
     raise InputError(f'impute={path}: nothing in it is known; leave impute out to draw whole rows')
