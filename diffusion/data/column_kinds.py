@@ -61,18 +61,21 @@ def _numbers(name, texts, distinct, present, comma, kind):
 
 
 def _refuse_nearly_numbers(name, texts, present, comma):
-  """Raises InputError where nine texts of ten are numbers: as categories they would be of no use."""
-  if len(present) < 2 * FEW:
+  """Raises InputError where nine texts of ten are numbers, or all are in up to 5 units: as categories they would be of
+  no use, and leaving the column out is for the user to decide."""
+  matches = [columns.UNIT.fullmatch(text) for text in present]
+  units = {(match['before'], match['after']) for match in matches if match}
+  odd = [text for text, match in zip(present, matches) if not match]
+  if len(present) < 2 * FEW or len(odd) > len(present) / 10 or len(units) > 5:
     return
-  odd = [text for text in present if not columns.number_style([text], comma)]
-  if len(odd) < len(present) / 10 and len(present) - len(odd) > FEW:
-    style = columns.number_style([text for text in present if text not in odd], comma)
-    what = f'numbers, but {shown(odd[0][:40])!r} (row {texts.index(odd[0]) + 1}) is none' if odd else \
-      'numbers in several formats or units'
-    if odd and style is None:
-      return
-    raise InputError(f'column {name!r}: nearly all values are {what}; mend the file, or set drop={name!r}'
-                     + (f', or numbers={name!r} to count such values ({len(odd)}) as missing' if odd else ''))
+  odd = odd or [text for text in present if not columns.number_style([text], comma)]
+  several = ' or '.join(sorted((before or '') + (after or '') for before, after in units)) if len(units) > 1 else ''
+  example = f'{shown(odd[0][:40])!r} (row {texts.index(odd[0]) + 1}) is none' if odd else ''
+  if len(odd) > len(present) / 10 or not (odd or several):
+    return
+  what = f'numbers, but {example}' if odd else f'numbers in several units ({several})'
+  counted = f', or numbers={name!r} to count such values ({len(odd)}) as missing' if odd and not several else ''
+  raise InputError(f'column {name!r}: nearly all values are {what}; mend the file, or set drop={name!r}{counted}')
 
 
 def _counts_rows(name, column, values):

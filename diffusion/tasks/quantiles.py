@@ -6,10 +6,10 @@ the middle between two grid points, and z is linear between them. A value's inte
 F(x - step/2), which is large for a value that many rows share; drawing uniformly within it makes z exactly normal, and
 rounding to the grid brings the value back (Rueschendorf 2009, "On the distributional transform"; Dunn & Smyth 1996).
 
-No knot is the number of a row. Knots are rounded to 1/500 of the spread (twice the width of the shortest interval that
-holds a quarter of the rows: two distant clusters do not widen it) and have 5 rows between them, except around a value
-that 1 % of the rows share, and at wide gaps. The ends, and the edges of gaps, are rounded outwards, to 1/10 of the
-spread. Beyond the outermost 5 rows the knots are those of an exponential distribution with the mean of these rows, up
+No knot tells the number of a row. Knots are rounded to 1/500 of the spread (twice the width of the shortest interval
+that holds a quarter of the rows: two distant clusters do not widen it), and more coarsely where rows are further apart,
+and have 5 rows between them, except around a value that 1 % of the rows share, and at wide gaps. The ends, and the edges
+of gaps, are rounded outwards, to 1/10 of the spread. Beyond the outermost 5 rows the knots are those of an exponential distribution with the mean of these rows, up
 to the ends: samples neither pile up there nor lie beyond.
 """
 import jax
@@ -100,12 +100,14 @@ def _inner(grid, counts, below, unit, gaps):
     shared |= {grid[i] - .5, grid[i] + .5}
   levels, reach = (most - len(shared)) // 2, ndtri(min(FEW / n, .25))
   levels = np.concatenate([np.arange(1, levels) / levels, ndtr(np.linspace(reach, -reach, levels))])
-  at = grid[np.minimum(np.searchsorted(below[1:], np.sort(levels) * n), len(grid) - 1)]
-  knots, last, every = [], 0, sorted(shared | set(np.rint(at / unit) * unit + .5))
+  rows, at = np.repeat(grid, counts), np.minimum((np.sort(levels) * n).astype(int), n - 1)
+  width = rows[np.minimum(at + 2, n - 1)] - rows[np.maximum(at - 2, 0)]  # of five rows: none of them is to be told
+  local = np.maximum(np.vectorize(_nice, [float])(width), unit)
+  knots, last, every = [], 0, sorted(shared | set(np.rint(rows[at] / local) * local + .5))
   passed = below[np.searchsorted(grid, every)]
-  for knot, rows in zip(every, passed):
-    if knot in shared or (rows - last >= FEW and n - rows >= FEW):
-      knots, last = knots + [knot], rows
+  for knot, number in zip(every, passed):
+    if knot in shared or (number - last >= FEW and n - number >= FEW):
+      knots, last = knots + [knot], number
   return np.array(knots or [every[int(np.argmin(np.abs(passed - n / 2)))]])
 
 

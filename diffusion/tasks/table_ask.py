@@ -25,6 +25,7 @@ def ask_columns(facts, fitted, condition):
     condition: (z, categories, given) -> cond, as in table.py.
   """
   flags, texts = category_sizes(facts)[1], count(facts, 'category')
+  build = jax.jit(lambda low, high, categories, given: condition(quantiles.normal(low, high, .5), categories, given))
 
   def ask(request, ids, seed):
     for name in TAKES:
@@ -52,7 +53,7 @@ def ask_columns(facts, fitted, condition):
     low, high = (np.float32(ends) for ends in quantiles.intervals(fitted, np.nan_to_num(numbers)))
     every = np.concatenate([np.maximum(categories, 0), gone[:, flags]], 1).astype(np.int32)
     asked = np.concatenate([present | gone, categories >= 0, flagged[:, flags]], 1)
-    return Asked(jax.device_get(condition(quantiles.normal(low, high, .5), every, asked)), labels)
+    return Asked(jax.device_get(build(low, high, every, asked)), labels)
   return ask
 
 

@@ -134,7 +134,12 @@ def test_the_user_overrules_what_is_found(tmp_path):
   assert column['missing'] and np.isnan(values[-1]) and values[1] == 7.5
   column, values, _ = found([str(i % 5) for i in range(30)], folder=tmp_path, categories=('x',))
   assert column['categories'] == list('01234') and values[6] == 1
+  column, _, source = found([str(i % 5) for i in range(30)], folder=tmp_path, categories='[x, other]')
+  assert [c['kind'] for c in source.train.facts['columns']] == ['category'] * 2
   column, _, _ = found([f'note {i}' for i in range(30)], folder=tmp_path, categories='x')
   assert len(column['categories']) == 30
+  with pytest.raises(InputError, match=r"'x': nearly all values are numbers in several units \( g or  mg\); mend"):
+    found([f'{i} {"mg" if i % 2 else "g"}' for i in range(40)], folder=tmp_path)
+  assert found([f'{i} Road {i}' for i in range(40)], folder=tmp_path)[0] is None  # addresses
   assert found(['1', '2'] * 15, folder=tmp_path, drop='x')[0] is None
   assert found(['1', '2'] * 15, folder=tmp_path, drop='x')[2].train.facts['left_out'] == []

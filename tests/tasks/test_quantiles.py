@@ -111,6 +111,11 @@ def test_knots_are_few_rise_and_are_no_rows_own_number():
       own = x[:np.searchsorted(x, x[-1]) + 1]
       assert (np.diff(own) > 0).all() and (np.diff(z) >= 0).all()
       np.testing.assert_allclose(own / step % 1, .5, atol=1e-3)  # in the middle between two numbers of the grid
+  digits = np.random.default_rng(0).integers(-9, 10, TRAIN.shape) * FITTED['step']
+  others = quantiles.fit(TRAIN[:380] + digits[:380], DECIMALS)['x']  # other last digits: knots do not tell them
+  for name in ('normal', 'whole', 'clusters', 'wide'):
+    d = NAMES.index(name)
+    assert np.mean(np.isin(fitted['x'][d], others[d])) > .5, name
   for name in ('normal', 'whole'):  # most numbers occur once: knots are rounded far more than the data
     d = NAMES.index(name)
     whole = np.rint(FITTED['x'][d] / FITTED['step'][d] - .5)
