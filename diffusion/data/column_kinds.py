@@ -9,7 +9,8 @@ from diffusion.errors import InputError, shown
 FEW = 10               # fewer rows say nothing about which columns are identifiers
 MOST_CATEGORIES = 200  # a text column with more is suspected of being none of categories
 IDENTIFIER = re.compile(r'(?i:(^|[\W_])(id|ids|uid|uuid|index|mrn|nr|key|identifier)$|'
-                        r'^(patient|subject|case|record|sample)s?[\W_]?(id|no|nr|num|number)?$)|(?<=[a-z])I[dD]$|^column 1$')
+                        r'^(patient|subject|case|record|sample)s?[\W_]?(id|no|nr|num|number)?$)|'
+                        r'(?<=[a-z])I[dD]$|^column 1$')
 LISTED = 6             # names in a note
 
 
@@ -117,6 +118,7 @@ def notes(described, values, left_out, target):
   kinds = [('numbers', _number, [c for c in described if c['kind'] == 'number' and c['form'] == 'plain']),
            ('dates', lambda c: f'{shown(c["name"])} (as {dates.example(c)})',
             [c for c in described if c['kind'] == 'number' and c['form'] == 'date']),
+           ('with more digits than a 32-bit float holds, rounded', _number, [c for c in described if c.get('cut')]),
            ('categories', _categories, [c for c in described if c['kind'] == 'category']),
            ('with missing values, which are kept', lambda c: f'{shown(c["name"])} ({shares[c["name"]]:.1%})',
             [c for c in described if shares[c['name']]]),
@@ -127,9 +129,6 @@ def notes(described, values, left_out, target):
            ('left out, empty', lambda c: shown(c['name']), [c for c in left_out if c['kind'] == 'empty'])]
   lines = [f'{title} ({len(some)}): {_listed(list(map(describe, some[:LISTED])), len(some))}'
            for title, describe, some in kinds if some]
-  cut = [c['name'] for c in described if c['kind'] == 'number' and c.get('cut')]
-  if cut:
-    lines += [f'rounded to what a 32-bit float holds: {_listed(list(map(shown, cut[:LISTED])), len(cut))}']
   many = [c['name'] for c in described if c['kind'] == 'category' and len(c['categories']) > MOST_CATEGORIES]
   if many:
     lines += [f'more than {MOST_CATEGORIES} categories, of which rare ones are hardly learned; drop= leaves a column '

@@ -34,8 +34,8 @@ def ask_columns(facts, fitted, condition):
     if request.get('given') and request.get('impute'):
       raise InputError('given and impute: use one of them; what is known of a row can stand in its file')
     ids, labels = np.asarray(ids), None
-    numbers, gone = np.full((len(ids), count(facts, 'number')), np.nan), np.zeros((len(ids), count(facts, 'number')), bool)
-    categories = np.full((len(ids), texts), -1, np.int32)
+    numbers = np.full((len(ids), count(facts, 'number')), np.nan)
+    gone, categories = np.zeros(numbers.shape, bool), np.full((len(ids), texts), -1, np.int32)
     if request.get('impute'):
       cells = known(facts, fitted, request['impute'])
       numbers, categories = (array[ids % len(array)] for array in cells)
@@ -155,8 +155,8 @@ def known(facts, fitted, path):
     InputError: no such file or table, unknown columns, cells that are not understood; names the line.
   """
   table = csv_text.read(path, 'impute', several=False)
-  count = [sum(c['kind'] == kind for c in facts['columns']) for kind in ('number', 'category')]
-  numbers, categories = np.full((len(table.lines), count[0]), np.nan), np.full((len(table.lines), count[1]), -1, np.int32)
+  numbers = np.full((len(table.lines), count(facts, 'number')), np.nan)
+  categories = np.full((len(table.lines), count(facts, 'category')), -1, np.int32)
   ignored = {left['name'] for left in facts.get('left_out', ())}
   for name, texts in zip(table.header, table.columns):
     if name in ignored:

@@ -110,12 +110,14 @@ def test_rows_of_others_may_lie_a_little_beyond_the_range(tmp_path):
 
 @pytest.mark.parametrize('header, rows, message', [
   (['age', 'colour'], [['50', 'red']], "column: unknown 'colour'; valid: age, weight"),
-  (['age', 'stage'], [['50', 'I'], ['50', 'IV']], "line 3: stage: unknown 'IV'; did you mean 'I'? Valid: I, II, III, (empty)"),
+  (['age', 'stage'], [['50', 'I'], ['50', 'IV']],
+   "line 3: stage: unknown 'IV'; did you mean 'I'? Valid: I, II, III, (empty)"),
   (['age', 'stage'], [['50', 'I'], ['', ''], ['fifty', 'I']], "line 4: age: 'fifty' is not a number such as 12"),
   (['age', 'stage'], [['900', 'I']], 'line 2: age=900 is far outside the range of the training data, 20 to 90'),
   (['age', 'stage'], [['50', 'I', '3']], 'line 2: 3 fields, expected the 2'),
   (['age', 'stage'], [['NA', '']], 'nothing in it is known'), (['age', 'stage'], [], 'a header and no rows'),
-  (['age', 'age'], [['50', '50']], "both called 'age'"), (['visit'], [['2021-01-01']], 'is not a date such as 31.12.2025')])
+  (['age', 'age'], [['50', '50']], "both called 'age'"),
+  (['visit'], [['2021-01-01']], 'is not a date such as 31.12.2025')])
 def test_a_file_that_does_not_fit_is_refused_by_its_line(tmp_path, header, rows, message):
   path = write(tmp_path / 'holes.csv', header, rows)
   with pytest.raises(InputError, match=re.escape(message)) as error:
