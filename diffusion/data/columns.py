@@ -4,7 +4,8 @@ A column is described by a dict, the same in the facts of data and of checkpoint
   name, kind ('number' or 'category'), place (index among the numbers, or among the categories)
   of a category: categories, a list of texts; '' stands for missing
   of a number: decimals, least (decimals that are always written), missing (whether any is), form ('plain' or 'date'),
-    origin (what is subtracted; of a date the moment, as ISO text), and how it is written:
+    origin (what is subtracted; of a date the moment, as ISO text), cut (where decimals were left out), and how it is
+    written:
     before, after (units), decimal, thousands; or date, padded, per_day (dates.py)
 """
 from decimal import Decimal
@@ -17,9 +18,10 @@ from diffusion.errors import InputError, shown, unknown
 
 MISSING = {'', 'na', 'n/a', '#n/a', '<na>', 'nan', 'null', 'none', '?', '-'}  # in numbers, in any case
 MISSING_TEXT = MISSING - {'none', '-'}  # of texts these two may be answers: no treatment, a negative test
-MOST_STEPS = 2 ** 22   # of the last decimal, which a 32-bit float still tells apart
+MOST_STEPS = 2 ** 23   # of the last decimal, which a 32-bit float still tells apart
 MOST_DECIMALS = 300
-UNIT = re.compile(r"""(?P<before>(?:[€$£¥₹]|USD|EUR|GBP|CHF|JPY)\s?)?[-+−]?[\d.,'\u2019\xa0\u202f ]*\d[.,]?(?:[eE][-+]?\d+)?"""
+UNIT = re.compile(r'(?P<before>(?:[€$£¥₹]|USD|EUR|GBP|CHF|JPY)\s?)?'
+                  r"[-+−]?[\d.,'\u2019\xa0\u202f ]*\d[.,]?(?:[eE][-+]?\d+)?"
                   r'(?P<after>\s?[^\W\d_][^\s]*(?: [^\W\d][^\s]*)?|\s?[%‰°€$£¥₹][^\s\d]*)?')
 SPACES = (' ', '\xa0', '\u202f')
 
@@ -101,12 +103,14 @@ def number_column(name, texts, style, gaps):
   low, high, decimals = values.min(), values.max(), min(int(digits.max()), MOST_DECIMALS)
   while (high - low) * 10. ** decimals > MOST_STEPS and decimals > 0:
     decimals -= 1
+    column['cut'] = True
   largest = max(abs(low), abs(high))
   if largest > high - low and largest * 10. ** decimals > MOST_STEPS:  # the origin is round: no one's own number
     unit = 10. ** np.ceil(np.log10(max(high - low, 1)))
     column['origin'] = float(np.floor(low / unit) * unit)
   values = np.round(values - column['origin'], decimals) + 0.  # no negative zeros
-  return column | dict(decimals=decimals, least=int(min(digits.min(), MOST_DECIMALS))), dict(zip(texts, values.tolist()))
+  column |= dict(decimals=decimals, least=int(min(digits.min(), MOST_DECIMALS)))
+  return column, dict(zip(texts, values.tolist()))
 
 
 def to_number(column, text):
@@ -121,7 +125,7 @@ def to_number(column, text):
     if column['form'] == 'date':
       return float(dates.to_number(column, text))
     before, after = column['before'], column['after']
-    bare = text.removeprefix(before).removeprefix(before.strip()).removesuffix(after).removesuffix(after.strip()).strip()
+    bare = text.removeprefix(before.strip()).removesuffix(after.strip()).strip()
     own = _pattern('', '', column['decimal'], column['thousands']).fullmatch(bare + '\n')
     value = float(plain(column | dict(before='', after=''), [bare])[0] if own else bare)
     if not np.isfinite(value):
