@@ -13,10 +13,10 @@ For four classes all choices of `sprites.design` are walked. Of heroes these are
 three parts that are independent of each other: the head with the beard (a hat hides the hair, on which the beard
 depends), the clothes, and what they hold. p is the product.
 
-One combination of attributes in ten is reserved for the held-out side, by a hash of all attributes, those that a caption
-does not show too. Training captions therefore have nearly this distribution, not exactly; so do held-out ones, from
-which sprites that look like one of the training set are missing besides. The table shows how far it matters: -log p of
-held-out captions against the entropy.
+One combination of attributes in ten is reserved for the held-out side, by a hash of all attributes, also of those that
+captions do not show. So training captions have nearly this distribution, not exactly, and so do held-out ones, of which
+those whose picture is like one of the training set are dropped. Of the default sprites the mean -log p less the entropy
+is -0.004 +- 0.008 (one standard error) for the 20,000 training captions, 0.036 +- 0.034 for the 1,000 held-out ones.
 """
 import argparse
 import functools
@@ -237,7 +237,8 @@ def main(argv=None):
   samples = diffusion.draw(model, options.number, options.seed, batch=256)
   rows += of_samples(labels, samples, train, 'samples')
   rows += of_samples(labels, draw(labels, options.seed), train, 'as many captions of the grammar')
-  print(f'{options.workdir}, step {model.step}, {options.number} samples\n\n| figure | value | 95 % interval |\n|---|---|---|')
+  print(f'{options.workdir}, step {model.step}, {options.number} samples\n\n'
+        '| figure | value | 95 % interval |\n|---|---|---|')
   for name, value in rows:
     number, low, high = (value, None, None) if isinstance(value, float) else (value.value, value.low, value.high)
     print(f'| {name} | {number:.4f} | ' + ('|' if low is None else f'{low:.4f} to {high:.4f} |'))

@@ -218,26 +218,17 @@ def with_more_beards(made):
   return made._replace(tables=({part: p / sum(weights.values()) for part, p in weights.items()}, *rest))
 
 
-def with_beards_under_any_hair(made):
-  """A wrong Grammar of heroes: as many beards, but as often with long hair as with other heads."""
-  head, *rest = made.tables
-  alone = [collections.Counter(), collections.Counter()]
-  for part, p in head.items():
-    alone[0][part[0]] += p
-    alone[1][part[1]] += p
-  product = {(text, beard): p * q for text, p in alone[0].items() for beard, q in alone[1].items()}
-  return made._replace(tables=(product, *rest))
-
-
 @pytest.mark.parametrize('label', (0, 5))
 def test_words_of_heroes_occur_together_as_often_as_the_distribution_says(label):
   values = p_values(captions.grammar(label).tables, label)
   assert min(values) > 1e-3, values
 
 
-@pytest.mark.parametrize('wrong', (with_more_beards, with_beards_under_any_hair))
-def test_a_wrong_distribution_of_heroes_is_found(wrong):
-  assert min(p_values(wrong(captions.grammar(0)).tables, 0)) < 1e-9
+def test_a_wrong_distribution_of_heroes_is_found(monkeypatch):
+  wrong = with_more_beards(captions.grammar(0))
+  assert min(p_values(wrong.tables, 0)) < 1e-9
+  monkeypatch.setattr(captions, 'grammar', lambda label: wrong)
+  assert deviation(0) > 4
 
 
 @pytest.mark.parametrize('label', (1, 2, 3, 4))
@@ -257,12 +248,6 @@ def deviation(label):
 @pytest.mark.parametrize('label', range(6))
 def test_the_mean_surprise_of_real_draws_is_the_entropy(label):
   assert deviation(label) < 4
-
-
-def test_the_mean_surprise_tells_a_wrong_distribution(monkeypatch):
-  wrong = with_more_beards(captions.grammar(0))
-  monkeypatch.setattr(captions, 'grammar', lambda label: wrong)
-  assert deviation(0) > 4
 
 
 @pytest.mark.parametrize('label, text, right', [
