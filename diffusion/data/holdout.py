@@ -1,4 +1,5 @@
 """Which examples are held out: decided by their content, so that none is on both sides."""
+import collections
 import hashlib
 
 import numpy as np
@@ -23,6 +24,14 @@ def fingerprints(data, salt=''):
   return [_row_fingerprint([column[i] for column in columns], salt) for i in range(size(data))]
 
 
+def _of_each(prints, salt):
+  """A hash of each example from one that equal examples share, and from how many of these came before it."""
+  seen = collections.Counter()
+  for value in prints:
+    seen[value] += 1
+    yield _name_fingerprint(f'{value} {seen[value]}', salt)
+
+
 def _row_fingerprint(values, salt):
   digest = hashlib.blake2b(digest_size=8, key=salt.encode())
   for value in values:
@@ -38,7 +47,7 @@ def _name_fingerprint(name, salt):
   return int.from_bytes(digest.digest(), 'little')
 
 
-def split(data, heldout, seed, name, notes=(), names=None):
+def split(data, heldout, seed, name, notes=(), names=None, together=True):
   """A Source with about `heldout` of the examples held out; which ones does not depend on their order.
 
   Args:
@@ -50,6 +59,8 @@ def split(data, heldout, seed, name, notes=(), names=None):
     notes: of the Source.
     names: None, to split by content; or N strings by which to split images that stay on disk; duplicates are then not
       noticed.
+    together: whether equal examples stay on one side. Of tables with few values, where many rows are equal by chance,
+      neither side would then be a fair sample.
   Raises:
     InputError: there are no examples, or `heldout` leaves none to train on.
   """
@@ -67,7 +78,8 @@ def split(data, heldout, seed, name, notes=(), names=None):
   held = np.zeros(count, bool)
   if number:
     salt = str(seed)
-    hashed = fingerprints(data, salt) if names is None else [_name_fingerprint(name, salt) for name in names]
+    hashed = [_name_fingerprint(name, salt) for name in names or ()] or fingerprints(data, salt)
+    hashed = hashed if together else list(_of_each(hashed, salt))
     prints = np.array(hashed, np.uint64)
     held = prints <= np.sort(prints)[number - 1]
   if held.all():

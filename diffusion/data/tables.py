@@ -23,7 +23,7 @@ def csv(path, target='', categories=(), numbers=(), drop=(), heldout=1 / 3, seed
     target: the column to predict, if there is one.
     categories, numbers: names of columns whose kind is to be this one; in numbers=, texts that are none are missing.
     drop: names of columns to leave out altogether.
-    heldout: a number of rows (int) or a fraction of them (float); equal rows stay on one side.
+    heldout: a number of rows (int) or a fraction of them (float). Which ones depends on their content, not on their order.
     seed: other seeds hold out other rows.
   Raises:
     InputError: a file that is no such table (csv_text.read), fewer than 10 rows, names that are not there.
@@ -96,7 +96,7 @@ def from_texts(table, target='', categories=(), numbers=(), drop=(), heldout=1 /
   file = dict(separator=table.separator, encoding=table.encoding)
   facts = dict(columns=described, target=target, left_out=left_out, file=file)
   notes = (*table.notes, *column_kinds.notes(described, values, left_out, target), *_warnings(rows, described))
-  return holdout.split(Dataset(arrays, facts), heldout, seed, name, notes)
+  return holdout.split(Dataset(arrays, facts), heldout, seed, name, notes, together=False)
 
 
 def _names(name, header, option, value):
