@@ -67,15 +67,7 @@ def split(data, heldout, seed, name, notes=(), names=None, together=True):
   what, name = _checked(data, name), str(name)
   count = size(data)
   check_seed(f'{name}: seed', seed)
-  if isinstance(heldout, bool) or not isinstance(heldout, (int, float)):
-    raise InputError(f'{name}: heldout={heldout!r}: expected a number of {what}, or a fraction such as 0.1')
-  if count == 0:
-    raise InputError(f'{name}: no {what} found')
-  fraction = isinstance(heldout, float)
-  number = heldout if not fraction else round(heldout * count) if 0 <= heldout < 1 else -1
-  if not 0 <= number <= count:
-    raise InputError(f'{name}: heldout={heldout} of {count} {what}; give a number or a fraction such as 0.1')
-  held = np.zeros(count, bool)
+  number, held = number_of(heldout, count, name, what), np.zeros(count, bool)
   if number:
     salt = str(seed)
     hashed = [_name_fingerprint(name, salt) for name in names or ()] or fingerprints(data, salt)
@@ -88,6 +80,19 @@ def split(data, heldout, seed, name, notes=(), names=None, together=True):
   if names is not None and number:
     notes = (*notes, 'held out by name and not by content: duplicates of an image may be on both sides')
   return sides(take(data, ~held), take(data, held), notes)
+
+
+def number_of(heldout, count, name, what):
+  """How many of `count` examples `heldout` means, a number (int) or a fraction (float); raises InputError."""
+  if isinstance(heldout, bool) or not isinstance(heldout, (int, float)):
+    raise InputError(f'{name}: heldout={heldout!r}: expected a number of {what}, or a fraction such as 0.1')
+  if count == 0:
+    raise InputError(f'{name}: no {what} found')
+  fraction = isinstance(heldout, float)
+  number = heldout if not fraction else round(heldout * count) if 0 <= heldout < 1 else -1
+  if not 0 <= number <= count:
+    raise InputError(f'{name}: heldout={heldout} of {count} {what}; give a number or a fraction such as 0.1')
+  return number
 
 
 def sides(train, heldout, notes=()):

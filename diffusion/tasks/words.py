@@ -44,8 +44,11 @@ def words(unit='word', length=0, most=50_000, *, data=None, facts=None):
     return np.array(found + [0] * (length - len(found)), np.int32)[:, None]
 
   def prepare(frozen, data):
-    column = np.stack([tokens_of(str(text)) for text in data.arrays['captions'][:]]) if len(
-      data.arrays['captions']) else np.zeros((0, length, 1), np.int32)
+    texts = data.arrays['captions'][:].tolist()
+    if unit == 'character':
+      column = _characters(texts, vocabulary, length)
+    else:
+      column = np.array([tokens_of(text) for text in texts], np.int32).reshape(-1, length, 1)
     return data._replace(arrays=data.arrays | dict(tokens=column))
 
   def batch(data, indices):
@@ -87,10 +90,21 @@ def unasked(cond):
 
 
 def _measured(data, unit, length, most):
-  split = [re.findall(UNITS[unit], str(text)) for text in data.arrays['captions'][:]]
-  count = collections.Counter(token for tokens in split for token in tokens)
+  count, longest = collections.Counter(), 0
+  for text in data.arrays['captions'][:].tolist():
+    found = text if unit == 'character' else re.findall(UNITS[unit], text)
+    count.update(found)
+    longest = max(longest, len(found))
   vocabulary = [END, UNKNOWN, *sorted(token for token, _ in count.most_common(most - 2))]
-  return dict(vocabulary=vocabulary, length=length or max(map(len, split)), unit=unit)
+  return dict(vocabulary=vocabulary, length=length or longest, unit=unit)
+
+
+def _characters(texts, vocabulary, length):
+  """Tokens int32 [N, length, 1] of characters, all at once: a corpus has hundreds of millions."""
+  codes = np.array(texts, f'U{length}').view(np.uint32).reshape(-1, length)
+  known = np.array([ord(token) for token in vocabulary[2:]], np.uint32)  # in ascending order
+  place = np.minimum(np.searchsorted(known, codes), len(known) - 1)
+  return np.where(codes == 0, 0, np.where(known[place] == codes, place + 2, 1)).astype(np.int32)[..., None]
 
 
 def _with_blanks(text, tokens_of, unit, length, vocabulary):
