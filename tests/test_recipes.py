@@ -16,7 +16,7 @@ NET = '--config.net=unet(channels=16, multipliers=(1,), blocks=1, attention=(), 
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem)
 def test_every_recipe_fits_together_at_full_size(path):
   recipe = runpy.run_path(str(path))['get_config']
-  others = dict(cifar10=('pod',), imagenet64=('pod', 'quarter'))
+  others = dict(cifar10=('pod',), imagenet64=('pod', 'quarter'), captions_discrete=('pod',), patients=('mixed',))
   for variant in ('', 'tiny', *others.get(path.stem, ())):
     check(recipe(variant))
 
@@ -38,6 +38,18 @@ def test_every_recipe_runs_in_its_tiny_form(recipe, command, tmp_path):
   done = command(recipe_file, '--workdir=run', NET, *data, cwd=tmp_path)  # a relative directory
   assert done.returncode == 0, done.stderr
   assert len(list((tmp_path / 'run').glob('samples/*/grid.png'))) == 1
+
+
+@pytest.mark.parametrize('recipe, files', [
+  ('captions_discrete', ('samples.txt',)), ('digits_discrete', ('film.png',)), ('patients', ('table.csv',))])
+def test_recipes_of_tokens_and_tables_run_and_are_evaluated(recipe, files, command, tmp_path):
+  part = dict(patients='tables').get(recipe, 'nelbo')
+  done = command(f'--config={ROOT}/configs/{recipe}.py:tiny', '--workdir=run', '--config.evaluate.at_end=True',
+                 f'--config.evaluate.parts={part}', '--config.evaluate.num_samples=64', cwd=tmp_path)
+  assert done.returncode == 0, done.stderr
+  assert all(list((tmp_path / 'run').glob(f'samples/*/{name}')) for name in ('grid.png', *files))
+  made = json.loads(next((tmp_path / 'run').glob('evaluations/*/evaluation.json')).read_text())
+  assert all(np.isfinite(metric['value']) for metric in made['metrics'].values()) and made['metrics']
 
 
 def test_a_classifier_trains_and_draws_nothing_but_guides_another_model(command, main_job, tmp_path):
