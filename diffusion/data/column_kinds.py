@@ -9,7 +9,8 @@ from diffusion.errors import InputError, shown
 FEW = 10               # fewer rows say nothing about which columns are identifiers
 MOST_CATEGORIES = 200  # a text column with more is suspected of being none of categories
 IDENTIFIER = re.compile(r'(?i:(^|[\W_])(id|ids|uid|uuid|index|mrn|nr|key|identifier)$|'
-                        r'^(patient|subject|case|record|sample)s?[\W_]?(id|no|nr|num|number)?$)|(?<=[a-z])I[dD]$|^column 1$')
+                        r'^(patient|subject|case|record|sample)s?[\W_]?(id|no|nr|num|number)?$)|'
+                        r'(?<=[a-z])I[dD]$|^column 1$')
 LISTED = 6             # names in a note
 
 
@@ -61,18 +62,21 @@ def _numbers(name, texts, distinct, present, comma, kind):
 
 
 def _refuse_nearly_numbers(name, texts, present, comma):
-  """Raises InputError where nine texts of ten are numbers: as categories they would be of no use."""
-  if len(present) < 2 * FEW:
+  """Raises InputError where nine texts of ten are numbers, or all are in up to 5 units: as categories they would be of
+  no use, and leaving the column out is for the user to decide."""
+  matches = [columns.UNIT.fullmatch(text) for text in present]
+  units = {(match['before'], match['after']) for match in matches if match}
+  odd = [text for text, match in zip(present, matches) if not match]
+  if len(present) < 2 * FEW or len(odd) > len(present) / 10 or len(units) > 5:
     return
-  odd = [text for text in present if not columns.number_style([text], comma)]
-  if len(odd) < len(present) / 10 and len(present) - len(odd) > FEW:
-    style = columns.number_style([text for text in present if text not in odd], comma)
-    what = f'numbers, but {shown(odd[0][:40])!r} (row {texts.index(odd[0]) + 1}) is none' if odd else \
-      'numbers in several formats or units'
-    if odd and style is None:
-      return
-    raise InputError(f'column {name!r}: nearly all values are {what}; mend the file, or set drop={name!r}'
-                     + (f', or numbers={name!r} to count such values ({len(odd)}) as missing' if odd else ''))
+  odd = odd or [text for text in present if not columns.number_style([text], comma)]
+  several = ' or '.join(sorted((before or '') + (after or '') for before, after in units)) if len(units) > 1 else ''
+  example = f'{shown(odd[0][:40])!r} (row {texts.index(odd[0]) + 1}) is none' if odd else ''
+  if len(odd) > len(present) / 10 or not (odd or several):
+    return
+  what = f'numbers, but {example}' if odd else f'numbers in several units ({several})'
+  counted = f', or numbers={name!r} to count such values ({len(odd)}) as missing' if odd and not several else ''
+  raise InputError(f'column {name!r}: nearly all values are {what}; mend the file, or set drop={name!r}{counted}')
 
 
 def _counts_rows(name, column, values):
@@ -114,6 +118,7 @@ def notes(described, values, left_out, target):
   kinds = [('numbers', _number, [c for c in described if c['kind'] == 'number' and c['form'] == 'plain']),
            ('dates', lambda c: f'{shown(c["name"])} (as {dates.example(c)})',
             [c for c in described if c['kind'] == 'number' and c['form'] == 'date']),
+           ('with more digits than a 32-bit float holds, rounded', _number, [c for c in described if c.get('cut')]),
            ('categories', _categories, [c for c in described if c['kind'] == 'category']),
            ('with missing values, which are kept', lambda c: f'{shown(c["name"])} ({shares[c["name"]]:.1%})',
             [c for c in described if shares[c['name']]]),
@@ -124,9 +129,6 @@ def notes(described, values, left_out, target):
            ('left out, empty', lambda c: shown(c['name']), [c for c in left_out if c['kind'] == 'empty'])]
   lines = [f'{title} ({len(some)}): {_listed(list(map(describe, some[:LISTED])), len(some))}'
            for title, describe, some in kinds if some]
-  cut = [c['name'] for c in described if c['kind'] == 'number' and c.get('cut')]
-  if cut:
-    lines += [f'rounded to what a 32-bit float holds: {_listed(list(map(shown, cut[:LISTED])), len(cut))}']
   many = [c['name'] for c in described if c['kind'] == 'category' and len(c['categories']) > MOST_CATEGORIES]
   if many:
     lines += [f'more than {MOST_CATEGORIES} categories, of which rare ones are hardly learned; drop= leaves a column '

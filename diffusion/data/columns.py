@@ -20,7 +20,8 @@ MISSING = {'', 'na', 'n/a', '#n/a', '<na>', 'nan', 'null', 'none', '?', '-'}  # 
 MISSING_TEXT = MISSING - {'none', '-'}  # of texts these two may be answers: no treatment, a negative test
 MOST_STEPS = 2 ** 23   # of the last decimal, which a 32-bit float still tells apart
 MOST_DECIMALS = 300
-UNIT = re.compile(r"""(?P<before>(?:[€$£¥₹]|USD|EUR|GBP|CHF|JPY)\s?)?[-+−]?[\d.,'\u2019\xa0\u202f ]*\d[.,]?(?:[eE][-+]?\d+)?"""
+UNIT = re.compile(r'(?P<before>(?:[€$£¥₹]|USD|EUR|GBP|CHF|JPY)\s?)?'
+                  r"[-+−]?[\d.,'\u2019\xa0\u202f ]*\d[.,]?(?:[eE][-+]?\d+)?"
                   r'(?P<after>\s?[^\W\d_][^\s]*(?: [^\W\d][^\s]*)?|\s?[%‰°€$£¥₹][^\s\d]*)?')
 SPACES = (' ', '\xa0', '\u202f')
 
@@ -108,7 +109,8 @@ def number_column(name, texts, style, gaps):
     unit = 10. ** np.ceil(np.log10(max(high - low, 1)))
     column['origin'] = float(np.floor(low / unit) * unit)
   values = np.round(values - column['origin'], decimals) + 0.  # no negative zeros
-  return column | dict(decimals=decimals, least=int(min(digits.min(), MOST_DECIMALS))), dict(zip(texts, values.tolist()))
+  column |= dict(decimals=decimals, least=int(min(digits.min(), MOST_DECIMALS)))
+  return column, dict(zip(texts, values.tolist()))
 
 
 def to_number(column, text):
@@ -123,7 +125,7 @@ def to_number(column, text):
     if column['form'] == 'date':
       return float(dates.to_number(column, text))
     before, after = column['before'], column['after']
-    bare = text.removeprefix(before).removeprefix(before.strip()).removesuffix(after).removesuffix(after.strip()).strip()
+    bare = text.removeprefix(before.strip()).removesuffix(after.strip()).strip()
     own = _pattern('', '', column['decimal'], column['thousands']).fullmatch(bare + '\n')
     value = float(plain(column | dict(before='', after=''), [bare])[0] if own else bare)
     if not np.isfinite(value):

@@ -21,7 +21,8 @@ class Texts(NamedTuple):
 
 
 def read(path, source='csv', least=1, several=True):
-  """The Texts of a CSV file. Blank lines are skipped, and blanks around a field.
+  """The Texts of a CSV file. Lines without any entry are skipped, and blanks around a
+  field.
 
   Args:
     least: rows that there must be.   several: whether there must be more than one column.
@@ -99,8 +100,8 @@ def _header(path, row, line):
   names = [field.strip() for field in row]
   empty = [i for i, name in enumerate(names) if not name]
   names = [name or f'column {i + 1}' for i, name in enumerate(names)]
-  twice = next((name for i, name in enumerate(names) if name in names[:i]), None) if len({*names}) < len(names) else None
-  if twice is not None:
+  if len({*names}) < len(names):
+    twice = next(name for name in names if names.count(name) > 1)
     where = [str(i + 1) for i, name in enumerate(names) if name == twice]
     raise InputError(f'{path}, line {line}: columns {" and ".join(where)} are both called {shown(twice)!r}; '
                      'give each a name of its own')

@@ -8,7 +8,8 @@ DAYS = ('%Y-%m-%d', '%d.%m.%Y', '%m/%d/%Y', '%d/%m/%Y', '%Y/%m/%d', '%d-%m-%Y', 
         '%d-%b-%Y', '%Y.%m.%d')
 TIMES = ('', ' %H:%M', ' %H:%M:%S', 'T%H:%M', 'T%H:%M:%S', 'T%H:%M:%SZ')
 FORMATS = (*(day + time for day in DAYS for time in TIMES), '%H:%M', '%H:%M:%S')
-LOOKS = re.compile(r'\d{1,4}[-./ ](\d{1,2}|[^\W\d]{3,9})[-./ ]\d{2,4}([ T]\d{1,2}:\d\d(:\d\d)?Z?)?|\d{1,2}:\d\d(:\d\d)?')
+LOOKS = re.compile(r'\d{1,4}[-./ ](\d{1,2}|[^\W\d]{3,9})[-./ ]\d{2,4}([ T]\d{1,2}:\d\d(:\d\d)?Z?)?|'
+                   r'\d{1,2}:\d\d(:\d\d)?')
 UNITS = {1440 * 60: 'seconds', 1440: 'minutes', 1: 'days'}  # in a day
 EXAMPLE = datetime(2025, 12, 31, 13, 45)
 
@@ -44,7 +45,8 @@ def found(name, texts):
   form, moments = next(iter(read.items()))
   per_day = next(unit for unit in (1, 1440, 86400) if unit == 86400 or not any(map(_rest(unit), moments)))
   padded = all(moment.strftime(form) == text for moment, text in zip(moments, texts))
-  return dict(form='date', date=form, padded=padded, per_day=per_day, origin=datetime(min(moments).year, 1, 1).isoformat())
+  origin = datetime(min(moments).year, 1, 1).isoformat()
+  return dict(form='date', date=form, padded=padded, per_day=per_day, origin=origin)
 
 
 def _rest(per_day):

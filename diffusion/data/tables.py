@@ -71,7 +71,9 @@ def from_texts(table, target='', categories=(), numbers=(), drop=(), heldout=1 /
   both = [column for column in categories if column in numbers]
   if both:
     raise InputError(f'{name}: {both[0]!r} is in categories= and in numbers=; choose one')
-  target = _target(name, [column for column in table.header if column not in drop], target)
+  target = str(target)  # one that looks like a number
+  if target and (target not in table.header or target in drop):
+    raise InputError(f'{name}: target: {_unknown(target, [column for column in table.header if column not in drop])}')
   kept = [(column, texts) for column, texts in zip(table.header, table.columns) if column not in drop]
   comma, kinds = _decimal_comma(table, kept), dict.fromkeys(categories, 'category') | dict.fromkeys(numbers, 'number')
   described, values, left_out = [], [], []
@@ -98,24 +100,21 @@ def from_texts(table, target='', categories=(), numbers=(), drop=(), heldout=1 /
 
 
 def _names(name, header, option, value):
-  """The names in an option: one, or several."""
-  names = [value] if isinstance(value, str) else [str(one) for one in value]
-  for one in names:
+  """The names in an option: one, or several as a tuple or as 'a, b'."""
+  if isinstance(value, str) and value not in header:
+    value = value.strip('()[]').split(',')
+  names = [value] if isinstance(value, str) or not isinstance(value, (tuple, list)) else value
+  names = [str(one).strip(' \'"') for one in names]
+  for one in filter(None, names):
     if one not in header:
       raise InputError(f'{name}: {option}: {_unknown(one, header)}')
-  return names
+  return [one for one in names if one]
 
 
 def _unknown(name, header):
   """The end of a message, without all names of a wide table."""
   text = unknown(name, header)
   return text if len(text) < 400 else text[:400].rpartition(',')[0] + ', ..'
-
-
-def _target(name, header, target):
-  if target and target not in header:
-    raise InputError(f'{name}: target: {_unknown(str(target), header)}')
-  return target
 
 
 def _decimal_comma(table, kept):

@@ -6,11 +6,11 @@ the middle between two grid points, and z is linear between them. A value's inte
 F(x - step/2), which is large for a value that many rows share; drawing uniformly within it makes z exactly normal, and
 rounding to the grid brings the value back (Rueschendorf 2009, "On the distributional transform"; Dunn & Smyth 1996).
 
-No knot is the number of a row. Knots are rounded to 1/500 of the spread (twice the width of the shortest interval that
-holds a quarter of the rows: two distant clusters do not widen it) and have 5 rows between them, except around a value
-that 1 % of the rows share, and at wide gaps. The ends, and the edges of gaps, are rounded outwards, to 1/10 of the
-spread. Beyond the outermost 5 rows the knots are those of an exponential distribution with the mean of these rows, up
-to the ends: samples neither pile up there nor lie beyond.
+No knot tells the number of a row. Knots are rounded to 1/500 of the spread (twice the width of the shortest interval
+that holds a quarter of the rows: two distant clusters do not widen it), and more coarsely where rows are further apart,
+and have 5 rows between them, except around a value that 1 % of the rows share, and at wide gaps. The ends, and the
+edges of gaps, are rounded outwards, to 1/10 of the spread. Beyond the outermost 5 rows the knots are those of an
+exponential distribution with the mean of these rows, up to the ends: samples neither pile up there nor lie beyond.
 """
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,8 @@ def _knots(values, step):
   units = [_nice(max(spread, length) / 10) for length in (few[0] - grid[0], grid[-1] - few[1])]
   low = (grid[0] if counts[0] >= FEW else np.floor(grid[0] / units[0]) * units[0]) - .5
   high = (grid[-1] if counts[-1] >= FEW else np.ceil(grid[-1] / units[1]) * units[1]) + .5
-  knots = _inner(grid, counts, below, max(np.ceil(spread / 500), 1), _gaps(grid, below, WIDE * spread, _nice(spread / 10)))
+  gaps = _gaps(grid, below, WIDE * spread, _nice(spread / 10))
+  knots = _inner(grid, counts, below, max(np.ceil(spread / 500), 1), gaps)
   passed = below[np.searchsorted(grid, knots)]
   inside = (knots > low) & (knots < high) & (passed > 0) & (passed < n)
   knots, passed = knots[inside], passed[inside]
@@ -91,8 +92,8 @@ def _gaps(grid, below, wide, nice):
 
 
 def _inner(grid, counts, below, unit, gaps):
-  """Knots between the ends, rising, of which at most MOST - 2 * (TAIL + 1) are left: those of gaps and of shared values,
-  and quantiles, half of them evenly spaced in probability and half in z; on multiples of `unit`."""
+  """Knots between the ends, rising, at most MOST - 2 * (TAIL + 1): those of gaps and of shared values, and quantiles,
+  half of them evenly spaced in probability and half in z, on multiples of `unit` or of what is more."""
   n, shared, most = below[-1], set(gaps), MOST - 2 * (TAIL + 1)
   for i in np.argsort(-counts, kind='stable'):
     if counts[i] < max(FEW, SHARED * n) or len(shared) + 2 > 2 * most // 3:
@@ -100,12 +101,14 @@ def _inner(grid, counts, below, unit, gaps):
     shared |= {grid[i] - .5, grid[i] + .5}
   levels, reach = (most - len(shared)) // 2, ndtri(min(FEW / n, .25))
   levels = np.concatenate([np.arange(1, levels) / levels, ndtr(np.linspace(reach, -reach, levels))])
-  at = grid[np.minimum(np.searchsorted(below[1:], np.sort(levels) * n), len(grid) - 1)]
-  knots, last, every = [], 0, sorted(shared | set(np.rint(at / unit) * unit + .5))
+  rows, at = np.repeat(grid, counts), np.minimum((np.sort(levels) * n).astype(int), n - 1)
+  width = rows[np.minimum(at + 2, n - 1)] - rows[np.maximum(at - 2, 0)]  # of five rows: none of them is to be told
+  local = np.maximum(np.vectorize(_nice, [float])(width), unit)
+  knots, last, every = [], 0, sorted(shared | set(np.rint(rows[at] / local) * local + .5))
   passed = below[np.searchsorted(grid, every)]
-  for knot, rows in zip(every, passed):
-    if knot in shared or (rows - last >= FEW and n - rows >= FEW):
-      knots, last = knots + [knot], rows
+  for knot, number in zip(every, passed):
+    if knot in shared or (number - last >= FEW and n - number >= FEW):
+      knots, last = knots + [knot], number
   return np.array(knots or [every[int(np.argmin(np.abs(passed - n / 2)))]])
 
 

@@ -35,36 +35,11 @@ def table(*, data=None, facts=None, fitted=None):
   if fitted['step'].shape != (count(facts, 'number'),) or fitted['frequencies'].shape != (sum(sizes),):
     raise InputError(f'the fitted numbers are those of another table, not of one with {len(facts["columns"])} columns '
                      f'such as {", ".join(c["name"] for c in facts["columns"][:3])}')
-  inverse, condition, split = quantiles.inverse(fitted), _condition(facts), count(facts, 'number')
+  condition = _condition(facts)
 
   def batch(data, indices):
     low, high = quantiles.intervals(fitted, data.arrays['numbers'][indices])
     return dict(low=low.astype(np.float32), high=high.astype(np.float32), categories=data.arrays['categories'][indices])
-
-  def encode(frozen, key, batch):
-    low, gone = batch['low'], jnp.isnan(batch['low'])
-    draws = None if key is None else jax.random.split(key, 3)
-    u, free = (.5, 0.) if key is None else (jax.random.uniform(draws[0], low.shape),
-                                            jax.random.normal(draws[1], low.shape))
-    z = jnp.where(gone, free, quantiles.normal(jnp.nan_to_num(low), jnp.nan_to_num(batch['high']), u))
-    categories = jnp.concatenate([batch['categories'], gone[:, flags].astype(jnp.int32)], 1)
-    given = jnp.zeros((len(z), split + len(sizes)), bool)
-    given = given if key is None else _choose(facts, draws[2], gone)
-    return dict(numbers=z, categories=categories), condition(z, categories, given)
-
-  def decode(frozen, x0, cond):
-    z, categories, given = x0['numbers'], x0['categories'], False
-    if cond is not None:
-      known_z, known_categories = _known(sizes, split, cond['cond'])
-      given = cond['x_mask'] == 0
-      z = jnp.where(given[:, :split], known_z, z)
-      categories, given = jnp.where(given[:, split:], known_categories, categories), given[:, :split]
-    categories = jnp.clip(categories, 0, np.array(sizes, np.int32) - 1)
-    numbers, texts = inverse(z, given), count(facts, 'category')
-    if flags:
-      gone = jnp.zeros(z.shape, bool).at[:, np.array(flags)].set(categories[:, texts:] == 1)
-      numbers = jnp.where(gone, jnp.nan, numbers)
-    return dict(table=dict(numbers=numbers, categories=categories[:, :texts].astype(jnp.int32)))
 
   def save(folder, outputs, cond, labels):
     """table.csv, with the columns and formats of the source; samples.npz: numbers and categories."""
@@ -72,10 +47,47 @@ def table(*, data=None, facts=None, fitted=None):
     write_npz(folder / 'samples.npz', outputs['table'])
 
   return Task(
-    batch, encode, decode=decode, ask=ask_columns(facts, fitted, condition), save=save,
+    batch, _encode(facts, condition), decode=_decode(facts, fitted), ask=ask_columns(facts, fitted, condition), save=save,
     null=lambda cond: cond and dict(cond=jnp.zeros_like(cond['cond']), x_mask=jnp.ones_like(cond['x_mask'])),
     show=lambda outputs, labels, title: table_page.page(facts, fitted, outputs['table'], labels, title),
     facts=facts, fitted=fitted, takes=TAKES, gives='table', categories=sizes, evaluators=('loss', 'tables'))
+
+
+def _encode(facts, condition):
+  """The `encode` of the task: a batch {low, high [B, Dn]: the z of both ends of each number's interval, NaN where
+  missing; categories [B, Dc]} -> (x0, cond)."""
+  (sizes, flags), numbers = category_sizes(facts), count(facts, 'number')
+
+  def encode(frozen, key, batch):
+    low, gone = batch['low'], jnp.isnan(batch['low'])
+    u, free, given = .5, 0., jnp.zeros((len(low), numbers + len(sizes)), bool)
+    if key is not None:
+      keys = jax.random.split(key, 3)
+      u, free = jax.random.uniform(keys[0], low.shape), jax.random.normal(keys[1], low.shape)
+      given = _choose(facts, keys[2], gone)
+    z = jnp.where(gone, free, quantiles.normal(jnp.nan_to_num(low), jnp.nan_to_num(batch['high']), u))
+    flagged = gone[:, np.array(flags, np.int32)].astype(jnp.int32)
+    categories = jnp.concatenate([batch['categories'], flagged], 1)
+    return dict(numbers=z, categories=categories), condition(z, categories, given)
+  return encode
+
+
+def _decode(facts, fitted):
+  """The `decode` of the task: what is given stands in place of what was drawn; a flagged number is NaN."""
+  (sizes, flags), texts, split = category_sizes(facts), count(facts, 'category'), count(facts, 'number')
+  inverse = quantiles.inverse(fitted)
+
+  def decode(frozen, x0, cond):
+    z, categories, given = x0['numbers'], x0['categories'], jnp.zeros(x0['numbers'].shape, bool)
+    if cond is not None:
+      known_z, known_categories = _known(sizes, split, cond['cond'])
+      given, fixed = cond['x_mask'][:, :split] == 0, cond['x_mask'][:, split:] == 0
+      z, categories = jnp.where(given, known_z, z), jnp.where(fixed, known_categories, categories)
+    categories = jnp.clip(categories, 0, np.array(sizes, np.int32) - 1).astype(jnp.int32)
+    gone = jnp.zeros(z.shape, bool).at[:, np.array(flags, np.int32)].set(categories[:, texts:] == 1)
+    numbers = jnp.where(gone, jnp.nan, inverse(z, given))
+    return dict(table=dict(numbers=numbers, categories=categories[:, :texts]))
+  return decode
 
 
 def fit(facts, numbers, categories):
@@ -124,11 +136,10 @@ def _choose(facts, key, gone):
   rate = jax.random.uniform(a, (len(gone), 1))
   given = jax.random.uniform(b, (len(gone), width)) < rate
   flagged = jax.random.uniform(d, (len(gone), len(flags))) < rate
-  target = next((c['place'] + split * (c['kind'] == 'category') for c in facts['columns'] if c['name'] == facts['target']),
-                None)
-  if target is not None:
+  target = [c['place'] + split * (c['kind'] == 'category') for c in facts['columns'] if c['name'] == facts['target']]
+  if target:
     alone = jax.random.uniform(c, (len(gone), 1)) < TARGET_SHARE
-    given = jnp.where(alone, np.arange(width) == target, given)
+    given = jnp.where(alone, np.arange(width) == target[0], given)
     flagged &= ~alone
   given &= ~given.all(1, keepdims=True)
   flagged = given[:, np.array(flags, np.int32)] | (flagged & ~gone[:, np.array(flags, np.int32)])

@@ -25,6 +25,7 @@ def ask_columns(facts, fitted, condition):
     condition: (z, categories, given) -> cond, as in table.py.
   """
   flags, texts = category_sizes(facts)[1], count(facts, 'category')
+  build = jax.jit(lambda low, high, categories, given: condition(quantiles.normal(low, high, .5), categories, given))
 
   def ask(request, ids, seed):
     for name in TAKES:
@@ -33,8 +34,8 @@ def ask_columns(facts, fitted, condition):
     if request.get('given') and request.get('impute'):
       raise InputError('given and impute: use one of them; what is known of a row can stand in its file')
     ids, labels = np.asarray(ids), None
-    numbers, gone = np.full((len(ids), count(facts, 'number')), np.nan), np.zeros((len(ids), count(facts, 'number')), bool)
-    categories = np.full((len(ids), texts), -1, np.int32)
+    numbers = np.full((len(ids), count(facts, 'number')), np.nan)
+    gone, categories = np.zeros(numbers.shape, bool), np.full((len(ids), texts), -1, np.int32)
     if request.get('impute'):
       cells = known(facts, fitted, request['impute'])
       numbers, categories = (array[ids % len(array)] for array in cells)
@@ -52,7 +53,7 @@ def ask_columns(facts, fitted, condition):
     low, high = (np.float32(ends) for ends in quantiles.intervals(fitted, np.nan_to_num(numbers)))
     every = np.concatenate([np.maximum(categories, 0), gone[:, flags]], 1).astype(np.int32)
     asked = np.concatenate([present | gone, categories >= 0, flagged[:, flags]], 1)
-    return Asked(jax.device_get(condition(quantiles.normal(low, high, .5), every, asked)), labels)
+    return Asked(jax.device_get(build(low, high, every, asked)), labels)
   return ask
 
 
@@ -154,8 +155,8 @@ def known(facts, fitted, path):
     InputError: no such file or table, unknown columns, cells that are not understood; names the line.
   """
   table = csv_text.read(path, 'impute', several=False)
-  count = [sum(c['kind'] == kind for c in facts['columns']) for kind in ('number', 'category')]
-  numbers, categories = np.full((len(table.lines), count[0]), np.nan), np.full((len(table.lines), count[1]), -1, np.int32)
+  numbers = np.full((len(table.lines), count(facts, 'number')), np.nan)
+  categories = np.full((len(table.lines), count(facts, 'category')), -1, np.int32)
   ignored = {left['name'] for left in facts.get('left_out', ())}
   for name, texts in zip(table.header, table.columns):
     if name in ignored:

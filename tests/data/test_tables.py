@@ -94,7 +94,7 @@ def test_numbers_are_read_as_they_are_meant_and_written_as_they_were(tmp_path, t
 @pytest.mark.parametrize('separator, other, expected', [
   (';', '1,5', 1234.), (';', '7', 1234.), (',', '1.5', 1.234), ('\t', '2,5', 1234.), (',', '7', 1.234)])
 def test_a_point_before_three_digits_is_what_the_rest_of_the_file_says(tmp_path, separator, other, expected):
-  rows = [[text, value] for text, value in zip(['1.234', '5.678', '9.012', '4.444'] * 5, [other, '3', '4', '6', '8'] * 4)]
+  rows = list(zip(['1.234', '5.678', '9.012', '4.444'] * 5, [other, '3', '4', '6', '8'] * 4))
   source = tables.csv(write(tmp_path / 'a.csv', rows, separator, header=['x', 'y']), heldout=0)
   assert source.train.arrays['numbers'][0, 0] == expected
 
@@ -128,13 +128,18 @@ def test_whole_numbers_that_are_all_different_are_identifiers_by_their_name_alon
 
 def test_the_user_overrules_what_is_found(tmp_path):
   texts = [f'{i * 7.5}' for i in range(30)] + ['unknown']
-  with pytest.raises(InputError, match=r"'x': nearly all values are numbers, but 'unknown' \(row 31\) is none.*numbers="):
+  with pytest.raises(InputError, match=r"'x': nearly all values are numbers, but 'unknown' \(row 31\) is.*numbers="):
     found(texts, folder=tmp_path)
   column, values, _ = found(texts, folder=tmp_path, numbers='x')
   assert column['missing'] and np.isnan(values[-1]) and values[1] == 7.5
   column, values, _ = found([str(i % 5) for i in range(30)], folder=tmp_path, categories=('x',))
   assert column['categories'] == list('01234') and values[6] == 1
+  column, _, source = found([str(i % 5) for i in range(30)], folder=tmp_path, categories='[x, other]')
+  assert [c['kind'] for c in source.train.facts['columns']] == ['category'] * 2
   column, _, _ = found([f'note {i}' for i in range(30)], folder=tmp_path, categories='x')
   assert len(column['categories']) == 30
+  with pytest.raises(InputError, match=r"'x': nearly all values are numbers in several units \( g or  mg\); mend"):
+    found([f'{i} {"mg" if i % 2 else "g"}' for i in range(40)], folder=tmp_path)
+  assert found([f'{i} Road {i}' for i in range(40)], folder=tmp_path)[0] is None  # addresses
   assert found(['1', '2'] * 15, folder=tmp_path, drop='x')[0] is None
   assert found(['1', '2'] * 15, folder=tmp_path, drop='x')[2].train.facts['left_out'] == []
