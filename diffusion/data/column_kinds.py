@@ -141,7 +141,7 @@ def _listed(names, number):
 
 
 def _number(column):
-  unit = (column['before'] + column['after']).strip()
+  unit = (column.get('before', '') + column.get('after', '')).strip()
   how = f'{column["decimals"]} decimal{"s" * (column["decimals"] != 1)}' if column['decimals'] else 'whole'
   return f'{shown(column["name"])} ({how}{f", {unit}" if unit else ""})'
 

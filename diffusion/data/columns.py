@@ -94,7 +94,8 @@ def number_column(name, texts, style, gaps):
   """
   column = dict(name=name, kind='number', missing=gaps, decimals=0, least=0, origin=0, form='plain') | style
   if column['form'] == 'date':
-    return column, {text: float(dates.to_number(column, text)) for text in texts}
+    moments = {text: float(dates.to_number(column, text)) for text in texts}
+    return column | (dict(cut=True) if max(moments.values()) > 2 ** 24 else {}), moments
   plains = plain(style, texts)
   values = np.array(list(map(float, plains)))
   if not np.isfinite(values).all():

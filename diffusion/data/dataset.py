@@ -182,7 +182,8 @@ def describe(source):
   values = f', values {_short(inspected.min())} to {_short(inspected.max())}{scope}' if numbers else ''
   what = f'{by} {column.dtype}{values}'
   if 'columns' in train.facts:  # a table, of which the notes say more
-    name, what = 'rows', f'{len(train.facts["columns"])} columns'
+    number = len(train.facts['columns'])
+    name, what = 'rows', f'{number} column{"s" * (number != 1)}'
   lines = [f'{name:<9} {size(train):,} for training, {size(heldout):,} held out, {what}']
   if train.facts.get('classes') and 'labels' in train.arrays:
     lines += [f'classes   {_counts(train)}']

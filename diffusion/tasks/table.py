@@ -47,8 +47,8 @@ def table(*, data=None, facts=None, fitted=None):
     write_npz(folder / 'samples.npz', outputs['table'])
 
   return Task(
-    batch, _encode(facts, condition), decode=_decode(facts, fitted), ask=ask_columns(facts, fitted, condition), save=save,
-    null=lambda cond: cond and dict(cond=jnp.zeros_like(cond['cond']), x_mask=jnp.ones_like(cond['x_mask'])),
+    batch, _encode(facts, condition), decode=_decode(facts, fitted), ask=ask_columns(facts, fitted, condition),
+    null=lambda cond: cond and dict(cond=jnp.zeros_like(cond['cond']), x_mask=jnp.ones_like(cond['x_mask'])), save=save,
     show=lambda outputs, labels, title: table_page.page(facts, fitted, outputs['table'], labels, title),
     facts=facts, fitted=fitted, takes=TAKES, gives='table', categories=sizes, evaluators=('loss', 'tables'))
 
@@ -109,7 +109,8 @@ def _condition(facts):
   starts = np.cumsum((0, *sizes))[:-1].astype(np.int32)
 
   def condition(z, categories, given):
-    gone = jnp.zeros(z.shape, bool).at[:, np.array(flags, np.int32)].set(categories[:, len(sizes) - len(flags):] == 1)
+    flagged = categories[:, len(sizes) - len(flags):] == 1
+    gone = jnp.zeros(z.shape, bool).at[:, np.array(flags, np.int32)].set(flagged)
     present = (given[:, :split] & ~gone).astype(jnp.float32)
     rows = np.arange(len(z))[:, None]
     one_hot = jnp.zeros((len(z), sum(sizes))).at[rows, starts + categories].set(given[:, split:].astype(jnp.float32))

@@ -68,10 +68,6 @@ def category_sizes(facts):
   return tuple(len(c['categories']) for c in facts['columns'] if c['kind'] == 'category') + (2,) * len(flags), flags
 
 
-def count(facts, kind):
-  return sum(c['kind'] == kind for c in facts['columns'])
-
-
 def given(facts, fitted, text):
   """'outcome=malignant / benign, age=50' -> [(column, [(value, text), ..]), ..]: numbers and indices of categories.
 
@@ -80,7 +76,7 @@ def given(facts, fitted, text):
   Raises:
     InputError: another form, an unknown column or category, a number outside the range of the training data.
   """
-  found, position = [], 0
+  found, position, text = [], 0, text.strip().rstrip(',')
   while position < len(text):
     clause = CLAUSE.match(text, position)
     if not clause or not clause['name']:

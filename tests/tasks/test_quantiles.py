@@ -16,8 +16,9 @@ def draws(n, seed):
   clusters = np.where(rng.random(n) < .3, rng.normal(0, 1, n), rng.normal(1000, 2, n))
   return dict(
     normal=(rng.normal(size=n).round(5), 5), whole=(rng.integers(0, 10 ** 7, n), 0),
-    negative=(rng.integers(-500, -3, n), 0), zeros=(np.where(rng.random(n) < .6, 0, rng.exponential(30, n)).round(1), 1),
-    clusters=(clusters.round(3), 3),
+    negative=(rng.integers(-500, -3, n), 0),
+    zeros=(np.where(rng.random(n) < .6, 0, rng.exponential(30, n)).round(1), 1),
+    clusters=(clusters.round(3), 3), precise=(rng.uniform(-300, 8000, n).round(3), 3),
     heavy=(rng.pareto(1.2, n).clip(0, 1e4).round(1), 1), ages=(rng.integers(20, 91, n), 0),
     dates=(rng.integers(0, 15_000, n), 0), few=(rng.choice([0, 5, 10], n, p=[.2, .5, .3]), 0),
     wide=(np.exp(rng.normal(0, 2, n)).round(2), 2), skewed=(rng.gamma(.3, size=n).round(3), 3))

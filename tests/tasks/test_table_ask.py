@@ -31,7 +31,7 @@ def drawn(asked, seed=0):
   ('"outcome"="benign",weight=70.5 kg', dict(outcome=['benign'] * 4, weight=['70.5 kg'] * 4)),
   ('weight=70.5', dict(weight=['70.5 kg'] * 4)), ('weight=, stage=NA', dict(weight=[''] * 4, stage=[''] * 4)),
   ('visit=31.12.2021 / 1.2.2022', dict(visit=['31.12.2021', '01.02.2022'] * 2)),
-  ('age=30 / 40 / 50', dict(age=['30', '40', '50', '30']))])
+  ('age=30 / 40 / 50, ', dict(age=['30', '40', '50', '30']))])
 def test_given_columns_have_the_given_values_and_alternatives_take_turns(text, expected):
   asked = ASKED_OF(text)
   rows = drawn(asked)
