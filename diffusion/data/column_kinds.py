@@ -55,7 +55,9 @@ def _numbers(name, texts, distinct, present, comma, kind):
   if len(present) <= 2 and kind != 'number':
     return None
   column, values = columns.number_column(name, present, style, len(present) < len(distinct))
-  values = np.array([values.get(text, np.nan) for text in texts])
+  if len(values) < len(distinct):
+    values = dict.fromkeys(distinct, np.nan) | values
+  values = np.array(list(map(values.__getitem__, texts)))
   if kind is None and column['form'] == 'plain' and not column['missing'] and _counts_rows(name, column, values):
     return dict(name=name, kind='identifier', text=''), None
   return column, values

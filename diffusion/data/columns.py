@@ -9,6 +9,8 @@ A column is described by a dict, the same in the facts of data and of checkpoint
     before, after (units), decimal, thousands; or date, padded, per_day (dates.py)
 """
 from decimal import Decimal
+import functools
+import itertools
 import re
 
 import numpy as np
@@ -26,9 +28,15 @@ UNIT = re.compile(r'(?P<before>(?:[€$£¥₹]|USD|EUR|GBP|CHF|JPY)\s?)?'
 SPACES = (' ', '\xa0', '\u202f')
 
 
+@functools.cache
+def _spellings(words):
+  """The words in all mixtures of upper and lower case: looked up faster than each text is changed."""
+  return {''.join(letters) for word in words for letters in itertools.product(*zip(word.lower(), word.upper()))}
+
+
 def missing(texts, known=MISSING):
-  """The set of those texts that stand for a missing value."""
-  return {text for text in texts if len(text) < 5 and text.lower() in known}
+  """The set of those texts that stand for a missing value, in any case."""
+  return _spellings(frozenset(known)).intersection(texts)
 
 
 def number_style(texts, comma):
@@ -71,7 +79,10 @@ def plain(style, texts):
   """Numbers as Python writes them: ['€ 1.234,5'] -> ['1234.5']."""
   if style['before'] or style['after']:
     texts = [text[len(style['before']):len(text) - len(style['after'])] for text in texts]
-  joined = '\n'.join(texts).replace('−', '-')
+  joined = '\n'.join(texts)
+  if style['decimal'] == '.' and not style['thousands'] and '−' not in joined:
+    return texts
+  joined = joined.replace('−', '-')
   joined = joined.replace(style['thousands'], '') if style['thousands'] else joined
   return (joined.replace(',', '.') if style['decimal'] == ',' else joined).split('\n')
 
@@ -81,7 +92,8 @@ def decimals_of(texts):
   array = np.array(texts)
   point = np.strings.find(array, '.')
   digits = np.where(point >= 0, np.strings.str_len(array) - point - 1, 0)
-  for i in [i for i, text in enumerate(texts) if 'e' in text or 'E' in text]:
+  powers = np.strings.find(array, 'e') + np.strings.find(array, 'E') > -2 if 'e' in ''.join(texts).lower() else ()
+  for i in np.flatnonzero(powers):
     digits[i] = max(-Decimal(texts[i]).normalize().as_tuple().exponent, 0)
   return digits
 

@@ -90,8 +90,9 @@ def _rows(path, text, separator):
     raise InputError(f'{path}, line {before + 1}: not readable as CSV ({error}); check its quotes') from error
   for row, line in zip(rows, lines):
     if len(row) != len(rows[0]):
-      raise InputError(f'{path}, line {line}: {len(row)} fields, expected the {len(rows[0])} of the header '
-                       f'(separator {separator!r}); put fields that hold a separator in quotes')
+      fields = f'{len(row)} field{"s" * (len(row) != 1)}'
+      raise InputError(f'{path}, line {line}: {fields}, expected the {len(rows[0])} of the header (separator '
+                       f'{separator!r}); put fields that hold a separator in quotes')
   return rows, lines
 
 

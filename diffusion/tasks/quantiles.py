@@ -176,7 +176,7 @@ def inverse(fitted):
   knots, slopes = np.float32(z), np.float32(slope)
   starts, ends = np.int32(base[:, :-1]), np.int32(base[:, 1:])
   bins = np.maximum((x < x[:, -1:]).sum(1), 1) - 1  # the last one of each column
-  per_unit = np.float32(np.rint(1 / step))
+  per_unit = np.int32(np.clip(np.rint(1 / step), 1, 2 ** 31 - 1))
 
   def numbers(values, outside=False):
     inside = jnp.clip(values, knots[:, 0], knots[:, -1])
@@ -188,8 +188,9 @@ def inverse(fitted):
     grid = jnp.minimum(of_bin(starts) + 1 + passed, of_bin(ends))
     beyond = (values - inside) * np.float32(span)
     beyond = jnp.where(jnp.logical_and(outside, beyond != 0), jnp.rint(beyond + jnp.sign(beyond) / 2), 0.)
-    grid = grid.astype(jnp.float32) + beyond
-    return jnp.where(step < 1, grid / per_unit, grid * np.float32(step))  # 1 / 0.001 is a float, 0.001 is not
+    grid = grid + beyond.astype(jnp.int32)
+    units = jax.lax.div(grid, jnp.broadcast_to(per_unit, grid.shape))  # 0.001 is no float: few of it are to be added
+    return units * np.float32(np.maximum(step, 1)) + (grid - units * per_unit) * np.float32(step)
   return numbers
 
 

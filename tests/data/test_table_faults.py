@@ -19,7 +19,7 @@ GOOD = 'a,b\n' + ''.join(f'{i % 7}.5,{"xyz"[i % 3]}\n' for i in range(30))
   ('', {}, 'the file is empty'), ('a,b\n', {}, 'a header and no rows; expected at least 10'),
   ('a,b\n1,2\n3,4\n', {}, '2 rows; expected at least 10'),
   (GOOD + '1,2,3\n', {}, r"line 32: 3 fields, expected the 2 of the header \(separator ','\)"),
-  (GOOD + '\n\n"1"\n', {}, 'line 34: 1 fields, expected the 2'),
+  (GOOD + '\n\n"1"\n', {}, 'line 34: 1 field, expected the 2'),
   (GOOD.replace('a,b', 'a,a'), {}, "line 1: columns 1 and 2 are both called 'a'"),
   (GOOD.replace('a,b', '1,2'), {}, 'line 1: 1, 2, ..: numbers where names'),
   (GOOD + '"1,x', {}, 'line 32: not readable as CSV'), ('hello\n' * 20, {}, 'one column found'),
