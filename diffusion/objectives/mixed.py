@@ -117,12 +117,15 @@ def mixed_net(network, kernel, numbers):
     network: the Net of one array with everything side by side on its last axis.
     numbers: N.
   """
+  def given(cond):  # what is given enters beside x, too: the condition alone only modulates the network
+    return [cond['cond'], cond['x_mask']] if mask_of(cond) is not None else []
   def apply(params, x, time, cond, *rest):
     mask = mask_tree(cond, x)
     seen = jnp.repeat(mask['categories'], kernel.inputs, -1)
-    flat = jnp.concatenate([x['numbers'] * mask['numbers'], one_hots(x['categories'], kernel) * seen], -1)
+    flat = jnp.concatenate([x['numbers'] * mask['numbers'], one_hots(x['categories'], kernel) * seen, *given(cond)], -1)
     out = network.apply(params, flat, time, cond, *rest)
     return out[..., :numbers], out[..., numbers:].reshape(*x['categories'].shape, kernel.K)
   def init(key, shape, cond):
-    return network.init(key, shape=(*shape, numbers + len(kernel.sizes) * kernel.inputs), cond=cond)
+    width = numbers + len(kernel.sizes) * kernel.inputs + sum(a.shape[-1] for a in given(cond))
+    return network.init(key, shape=(*shape, width), cond=cond)
   return network._replace(init=init, apply=apply)
