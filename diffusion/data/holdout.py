@@ -24,6 +24,13 @@ def fingerprints(data, salt=''):
   return [_row_fingerprint([column[i] for column in columns], salt) for i in range(size(data))]
 
 
+def _of_strata(prints, strata, number):
+  """`number` examples, bool [N]: every so many-th in the order of strata and hashes (systematic sampling)."""
+  held, order = np.zeros(len(prints), bool), np.lexsort((prints, strata))
+  held[order[np.diff(np.arange(len(prints) + 1) * number // len(prints)) > 0]] = True
+  return held
+
+
 def _of_each(prints, salt):
   """A hash of each example from one that equal examples share, and from how many of these came before it."""
   seen = collections.Counter()
@@ -47,7 +54,7 @@ def _name_fingerprint(name, salt):
   return int.from_bytes(digest.digest(), 'little')
 
 
-def split(data, heldout, seed, name, notes=(), names=None, together=True):
+def split(data, heldout, seed, name, notes=(), names=None, together=True, strata=None):
   """A Source with about `heldout` of the examples held out; which ones does not depend on their order.
 
   Args:
@@ -61,6 +68,7 @@ def split(data, heldout, seed, name, notes=(), names=None, together=True):
       noticed.
     together: whether equal examples stay on one side. Of tables with few values, where many rows are equal by chance,
       neither side would then be a fair sample.
+    strata: None, or int [N]: of each stratum the same share is held out.
   Raises:
     InputError: there are no examples, or `heldout` leaves none to train on.
   """
@@ -73,7 +81,7 @@ def split(data, heldout, seed, name, notes=(), names=None, together=True):
     hashed = [_name_fingerprint(name, salt) for name in names or ()] or fingerprints(data, salt)
     hashed = hashed if together else list(_of_each(hashed, salt))
     prints = np.array(hashed, np.uint64)
-    held = prints <= np.sort(prints)[number - 1]
+    held = prints <= np.sort(prints)[number - 1] if strata is None else _of_strata(prints, strata, number)
   if held.all():
     raise InputError(f'{name}: heldout={heldout} leaves none of the {what} to train on '
                      f'({count} {what}, duplicates kept together); set heldout=0 or add {what}')

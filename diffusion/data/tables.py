@@ -23,7 +23,8 @@ def csv(path, target='', categories=(), numbers=(), drop=(), heldout=1 / 3, seed
     target: the column to predict, if there is one.
     categories, numbers: names of columns whose kind is to be this one; in numbers=, texts that are none are missing.
     drop: names of columns to leave out altogether.
-    heldout: a number of rows (int) or a fraction of them (float). Which ones depends on their content, not on their order.
+    heldout: a number of rows (int) or a fraction of them (float). Which ones depends on their content, not on
+      their order; each value of the target, or tenth of its numbers, has the same share.
     seed: other seeds hold out other rows.
   Raises:
     InputError: a file that is no such table (csv_text.read), fewer than 10 rows, names that are not there.
@@ -96,7 +97,16 @@ def from_texts(table, target='', categories=(), numbers=(), drop=(), heldout=1 /
   file = dict(separator=table.separator, encoding=table.encoding)
   facts = dict(columns=described, target=target, left_out=left_out, file=file)
   notes = (*table.notes, *column_kinds.notes(described, values, left_out, target), *_warnings(rows, described))
-  return holdout.split(Dataset(arrays, facts), heldout, seed, name, notes, together=False)
+  return holdout.split(Dataset(arrays, facts), heldout, seed, name, notes, together=False,
+                       strata=_strata(described, values, target))
+
+
+def _strata(described, values, target):
+  """Of each row the category of the target, or the tenth of its numbers: what is rare is on both sides."""
+  column, value = next(((c, v) for c, v in zip(described, values) if c['name'] == target), (None, None))
+  if column is None or column['kind'] == 'category':
+    return value
+  return np.searchsorted(np.nanquantile(value, np.arange(1, 10) / 10), value)  # missing ones come last
 
 
 def _names(name, header, option, value):

@@ -1,6 +1,5 @@
 """Tables that are refused, each with one line; which rows are held out; tables that packages ship; wide tables."""
 import collections
-
 import importlib
 import sys
 
@@ -121,3 +120,17 @@ def test_wide_tables_and_tables_of_one_kind(tmp_path, make, count):
   assert any('repeats them' in note for note in source.notes) == (count[1] == 1000)
   lines = describe(source).splitlines()
   assert len(lines) < 6 and max(map(len, lines)) < 260 and f'{sum(count)} columns' in lines[0]
+
+
+@pytest.mark.parametrize('target', ['rare', 'x'])
+def test_each_value_of_the_target_is_held_out_in_the_same_share(tmp_path, target):
+  rng = np.random.default_rng(0)
+  lines = [f'{x:.3f},{"yes" if i % 50 == 0 else "no"}' for i, x in enumerate(rng.normal(size=600))]
+  (tmp_path / 'a.csv').write_text('\n'.join(['x,rare', *lines, '']))
+  train, held = tables.csv(str(tmp_path / 'a.csv'), target=target, heldout=.25)[:2]
+  assert len(held.arrays['numbers']) == 150
+  if target == 'rare':
+    yes = train.facts['columns'][1]['categories'].index('yes')
+    assert [int((side.arrays['categories'] == yes).sum()) for side in (train, held)] == [9, 3]
+  else:  # a random quarter would have medians that differ by .09
+    assert abs(np.median(train.arrays['numbers']) - np.median(held.arrays['numbers'])) < .05
