@@ -18,7 +18,7 @@ def get_config(name=''):
   c = default()
   c.data, c.task, c.objective, c.net = 'patients(breast_cancer)', 'table', 'mixed', 'mlp(width=128, blocks=3)'
   c.schedule, c.predict, c.loss_weight = 'cosine(None)', 'v', 'one'
-  c.sampler, c.grid, c.guide = 'mixed(ddpm)', 'trailing(100)', ''
+  c.sampler, c.grid, c.guide = 'mixed(dpmpp_2m)', 'trailing(50)', ''
   c.condition_dropout = .2  # of the other rows, some columns are given
   c.batch, c.steps, c.learning_rate = 256, 1500, 1e-3
   c.log_every = c.val_every = 250

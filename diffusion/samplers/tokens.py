@@ -6,8 +6,8 @@ import jax.numpy as jnp
 
 from diffusion.core import categorical
 from diffusion.errors import check_positive, InputError
-from diffusion.samplers.ancestral import ddpm
 from diffusion.samplers.base import Sample, Sampler, token_draw
+from diffusion.samplers.multistep import dpmpp_2m
 
 NEEDS_MASK = 'confident: it chooses which masks to fill, and the uniform kernel has none; use ancestral'
 
@@ -90,16 +90,16 @@ class Both(NamedTuple):
   numbers: Any  # the state of the solver of the numbers
 
 
-def mixed(sampler=ddpm(), temperature=1., top_p=1.):
+def mixed(sampler=dpmpp_2m(), temperature=1., top_p=1.):
   """Numbers by a Gaussian solver and categories by their posterior, from the same evaluations of the network.
 
   Args:
-    sampler: of the numbers, such as 'dpmpp_2m'. Where it evaluates more than once a step, the categories take the
+    sampler: of the numbers, such as 'ddpm'. Where it evaluates more than once a step, the categories take the
       first, and stay as they were in the others.
     temperature, top_p: as for ancestral.
   """
   if sampler.on != 'denoise':
-    raise InputError('mixed: expected a solver for the numbers, such as mixed(ddpm)')
+    raise InputError('mixed: expected a solver for the numbers, such as mixed(dpmpp_2m)')
   sharpen = sharpened('mixed', temperature, top_p)
 
   def step(keys, predict, state, step):
