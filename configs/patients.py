@@ -1,7 +1,7 @@
 """Tables of patients: numbers and categories by diffusion in one network, and a report of what the rows are worth.
 
   python -m diffusion.main --config=configs/patients.py
-  python -m diffusion.main --config=configs/patients.py --config.data='csv(mine.csv, target=outcome)' --workdir=runs/mine
+  python -m diffusion.main --config=configs/patients.py --workdir=runs/mine --config.data='csv(mine.csv, target=it)'
 
 It learns from two thirds of scikit-learn's breast cancer table in a minute, writes table.csv and a page of every
 column, and measures the rows beside simple models and real ones (evaluations/*/evaluation.md, baselines.md,

@@ -70,9 +70,7 @@ def _stretched(name, betas):
 
 def _from_beta_integral(integral):
   """The curve with alpha_bar = exp(-integral(t)), the integral of the rate beta from 0 to t."""
-  def logsnr(t):
-    return _clip(-integral(t) - array_module(t).log(-array_module(t).expm1(-integral(t))))
-  return _curve(logsnr, None)
+  return _curve(lambda t: _clip(-integral(t) - array_module(t).log(-array_module(t).expm1(-integral(t)))), None)
 
 
 def linear(T=1000, start=1e-4, end=.02):
@@ -218,10 +216,8 @@ def edm(T=None, sigma_min=.002, sigma_max=80.):
   if not 0 < sigma_min < sigma_max:
     raise InputError(f'edm: expected 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}')
   low, high = np.log(sigma_min).item(), np.log(sigma_max).item()
-  def log_sigma(t):
-    return low + t * (high - low)
-  def time(t):
-    return 250. * log_sigma(t)
+  log_sigma = lambda t: low + t * (high - low)
+  time = lambda t: 250. * log_sigma(t)
   table = _curve(lambda t: -2 * log_sigma(t), T, scaling=ve, time=time)
   return table if T is None else table._replace(time=time(np.arange(1, T + 1) / T))
 

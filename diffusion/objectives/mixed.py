@@ -70,19 +70,29 @@ def mixed(kernel='masked', weight='bound', share=1., *, net, schedule, task, exa
   base = losses.with_prepared_condition(loss, network.prepare)
   draw = times.draw_levels(timesteps, schedule)
 
-  def corrupt(key, x0):
-    number_key, token_key = jax.random.split(key)
-    eps = losses.gaussian_noise()(number_key, x0['numbers'])
-    return eps, categorical.noise_draws(token_key, x0['categories'], kernel)
-
   def measure(key, params, x0, cond, *, train=True, part=None, **unused):
     made = losses.with_micro_batch(base, *part) if part else base
     if train:
       made = losses.with_condition_dropout(made, task.null, condition_dropout)
-    return made(key, network.apply, params, x0, cond, draw=draw, kernel=kernel, share=share, corrupt=corrupt,
+    return made(key, network.apply, params, x0, cond, draw=draw, kernel=kernel, share=share, corrupt=corruption(kernel),
                 mask=mask_tree(cond, x0), term=term if train else categorical.bound(schedule), train=train,
                 predict=predict, weight=loss_weight, error=loss_type)
 
+  init = lambda key: (network.init(key, cond=cond, shape=x0['numbers'].shape[:-1]), ())
+  return Objective('mixed', init, measure, mixed_model(network, kernel, predict), ENTRIES, lambda params: schedule)
+
+
+def corruption(kernel):
+  """The `corrupt` of the loss."""
+  def corrupt(key, x0):
+    number_key, token_key = jax.random.split(key)
+    eps = losses.gaussian_noise()(number_key, x0['numbers'])
+    return eps, categorical.noise_draws(token_key, x0['categories'], kernel)
+  return corrupt
+
+
+def mixed_model(network, kernel, predict):
+  """(params, memory, frozen) -> the Model."""
   def model(params, memory, frozen):
     def both(cond):
       prepared = network.prepare(params, cond)
@@ -96,9 +106,7 @@ def mixed(kernel='masked', weight='bound', share=1., *, net, schedule, task, exa
       return dict(numbers=samplers.prior(keys, levels, shape['numbers']),
                   categories=token_prior(keys, kernel, shape['categories']))
     return Model(mixed=both, prior=prior)
-
-  init = lambda key: (network.init(key, cond=cond, shape=x0['numbers'].shape[:-1]), ())
-  return Objective('mixed', init, measure, model, ENTRIES, lambda params: schedule)
+  return model
 
 
 def mask_tree(cond, x0):
@@ -118,7 +126,7 @@ def mixed_net(network, kernel, numbers):
     numbers: N.
   """
   def given(cond):  # what is given enters beside x, too: the condition alone only modulates the network
-    return [cond['cond'], cond['x_mask']] if mask_of(cond) is not None else []
+    return [] if mask_of(cond) is None else [cond[name] for name in ('cond', 'x_mask') if name in cond]
   def apply(params, x, time, cond, *rest):
     mask = mask_tree(cond, x)
     seen = jnp.repeat(mask['categories'], kernel.inputs, -1)

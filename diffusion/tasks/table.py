@@ -50,8 +50,8 @@ def table(*, data=None, facts=None, fitted=None):
     batch, _encode(facts, condition), decode=_decode(facts, fitted), ask=ask_columns(facts, fitted, condition),
     null=lambda cond: cond and dict(cond=jnp.zeros_like(cond['cond']), x_mask=jnp.ones_like(cond['x_mask'])), save=save,
     show=lambda outputs, labels, title: table_page.page(facts, fitted, outputs['table'], labels, title),
-    facts=facts, fitted=fitted, takes=TAKES, gives='table',
-    result=lambda outputs: table_text.as_columns(facts, outputs['table']), categories=sizes, evaluators=('loss', 'tables'))
+    facts=facts, fitted=fitted, takes=TAKES, gives='table', categories=sizes, evaluators=('loss', 'tables'),
+    result=lambda outputs: table_text.as_columns(facts, outputs['table']))
 
 
 def _encode(facts, condition):

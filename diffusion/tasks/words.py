@@ -34,22 +34,10 @@ def words(unit='word', length=0, most=50_000, *, data=None, facts=None):
     raise InputError(f'unit={unit!r}: expected one of {", ".join(UNITS)}')
   if data is not None:
     need(data, 'captions')
-    facts = facts or _measured(data, unit, length, most) | class_facts(data)
+    facts = _measured(data, unit, length, most) | class_facts(data)
   facts = facts or dict(vocabulary=[END, UNKNOWN], length=1, classes=[])
   vocabulary, length, classes = facts['vocabulary'], facts['length'], tuple(facts['classes'])
-  number = {token: i for i, token in enumerate(vocabulary)}
-
-  def tokens_of(text):
-    found = [number.get(token, 1) for token in re.findall(UNITS[unit], text)[:length]]
-    return np.array(found + [0] * (length - len(found)), np.int32)[:, None]
-
-  def prepare(frozen, data):
-    texts = data.arrays['captions'][:].tolist()
-    if unit == 'character':
-      column = _characters(texts, vocabulary, length)
-    else:
-      column = np.array([tokens_of(text) for text in texts], np.int32).reshape(-1, length, 1)
-    return data._replace(arrays=data.arrays | dict(tokens=column))
+  tokens_of = _tokenizer(unit, vocabulary, length)
 
   def batch(data, indices):
     conditional = dict(cond=condition_vectors(data.arrays['labels'][indices], classes)) if classes else {}
@@ -59,27 +47,46 @@ def words(unit='word', length=0, most=50_000, *, data=None, facts=None):
     shown = [*vocabulary, MASK]
     return [''.join(shown[i] for i in row[:, 0]).strip() for row in np.asarray(outputs['texts'])]
 
+  def save(folder, outputs, cond, labels):
+    _save(folder, texts(outputs), outputs['texts'], labels, vocabulary)
+
+  return Task(
+    batch, lambda frozen, key, batch: (batch['tokens'], batch.get('cond')), null=unasked,
+    decode=lambda frozen, x0, cond: dict(texts=x0), ask=_ask(facts, tokens_of, unit),
+    prepare=_prepare(facts, tokens_of, unit), save=save,
+    show=lambda outputs, labels, title: page(texts(outputs), labels, title), result=texts, facts=facts,
+    takes=(*TAKES, 'text'), gives='texts', categories=len(vocabulary), evaluators=('loss', 'nelbo'))
+
+
+def _tokenizer(unit, vocabulary, length):
+  """The function text -> tokens int32 [length, 1]."""
+  number = {token: i for i, token in enumerate(vocabulary)}
+  def tokens_of(text):
+    found = [number.get(token, 1) for token in re.findall(UNITS[unit], text)[:length]]
+    return np.array(found + [0] * (length - len(found)), np.int32)[:, None]
+  return tokens_of
+
+
+def _prepare(facts, tokens_of, unit):
+  """The function that adds the column `tokens`, int32 [N, length, 1]."""
+  vocabulary, length = facts['vocabulary'], facts['length']
+  def prepare(frozen, data):
+    texts = data.arrays['captions'][:].tolist()
+    words = lambda: np.array([tokens_of(text) for text in texts], np.int32).reshape(-1, length, 1)
+    column = _characters(texts, vocabulary, length) if unit == 'character' else words()
+    return data._replace(arrays=data.arrays | dict(tokens=column))
+  return prepare
+
+
+def _ask(facts, tokens_of, unit):
   def ask(request, ids, seed):
     asked, text = ask_classes(facts)(request, ids, seed), request.get('text', '')
     if not text:
       return asked
-    known = _with_blanks(text, tokens_of, unit, length, vocabulary)
+    known = _with_blanks(text, tokens_of, unit, facts['length'], facts['vocabulary'])
     named = {} if asked.cond is None else dict(cond=asked.cond)
     return asked._replace(cond=named | dict(known=np.repeat(known[None], len(ids), 0)))
-
-  def save(folder, outputs, cond, labels):
-    """samples.txt: a text on each line; labels.txt: the class of each; samples.npz: its tokens."""
-    lines = [text.replace('\n', ' ') for text in texts(outputs)]
-    write_atomic(folder / 'samples.txt', '\n'.join([*lines, '']).encode())
-    if labels:
-      write_atomic(folder / 'labels.txt', '\n'.join([*labels, '']).encode())
-    write_npz(folder / 'samples.npz', dict(tokens=outputs['texts'], vocabulary=np.array(vocabulary)))
-
-  return Task(
-    batch, lambda frozen, key, batch: (batch['tokens'], batch.get('cond')), null=unasked,
-    decode=lambda frozen, x0, cond: dict(texts=x0), ask=ask, prepare=prepare, save=save,
-    show=lambda outputs, labels, title: page(texts(outputs), labels, title), result=texts, facts=facts,
-    takes=(*TAKES, 'text'), gives='texts', categories=len(vocabulary), evaluators=('loss', 'nelbo'))
+  return ask
 
 
 def unasked(cond):
@@ -119,6 +126,15 @@ def _with_blanks(text, tokens_of, unit, length, vocabulary):
     raise InputError(f'text={text!r}: {unknown[0].strip()!r} does not occur in the training texts; write {BLANK} where '
                      f'the model is to choose, or words such as {", ".join(map(repr, vocabulary[2:8]))}')
   return np.where(blank, FREE, tokens)
+
+
+def _save(folder, texts, tokens, labels, vocabulary):
+  """samples.txt: a text on each line; labels.txt: the class of each; samples.npz: the tokens and what they mean."""
+  lines = [text.replace('\n', ' ') for text in texts]
+  write_atomic(folder / 'samples.txt', '\n'.join([*lines, '']).encode())
+  if labels:
+    write_atomic(folder / 'labels.txt', '\n'.join([*labels, '']).encode())
+  write_npz(folder / 'samples.npz', dict(tokens=tokens, vocabulary=np.array(vocabulary)))
 
 
 def page(texts, labels, title):

@@ -40,7 +40,8 @@ def test_blanks_are_free_and_the_rest_is_known():
   data = Dataset(dict(captions=np.array(LINES, np.dtypes.StringDType())))
   task = words(data=data)
   known = task.ask(dict(text='the _ sat'), np.arange(3), 0).cond['known']
-  again = task.prepare((), Dataset(dict(captions=np.array(['the cat sat'], np.dtypes.StringDType())))).arrays['tokens']
+  whole = Dataset(dict(captions=np.array(['the cat sat'], np.dtypes.StringDType())))
+  again = task.prepare((), whole).arrays['tokens']
   free = known < 0
   assert free[:, 1].all() and free.sum() == 3
   np.testing.assert_array_equal(known[~free], np.repeat(again, 3, 0)[~free])
@@ -54,7 +55,8 @@ def test_blanks_are_free_and_the_rest_is_known():
 
 
 @pytest.mark.parametrize('content, options, message', [
-  (None, {}, 'cannot be read'), (b'', {}, 'no captions found'), (b'abc', dict(length=10), 'no pieces of 10 characters found'),
+  (None, {}, 'cannot be read'), (b'', {}, 'no captions found'),
+  (b'abc', dict(length=10), 'no pieces of 10 characters found'),
   (b'abc' * 9, dict(length=3, heldout=1.), 'heldout=1.0 of 9 pieces'),
   (b'abc' * 9, dict(length=3, heldout=9), 'leaves none of 9'), (b'\xff\xfe\xfa', {}, 'UTF-8'),
   (b'abc', dict(length=-1), 'length=-1')])
