@@ -156,6 +156,9 @@ def _check_sampling(config, parts):
                      "train with config.variance='learned'")
   if config.self_condition and sampler == 'adaptive':
     raise InputError("config.sampler='adaptive' keeps no last estimate for a self-conditioned network; use 'best'")
+  if sampler == 'mixed' and 'adaptive' in config.sampler:
+    raise InputError(f'config.sampler={config.sampler!r}: adaptive has steps of its own, and categories need those of the '
+                     'grid; use another solver, such as mixed(best)')
   unconditional = config.condition_dropout or objective_name(config) == 'classifier'
   if parts.guide.doubles and not parts.guide.start.negative and not unconditional:
     raise InputError(f'config.guide={config.guide!r} needs a model that has learned to do without its condition: '

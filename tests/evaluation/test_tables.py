@@ -124,7 +124,7 @@ class Drawn:
     self.config = SimpleNamespace(evaluate=SimpleNamespace(num_samples=len(rows.numbers), seed=0),
                                   sample=SimpleNamespace(batch=16), sampler='ddim', grid='trailing(10)')
     self.plan, self.mesh = SimpleNamespace(batch=batch, steps=10), sharding.make_mesh(devices=jax.devices()[:1])
-    self.task = SimpleNamespace(batch=lambda data, index: dict(x=data.arrays['numbers'][index]), gives='table')
+    self.task = SimpleNamespace(batch=lambda data, index: dict(x=data.arrays['numbers'][index]), gives='rows')
     self.encode = lambda frozen, key, batch: (batch['x'], None)
     self.objective, self.draws = SimpleNamespace(loss=self.loss, name='mixed'), True
     self.weights = Weights((), (), {})

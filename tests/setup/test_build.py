@@ -72,6 +72,7 @@ def test_specs_are_parsed(spec, expected):
   (dict(guide='cfg(1, negative=a)'), 'at scale 1'),
   (dict(schedule='flow(50)', predict='eps', grid='karras(5)'), 'says nothing'),
   (dict(self_condition=True, sampler='adaptive'), 'last estimate'),
+  (dict(sampler='mixed(adaptive)'), 'categories need those of the grid'),
   (dict(objective='classifier', net='classifier(channels=16)', logvar_channels=8), 'config.logvar_channels=0'),
   (dict(timesteps='loss_aware', logvar_channels=8), 'use one of them'),
   (dict(objective='vdm', schedule='learned', loss_weight='vlb', noise_type='offset'), "config.noise_type='gaussian'"),
@@ -153,7 +154,7 @@ def test_every_choice_of_every_field_can_be_built_from_its_bare_name_or_says_wha
         with pytest.raises(InputError, match=needs[name]):
           build.make(field, name)
       else:
-        assert build.make(field, name, **extra) is not None
+        assert build.make(field, name, **(extra if field != 'task' else {})) is not None
 
 
 def test_the_learning_rate_warms_up_to_its_peak_and_falls_to_zero(mesh):
@@ -214,6 +215,16 @@ def test_nested_specs_are_schedules_themselves():
   assert len(table.alpha) == 50 and table.alpha[-1] == 0
   shifted = build.make('schedule', 'shift(cosine(None), ratio=4)')
   assert shifted(.5).logsnr == pytest.approx(build.make('schedule', 'cosine(None)')(.5).logsnr - 2 * np.log(4))
+
+
+def test_nested_samplers_get_the_schedule_and_the_grid_as_others_do(mesh):
+  levels = grids.trailing(7)(schedules.cosine())
+  for name in ('best', 'churn(churn=3)'):
+    outer, inner = (build.make('sampler', spec, schedule=schedules.cosine(), levels=levels)
+                    for spec in (f'mixed({name})', name))
+    assert outer.on == 'mixed'
+    for a, b in zip(jax.tree.leaves(outer.plan(levels)), jax.tree.leaves(inner.plan(levels)), strict=True):
+      np.testing.assert_array_equal(a, b)
 
 
 def test_a_self_conditioned_model_is_told_its_last_estimate(mesh):

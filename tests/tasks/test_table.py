@@ -61,6 +61,14 @@ def test_a_missing_number_is_fresh_noise_in_training_and_0_without_randomness():
   assert abs(a.mean()) < .5 and abs(a.std() - 1) < .3 and abs(np.corrcoef(a, b)[0, 1]) < .4
 
 
+def test_a_request_and_its_rows_are_exported_for_any_number_of_rows():
+  x0, (cond, _) = noise(5), TASK.ask(dict(given='age=50, outcome=benign'), np.arange(5), 0)[:2]
+  batch, = jax.export.symbolic_shape('batch')
+  shape = lambda a: jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype)
+  exported = jax.export.export(DECODE)(jax.tree.map(shape, x0), jax.tree.map(shape, cond))
+  jax.tree.map(np.testing.assert_array_equal, exported.call(x0, cond), DECODE(x0, cond))
+
+
 def test_without_randomness_and_by_null_nothing_is_given():
   for cond in (PLAIN(EVERY)[1], TASK.null(ENCODE(jax.random.key(0), EVERY)[1]), TASK.ask({}, np.arange(3), 0).cond):
     assert not np.any(cond['cond']) and np.all(np.asarray(cond['x_mask']) == 1)
