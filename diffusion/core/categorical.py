@@ -173,7 +173,8 @@ def _shares(noise, ndim, dtype):
 
 def _at(x, made):
   """pi and the one-hot of x, each broadcastable against made.log_p."""
-  return jnp.asarray(made.kernel.stationary, made.log_p.dtype), jax.nn.one_hot(x, made.log_p.shape[-1], dtype=made.log_p.dtype)
+  dtype = made.log_p.dtype
+  return jnp.asarray(made.kernel.stationary, dtype), jax.nn.one_hot(x, made.log_p.shape[-1], dtype=dtype)
 
 
 def safe_log(p):

@@ -148,8 +148,9 @@ def to_number(column, text):
   except ValueError:
     raise InputError(f'{shown(text[:40])!r} is not {expected(column)}') from None
   if round(value, column['decimals']) != value and 'cut' not in column:
-    raise InputError(f'{shown(text[:40])!r} has more decimals than the training data, {column["decimals"]}; round it, such '
-                     f'as {to_text(column, value - column["origin"])}')
+    rounded = to_text(column, value - column['origin'])
+    raise InputError(f'{shown(text[:40])!r} has more decimals than the training data, {column["decimals"]}; round it, '
+                     f'such as {rounded}')
   return float(np.round(value - column['origin'], column['decimals']) + 0.)
 
 

@@ -23,7 +23,8 @@ def csv(path, target='', categories=(), numbers=(), drop=(), heldout=1 / 3, seed
     target: the column to predict, if there is one.
     categories, numbers: names of columns whose kind is to be this one; in numbers=, texts that are none are missing.
     drop: names of columns to leave out altogether.
-    heldout: a number of rows (int) or a fraction of them (float). Which ones depends on their content, not on their order.
+    heldout: a number of rows (int) or a fraction of them (float). Which ones depends on their content,
+      not on their order.
     seed: other seeds hold out other rows.
   Raises:
     InputError: a file that is no such table (csv_text.read), fewer than 10 rows, names that are not there.

@@ -1,4 +1,4 @@
-"""A transformer over the places of x: tokens of a text, pixels, or anything else in which every place sees all others."""
+"""A transformer over the places of x: tokens of a text, pixels or others, of which every place sees all others."""
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -36,7 +36,7 @@ class Transformer(nn.Module):
 
   @nn.compact
   def __call__(self, x, time, cond=None, train=False):
-    """Runs the network: x [B, ..., C], time [B], cond None, [B, K] or a dict of such -> [B, ..., out_channels], float32.
+    """Runs the network: x [B, ..., C], time [B], cond None, [B, K] or a dict of such -> float32 [B, ..., out_channels].
 
     Raises:
       InputError: sizes that do not fit, or an x without places.

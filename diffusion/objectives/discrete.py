@@ -1,4 +1,4 @@
-"""The objective `discrete`: a network says what the lost tokens were, and learns it by the bound on their likelihood."""
+"""The objective `discrete`: a network says what lost tokens were, and learns it by the bound on their likelihood."""
 import jax
 import jax.numpy as jnp
 

@@ -12,7 +12,7 @@ from diffusion.tasks.words import unasked
 
 
 def grey_levels(levels=17, *, data=None, facts=None):
-  """x0: tokens int32 [H, W, C], the brightness of each channel in `levels` equal steps; the condition: None, or a class.
+  """x0: tokens int32 [H, W, C], the brightness of each channel in `levels` equal steps; condition: None, or a class.
 
   Args:
     levels: 2 to 256; images are rounded to them.

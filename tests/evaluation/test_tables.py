@@ -185,6 +185,14 @@ def test_what_cannot_be_measured_is_left_out_with_its_reason():
   assert 'mixed draws nothing' in needs(run, data)
 
 
+def test_dates_are_dates_under_their_axis():
+  from matplotlib.figure import Figure
+  axes, column = Figure().subplots(), dict(form='date', origin='2021-01-01T00:00:00', per_day=1, padded=True,
+                                           date='%d.%m.%Y', kind='number')
+  table_pages._numbers(axes, np.arange(1., 32.), np.arange(1., 32.), column | dict(name='visit'))
+  assert [label.get_text() for label in axes.get_xticklabels()] == ['02.01.2021', '01.02.2021']
+
+
 def test_names_of_columns_are_written_as_they_are():
   assert table_pages.short('cost in $ and $', 30) == r'cost in \$ and \$'
   assert table_pages.short('a long name\nof a column', 12) == 'a long name…'

@@ -179,6 +179,18 @@ def test_the_page_shows_samples_of_any_size_and_more_columns_than_it_holds():
   assert TASK.show(jax.tree.map(lambda a: a[:1], out), None, '').size[0] > 300
 
 
+def test_huge_numbers_are_short_under_their_axis():
+  from matplotlib.figure import Figure
+  texts = tuple(f'{k}{"0" * 17}' for k in range(1, 41))
+  source = tables.from_texts(Texts(['dose', 'big'], [tuple('31415' * 8), texts], []), heldout=0)
+  task, axes = table(data=source.train), Figure().subplots()
+  column = task.facts['columns'][1]
+  table_page._histogram(axes, task.facts, task.fitted, column, source.train.arrays, [np.ones(40, bool)])
+  labels = [label.get_text() for label in axes.get_xticklabels()]
+  np.testing.assert_allclose(list(map(float, labels)), axes.get_xticks(), rtol=.01)
+  assert max(map(len, labels)) < 12
+
+
 @pytest.mark.parametrize('columns', [['age', 'lab'], ['stage', 'outcome']], ids=['numbers alone', 'categories alone'])
 def test_tables_of_one_kind_of_column(columns):
   source = tables.from_texts(Texts(columns, [tuple(TEXTS[name]) for name in columns], []), heldout=0)
