@@ -8,6 +8,7 @@ from diffusion.core.gaussian import Noise, take
 from diffusion.core.schedules import evaluate, scaling_of
 from diffusion.errors import check_seed, InputError, unknown
 from diffusion.samplers import Sampler
+from diffusion.samplers.tokens import NEEDS_MASK
 from diffusion.setup import guide, specs
 from diffusion.setup.choices import CHOICES, make, parse_emas
 from diffusion.setup.optimizer import parse_groups
@@ -165,6 +166,9 @@ def _check_sampling(config, parts):
   if sampler == 'mixed' and 'adaptive' in config.sampler:
     raise InputError(f'config.sampler={config.sampler!r}: adaptive has steps of its own, and categories need those of '
                      'the grid; use another solver, such as mixed(best)')
+  _, args, kwargs = specs.parse(config.objective)
+  if sampler == 'confident' and 'uniform' in (*args, kwargs.get('kernel')):
+    raise InputError(f'config.sampler={config.sampler!r}: {NEEDS_MASK}')
   unconditional = config.condition_dropout or objective_name(config) == 'classifier'
   if parts.guide.doubles and not parts.guide.start.negative and not unconditional:
     raise InputError(f'config.guide={config.guide!r} needs a model that has learned to do without its condition: '

@@ -75,6 +75,7 @@ def test_specs_are_parsed(spec, expected):
   (dict(guide='cfg(1, negative=a)'), 'at scale 1'),
   (dict(schedule='flow(50)', predict='eps', grid='karras(5)'), 'says nothing'),
   (dict(self_condition=True, sampler='adaptive'), 'last estimate'),
+  (dict(objective='discrete(kernel=uniform)', sampler='confident'), 'uniform kernel has none'),
   (dict(sampler='mixed(adaptive)'), 'categories need those of the grid'),
   (dict(objective='classifier', net='classifier(channels=16)', logvar_channels=8), 'config.logvar_channels=0'),
   *[(dict(objective=objective, **{field: value}), f'config.{field}=') for objective in ('mixed', 'discrete')
