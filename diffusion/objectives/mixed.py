@@ -118,7 +118,7 @@ def mixed_net(network, kernel, numbers):
     numbers: N.
   """
   def given(cond):  # what is given enters beside x, too: the condition alone only modulates the network
-    return [cond['cond'], cond['x_mask']] if mask_of(cond) is not None else []
+    return [cond[name] for name in ('cond', 'x_mask') if name in cond] if mask_of(cond) is not None else []
   def apply(params, x, time, cond, *rest):
     mask = mask_tree(cond, x)
     seen = jnp.repeat(mask['categories'], kernel.inputs, -1)

@@ -123,7 +123,7 @@ def test_the_mixed_loss_is_that_of_numbers_and_that_of_tokens_at_the_same_levels
 
 
 def test_given_entries_are_hidden_from_the_network_and_do_not_count():
-  weights = np.random.default_rng(1).normal(size=(13, 11)).astype(np.float32)
+  weights = np.random.default_rng(1).normal(size=(18, 11)).astype(np.float32)
   net = lambda params, x, time, cond, *rest: x @ weights
   mask = np.array([[1, 0, 1, 1, 0]], np.float32)
   objective = make_mixed(net, cond=dict(x_mask=mask))
