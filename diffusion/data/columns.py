@@ -122,6 +122,8 @@ def number_column(name, texts, style, gaps):
     unit = 10. ** np.ceil(np.log10(max(high - low, 1)))
     column['origin'] = float(np.floor(low / unit) * unit)
   values = np.round(values - column['origin'], decimals) + 0.  # no negative zeros
+  if decimals == 0 and np.abs(values).max() > 2 ** 24:  # the whole numbers of a 32-bit float
+    column['cut'] = True
   column |= dict(decimals=decimals, least=int(min(digits.min(), MOST_DECIMALS)))
   return column, dict(zip(texts, values.tolist()))
 
@@ -130,7 +132,7 @@ def to_number(column, text):
   """The number of a text in the format of the column, or as Python writes it: a float, NaN where it is missing.
 
   Raises:
-    InputError: it is no such number; the message follows the name of the column.
+    InputError: it is no such number, or not one of the column's grid; the message follows the name of the column.
   """
   if missing([text]):
     return np.nan
@@ -145,6 +147,10 @@ def to_number(column, text):
       raise ValueError('not finite')
   except ValueError:
     raise InputError(f'{shown(text[:40])!r} is not {expected(column)}') from None
+  if round(value, column['decimals']) != value and 'cut' not in column:
+    rounded = to_text(column, value - column['origin'])
+    raise InputError(f'{shown(text[:40])!r} has more decimals than the training data, {column["decimals"]}; round it, '
+                     f'such as {rounded}')
   return float(np.round(value - column['origin'], column['decimals']) + 0.)
 
 

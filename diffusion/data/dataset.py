@@ -180,7 +180,7 @@ def describe(source):
   by = 'x'.join(map(str, column.shape[1:])) or 'single'
   numbers = column.dtype.kind in 'uifb' and inspected.size
   values = f', values {_short(inspected.min())} to {_short(inspected.max())}{scope}' if numbers else ''
-  what = f'{by} {column.dtype}{values}'
+  what = 'texts' if column.dtype.kind == 'T' else f'{by} {column.dtype}{values}'
   if 'columns' in train.facts:  # a table, of which the notes say more
     number = len(train.facts['columns'])
     name, what = 'rows', f'{number} column{"s" * (number != 1)}'

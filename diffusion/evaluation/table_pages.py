@@ -3,6 +3,7 @@ import io
 
 import numpy as np
 
+from diffusion.data.columns import to_text
 from diffusion.evaluation.metrics.tables import associations, values
 from diffusion.tasks.fonts import escaped
 
@@ -44,6 +45,9 @@ def _numbers(axes, drawn, real, column):
   for x, every, colour, filled in zip(known, (drawn, real), (DRAWN, REAL), (True, False)):
     share = np.histogram(np.clip(x, edges[0], edges[-1]), edges)[0] / max(len(every), 1)
     axes.stairs(share, edges, color=colour, fill=filled, alpha=.6 if filled else 1)
+  if column.get('form') == 'date':
+    ends = edges[[0, -1]].round()
+    axes.set_xticks(ends, [to_text(column, end) for end in ends])
   axes.set_yticks([])
   missing = [np.isnan(x).mean() for x in (real, drawn)]
   return '; missing {:.0%}, drawn {:.0%}'.format(*missing) if any(missing) else ''

@@ -259,7 +259,7 @@ def write_pages(folder, train, heldout, drawn, losses, found, seed):
 
 def _needs(run, data):
   return first('' if run.draws else f'the objective {run.objective.name} draws nothing',
-               '' if run.task.gives == 'table' else f'the samples are {run.task.gives}, not tables',
+               '' if run.task.gives == 'rows' else f'the samples are {run.task.gives}, not tables',
                '' if size(data.heldout) >= ENOUGH else f'it needs at least {ENOUGH} held-out rows',
                '' if size(data.train) >= ENOUGH else f'it needs at least {ENOUGH} training rows')
 

@@ -142,8 +142,16 @@ def unflat(like, arrays):
 def conditions(run):
   """The conditions that samples cycle through, as config.sample says, {path: [R, ...]}; {} if there are none."""
   request = requests.of_config(run)
-  number = len(split_names(str(request.get('classes', ''))) or drawn_classes(run.task.facts)) or 1
-  return flat_arrays(requests.ask(run, request, np.arange(number), run.config.sample.seed).cond)
+  number = len(split_names(str(request.get('classes', ''))) or drawn_classes(run.task.facts))
+  number = number or (run.config.sample.num_samples if request else 1)
+  arrays = flat_arrays(requests.ask(run, request, np.arange(number), run.config.sample.seed).cond)
+  return {name: array[:_period(arrays, number)] for name, array in arrays.items()}
+
+
+def _period(arrays, number):
+  """The number of rows after which all arrays [number, ..] begin anew."""
+  return next(p for p in range(1, number + 1)
+              if all(np.array_equal(array[p:], array[:number - p]) for array in arrays.values()))
 
 
 def _place(part, folder):

@@ -10,6 +10,7 @@ from diffusion.core import ema, gaussian
 from diffusion.core.gaussian import Noise
 from diffusion.errors import InputError
 from diffusion.objectives.base import Objective
+from diffusion.objectives.discrete import without_known
 from diffusion.setup import guide, optimizer, specs
 from diffusion.setup.choices import CHOICES, make
 from diffusion.setup.config import default
@@ -179,8 +180,13 @@ def _away(config, parts, task, cond):
     other = task.ask({task.takes[0]: asked}, np.arange(1), 0).cond
   except InputError as error:
     raise InputError(f'{field}: negative={negative!r}: {error}') from error
-  return lambda cond: jax.tree.map(lambda a, b: jax.numpy.broadcast_to(jax.numpy.asarray(b, a.dtype), a.shape),
-                                   cond, other)
+  def away(cond):  # tokens that are known stay known
+    rest, known = without_known(cond)
+    leaves = [jax.numpy.broadcast_to(jax.numpy.asarray(b, a.dtype), a.shape)
+              for a, b in zip(jax.tree.leaves(rest), jax.tree.leaves(other), strict=True)]
+    led = jax.tree.unflatten(jax.tree.structure(rest), leaves)
+    return led if known is None else (led or {}) | dict(known=known)
+  return away
 
 
 def _check_gaussian(config, objective):

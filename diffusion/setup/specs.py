@@ -105,7 +105,7 @@ def resolve(choices, field, spec, **extra):
     raise InputError(f'config.{field}={spec!r}: {wrong[0]}; expected {expected}')
   for key in NESTED & bound.arguments.keys():
     if isinstance(bound.arguments[key], str):
-      bound.arguments[key] = resolve(choices, key, bound.arguments[key])
+      bound.arguments[key] = resolve(choices, key, bound.arguments[key], **extra)
   try:
     return function(*bound.args, **bound.kwargs)
   except InputError as error:

@@ -8,6 +8,7 @@ from diffusion.core.gaussian import Noise, take
 from diffusion.core.schedules import evaluate, scaling_of
 from diffusion.errors import check_seed, InputError, unknown
 from diffusion.samplers import Sampler
+from diffusion.samplers.tokens import NEEDS_MASK
 from diffusion.setup import guide, specs
 from diffusion.setup.choices import CHOICES, make, parse_emas
 from diffusion.setup.optimizer import parse_groups
@@ -142,8 +143,14 @@ def _check_training(config, parts):
   if name == 'classifier':
     _expect(config, f'config.net={config.net!r}: a classifier does not use some of the settings', logvar_channels=0,
             self_condition=False, variance='fixed', noise_type='gaussian', loss_type='mse')
-    if loss_aware:
-      raise InputError("a classifier does not take config.timesteps='loss_aware'")
+  if loss_aware and name in ('classifier', 'mixed', 'discrete'):
+    raise InputError(f"the objective {name} does not take config.timesteps='loss_aware'")
+  if name in ('mixed', 'discrete'):
+    _expect(config, f'the objective {name} does not use some of the settings', logvar_channels=0,
+            self_condition=False, variance='fixed', noise_type='gaussian')
+  if name == 'discrete':
+    _expect(config, "the objective discrete has a loss of its own, 'discrete(weight=..)', and does not use some of the "
+            'settings', predict='x0', loss_weight='min_snr', loss_type='mse')
   if name == 'vdm':
     _expect(config, "config.schedule='learned' is trained by the variational bound", loss_weight='vlb',
             timesteps='stratified', variance='fixed', loss_type='mse', noise_type='gaussian', logvar_channels=0)
@@ -156,6 +163,12 @@ def _check_sampling(config, parts):
                      "train with config.variance='learned'")
   if config.self_condition and sampler == 'adaptive':
     raise InputError("config.sampler='adaptive' keeps no last estimate for a self-conditioned network; use 'best'")
+  if sampler == 'mixed' and 'adaptive' in config.sampler:
+    raise InputError(f'config.sampler={config.sampler!r}: adaptive has steps of its own, and categories need those of '
+                     'the grid; use another solver, such as mixed(best)')
+  _, args, kwargs = specs.parse(config.objective)
+  if sampler == 'confident' and 'uniform' in (*args, kwargs.get('kernel')):
+    raise InputError(f'config.sampler={config.sampler!r}: {NEEDS_MASK}')
   unconditional = config.condition_dropout or objective_name(config) == 'classifier'
   if parts.guide.doubles and not parts.guide.start.negative and not unconditional:
     raise InputError(f'config.guide={config.guide!r} needs a model that has learned to do without its condition: '

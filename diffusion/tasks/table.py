@@ -50,8 +50,9 @@ def table(*, data=None, facts=None, fitted=None):
     batch, _encode(facts, condition), decode=_decode(facts, fitted), ask=ask_columns(facts, fitted, condition),
     null=lambda cond: cond and dict(cond=jnp.zeros_like(cond['cond']), x_mask=jnp.ones_like(cond['x_mask'])), save=save,
     show=lambda outputs, labels, title: table_page.page(facts, fitted, outputs['table'], labels, title),
-    facts=facts, fitted=fitted, takes=TAKES, gives='table', categories=sizes, evaluators=('loss', 'tables'),
-    result=lambda outputs: table_text.as_columns(facts, outputs['table']))
+    facts=facts, fitted=fitted, takes=TAKES, gives='rows',
+    result=lambda outputs: table_text.as_columns(facts, outputs['table']), categories=sizes,
+    evaluators=('loss', 'tables'))
 
 
 def _encode(facts, condition):
@@ -110,11 +111,12 @@ def _condition(facts):
   starts = np.cumsum((0, *sizes))[:-1].astype(np.int32)
 
   def condition(z, categories, given):
+    B = z.shape[0]
     flagged = categories[:, len(sizes) - len(flags):] == 1
     gone = jnp.zeros(z.shape, bool).at[:, np.array(flags, np.int32)].set(flagged)
     present = (given[:, :split] & ~gone).astype(jnp.float32)
-    rows = np.arange(len(z))[:, None]
-    one_hot = jnp.zeros((len(z), sum(sizes))).at[rows, starts + categories].set(given[:, split:].astype(jnp.float32))
+    rows = jnp.arange(B)[:, None]
+    one_hot = jnp.zeros((B, sum(sizes))).at[rows, starts + categories].set(given[:, split:].astype(jnp.float32))
     return dict(cond=jnp.concatenate([z * present, present, one_hot], 1), x_mask=1 - given.astype(jnp.float32))
   return condition
 
@@ -123,7 +125,7 @@ def _known(sizes, split, cond):
   """(z [B, Dn], categories [B, Dc']) of the features of a condition; 0 where nothing is given."""
   column = np.repeat(np.arange(len(sizes)), sizes)
   index = np.concatenate([[], *map(np.arange, sizes)]).astype(np.float32)
-  categories = jnp.zeros((len(cond), len(sizes))).at[:, column].add(cond[:, 2 * split:] * index)
+  categories = jnp.zeros((cond.shape[0], len(sizes))).at[:, column].add(cond[:, 2 * split:] * index)
   return cond[:, :split], categories.astype(jnp.int32)
 
 

@@ -9,6 +9,7 @@ MOST = 24     # columns on a page
 ACROSS = 6
 BINS = 24
 BARS = 8      # categories with a bar of their own
+LONG = 12     # characters of a number under an axis, beyond which it is written as 1.23e+18
 REACH = 2.6   # of the training distribution, in z: where the axis of a number ends
 COLOURS = ('#4c78a8', '#f2a65a', '#6aa56e', '#b07aa1')  # of samples by what was given, stacked
 
@@ -68,7 +69,10 @@ def _histogram(ax, facts, fitted, column, table, groups):
   ticks = np.round(np.linspace(edges[0] + step / 2, edges[-1] - step / 2, 3) / step) * step
   ticks = np.unique(ticks if len(edges) > 3 else ticks[::2])
   decimals = int(np.clip(2 - np.floor(np.log10(max(np.ptp(edges), 1e-300))), 0, max(column['decimals'], 0)))
-  ax.set_xticks(ticks, [columns.to_text(column | dict(decimals=decimals, least=0), tick) for tick in ticks])
+  texts = [columns.to_text(column | dict(decimals=decimals, least=0), tick) for tick in ticks]
+  if column['form'] == 'plain' and max(map(len, texts)) > LONG:
+    texts = [column['before'] + f'{tick + column["origin"]:.3g}' + column['after'] for tick in ticks]
+  ax.set_xticks(ticks, texts)
   if column['missing']:
     flags = [c['place'] for c in facts['columns'] if c['kind'] == 'number' and c['missing']]
     trained = fitted['frequencies'][len(fitted['frequencies']) - 2 * len(flags) + 2 * flags.index(d) + 1]

@@ -123,7 +123,9 @@ def _with_blanks(text, tokens_of, unit, length, vocabulary):
   blank = np.array([token.strip() == BLANK for token in split] + [False] * (length - len(split)))[:, None]
   unknown = [token for token, i, free in zip(split, tokens[:, 0], blank[:, 0]) if i == 1 and not free]
   if unknown:
-    raise InputError(f'text={text!r}: {unknown[0].strip()!r} does not occur in the training texts; write {BLANK} where '
+    where = 'at the beginning of' if ' ' + unknown[0] in vocabulary else 'in'
+    name = unknown[0].strip() or unknown[0]
+    raise InputError(f'text={text!r}: {name!r} does not occur {where} the training texts; write {BLANK} where '
                      f'the model is to choose, or words such as {", ".join(map(repr, vocabulary[2:8]))}')
   return np.where(blank, FREE, tokens)
 

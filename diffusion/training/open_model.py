@@ -241,7 +241,8 @@ def _open_second(run, guide):
   if newest is None:
     raise InputError(f'{field}: {workdir} holds no checkpoint')
   facts, here = record_of(newest[1]).facts, json.loads(json.dumps(run.task.facts))
-  gaps = [f'{key} {facts.get(key)} there, {value} here' for key, value in here.items()
+  short = lambda value: str(value) if len(str(value)) <= 80 else str(value)[:80] + ' ..'
+  gaps = [f'{key} {short(facts.get(key))} there, {short(value)} here' for key, value in here.items()
           if key not in OF_DATA and facts.get(key) != value]
   if gaps:
     raise InputError(f'{field}: {workdir} was trained on other data: {"; ".join(gaps)}')

@@ -122,7 +122,7 @@ def test_the_description_fits_any_data():
   low, high = np.concatenate(EXAMPLES).min(), np.concatenate(EXAMPLES).max()
   assert text.splitlines()[0] == f'atoms     40 for training, 4 held out, 3 float32, values {low:.3g} to {high:.3g}'
   texts = describe(Source(Dataset(dict(texts=DATA.arrays['texts'])), take(DATA, slice(0))))
-  assert texts.startswith('texts     40 for training, 0 held out, single StringDType')
+  assert texts.startswith('texts     40 for training, 0 held out, texts')
   long = Dataset(dict(trajectories=np.zeros((3, 2))))
   assert describe(Source(long, long)).startswith('trajectories 3 for training')
 

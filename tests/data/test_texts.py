@@ -48,6 +48,11 @@ def test_blanks_are_free_and_the_rest_is_known():
   null = task.null(dict(cond=np.ones((3, 2)), known=known))
   np.testing.assert_array_equal(null['known'], known)
   assert not np.any(null['cond'])
+  with pytest.raises(InputError, match="'sat' does not occur at the beginning of the training texts"):
+    task.ask(dict(text='sat the _'), np.arange(1), 0)
+  single = words(data=Dataset(dict(captions=np.array(['the old cat'], np.dtypes.StringDType()))))
+  with pytest.raises(InputError, match="' ' does not occur in the training texts"):
+    single.ask(dict(text='the  _'), np.arange(1), 0)
   with pytest.raises(InputError, match="'zebra' does not occur in the training texts"):
     task.ask(dict(text='the zebra _'), np.arange(1), 0)
   with pytest.raises(InputError, match='at most'):

@@ -124,7 +124,7 @@ class Drawn:
     self.config = SimpleNamespace(evaluate=SimpleNamespace(num_samples=len(rows.numbers), seed=0),
                                   sample=SimpleNamespace(batch=16), sampler='ddim', grid='trailing(10)')
     self.plan, self.mesh = SimpleNamespace(batch=batch, steps=10), sharding.make_mesh(devices=jax.devices()[:1])
-    self.task = SimpleNamespace(batch=lambda data, index: dict(x=data.arrays['numbers'][index]), gives='table')
+    self.task = SimpleNamespace(batch=lambda data, index: dict(x=data.arrays['numbers'][index]), gives='rows')
     self.encode = lambda frozen, key, batch: (batch['x'], None)
     self.objective, self.draws = SimpleNamespace(loss=self.loss, name='mixed'), True
     self.weights = Weights((), (), {})
@@ -183,6 +183,14 @@ def test_what_cannot_be_measured_is_left_out_with_its_reason():
   assert 'the samples are points, not tables' in needs(run, data)
   run.draws = False
   assert 'mixed draws nothing' in needs(run, data)
+
+
+def test_dates_are_dates_under_their_axis():
+  from matplotlib.figure import Figure
+  axes, column = Figure().subplots(), dict(form='date', origin='2021-01-01T00:00:00', per_day=1, padded=True,
+                                           date='%d.%m.%Y', kind='number')
+  table_pages._numbers(axes, np.arange(1., 32.), np.arange(1., 32.), column | dict(name='visit'))
+  assert [label.get_text() for label in axes.get_xticklabels()] == ['02.01.2021', '01.02.2021']
 
 
 def test_names_of_columns_are_written_as_they_are():

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from diffusion.generation import export, sampling
 from diffusion.setup.config import default, tiny
 from diffusion.system import tensors
 from diffusion.system.checksums import flat
+from diffusion.tasks import Asked
 from experiments.image_run import image_run, weights_of
 
 SHAPE, CLASSES = (8, 8, 3), ('a', 'b', 'c')
@@ -132,6 +134,16 @@ def test_nothing_is_written_over_and_nothing_is_left_half(folder, tmp_path, monk
   with pytest.raises(InputError, match='classifier draws nothing'):
     judge = run._replace(can=frozenset(['log_prob']), objective=run.objective._replace(name='classifier'))
     export.write(judge, weights, 8, tmp_path / 'export', {})
+
+
+def test_all_alternatives_of_a_request_are_stored_once():
+  values = [3., 1., 4.]
+  ask = lambda request, ids, seed: Asked(dict(cond=np.array(values)[ids % 3] if request else np.zeros(len(ids))), None)
+  c = settings(guide='')
+  for text, expected in (('given: 3 / 1 / 4', values), ('', [0.])):
+    c.sample.classes, c.sample.ask, c.sample.num_samples = '', text, 8
+    run = SimpleNamespace(config=c, task=SimpleNamespace(facts={}, takes=('given',), ask=ask))
+    assert export.conditions(run)['cond'].tolist() == expected
 
 
 @pytest.mark.parametrize('changes, classes', [

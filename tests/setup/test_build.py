@@ -1,4 +1,6 @@
 """Specs and checks: what is understood, and what is refused in one clear line before anything is built."""
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from diffusion.errors import InputError
 from diffusion.setup import build, specs, validate
 from diffusion.setup.config import default, tiny
 from diffusion.system import sharding
+from diffusion.tasks.classes import ask_classes
 from experiments.image_run import image_run, weights_of
 
 SHAPE, CLASSES = (8, 8, 1), ('a', 'b')
@@ -72,7 +75,14 @@ def test_specs_are_parsed(spec, expected):
   (dict(guide='cfg(1, negative=a)'), 'at scale 1'),
   (dict(schedule='flow(50)', predict='eps', grid='karras(5)'), 'says nothing'),
   (dict(self_condition=True, sampler='adaptive'), 'last estimate'),
+  (dict(objective='discrete(kernel=uniform)', sampler='confident'), 'uniform kernel has none'),
+  (dict(sampler='mixed(adaptive)'), 'categories need those of the grid'),
   (dict(objective='classifier', net='classifier(channels=16)', logvar_channels=8), 'config.logvar_channels=0'),
+  *[(dict(objective=objective, **{field: value}), f'config.{field}=') for objective in ('mixed', 'discrete')
+    for field, value in (('self_condition', True), ('logvar_channels', 8), ('noise_type', 'offset'),
+                         ('variance', 'learned'), ('timesteps', 'loss_aware'))],
+  (dict(objective='discrete', predict='eps'), "config.predict='x0'"),
+  (dict(objective='discrete', loss_type='mae'), "config.loss_type='mse'"),
   (dict(timesteps='loss_aware', logvar_channels=8), 'use one of them'),
   (dict(objective='vdm', schedule='learned', loss_weight='vlb', noise_type='offset'), "config.noise_type='gaussian'"),
   (dict(guide='cfg(lo=3, hi=1)'), 'lower one first'),
@@ -149,11 +159,11 @@ def test_every_choice_of_every_field_can_be_built_from_its_bare_name_or_says_wha
   for field in ('task', 'net', 'schedule', 'predict', 'timesteps', 'loss_weight', 'loss_type', 'noise_type',
                 'optimizer', 'lr_schedule', 'sampler', 'grid'):
     for name in build.CHOICES[field]:
-      if name in needs:
+      if name in needs and field != 'task':
         with pytest.raises(InputError, match=needs[name]):
           build.make(field, name)
       else:
-        assert build.make(field, name, **extra) is not None
+        assert build.make(field, name, **(extra if field != 'task' else {})) is not None
 
 
 def test_the_learning_rate_warms_up_to_its_peak_and_falls_to_zero(mesh):
@@ -197,6 +207,17 @@ def test_guidance_and_clipping_are_as_configured(mesh):
   assert float(abs(away[0] - c[0]).max()) > .01
 
 
+def test_the_negative_condition_keeps_tokens_that_are_known():
+  c = config(guide='cfg(2, negative=b)', condition_dropout=.1)
+  task = SimpleNamespace(takes=('classes',), classes=CLASSES, null=None,
+                         ask=ask_classes(dict(classes=CLASSES)))
+  away = build._away(c, validate.check(c), task, np.zeros((1, 2), np.float32))
+  known = np.full((3, 4, 1), -1)
+  led = away(dict(cond=np.tile(np.float32([1, 0]), (3, 1)), known=known))
+  assert led['known'] is known and np.array_equal(led['cond'], np.tile([0., 1.], (3, 1)))
+  assert np.array_equal(away(np.tile(np.float32([1, 0]), (3, 1))), led['cond'])
+
+
 def test_guidance_needs_conditions(mesh):
   with pytest.raises(InputError, match=r"config\.guide='cfg\(2\)'.*config\.guide=''"):
     image_run(config(guide='cfg(2)'), SHAPE, (), mesh)
@@ -214,6 +235,16 @@ def test_nested_specs_are_schedules_themselves():
   assert len(table.alpha) == 50 and table.alpha[-1] == 0
   shifted = build.make('schedule', 'shift(cosine(None), ratio=4)')
   assert shifted(.5).logsnr == pytest.approx(build.make('schedule', 'cosine(None)')(.5).logsnr - 2 * np.log(4))
+
+
+def test_nested_samplers_get_the_schedule_and_the_grid_as_others_do(mesh):
+  levels = grids.trailing(7)(schedules.cosine())
+  for name in ('best', 'churn(churn=3)'):
+    outer, inner = (build.make('sampler', spec, schedule=schedules.cosine(), levels=levels)
+                    for spec in (f'mixed({name})', name))
+    assert outer.on == 'mixed'
+    for a, b in zip(jax.tree.leaves(outer.plan(levels)), jax.tree.leaves(inner.plan(levels)), strict=True):
+      np.testing.assert_array_equal(a, b)
 
 
 def test_a_self_conditioned_model_is_told_its_last_estimate(mesh):

@@ -61,6 +61,14 @@ def test_a_missing_number_is_fresh_noise_in_training_and_0_without_randomness():
   assert abs(a.mean()) < .5 and abs(a.std() - 1) < .3 and abs(np.corrcoef(a, b)[0, 1]) < .4
 
 
+def test_a_request_and_its_rows_are_exported_for_any_number_of_rows():
+  x0, (cond, _) = noise(5), TASK.ask(dict(given='age=50, outcome=benign'), np.arange(5), 0)[:2]
+  batch, = jax.export.symbolic_shape('batch')
+  shape = lambda a: jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype)
+  exported = jax.export.export(DECODE)(jax.tree.map(shape, x0), jax.tree.map(shape, cond))
+  jax.tree.map(np.testing.assert_array_equal, exported.call(x0, cond), DECODE(x0, cond))
+
+
 def test_without_randomness_and_by_null_nothing_is_given():
   for cond in (PLAIN(EVERY)[1], TASK.null(ENCODE(jax.random.key(0), EVERY)[1]), TASK.ask({}, np.arange(3), 0).cond):
     assert not np.any(cond['cond']) and np.all(np.asarray(cond['x_mask']) == 1)
@@ -169,6 +177,18 @@ def test_the_page_shows_samples_of_any_size_and_more_columns_than_it_holds():
   colours = [len(np.unique(picture.reshape(-1, 3), axis=0)) for picture in (plain, coloured)]
   assert plain.shape[2] == 3 and colours[1] > colours[0]
   assert TASK.show(jax.tree.map(lambda a: a[:1], out), None, '').size[0] > 300
+
+
+def test_huge_numbers_are_short_under_their_axis():
+  from matplotlib.figure import Figure
+  texts = tuple(f'{k}{"0" * 17}' for k in range(1, 41))
+  source = tables.from_texts(Texts(['dose', 'big'], [tuple('31415' * 8), texts], []), heldout=0)
+  task, axes = table(data=source.train), Figure().subplots()
+  column = task.facts['columns'][1]
+  table_page._histogram(axes, task.facts, task.fitted, column, source.train.arrays, [np.ones(40, bool)])
+  labels = [label.get_text() for label in axes.get_xticklabels()]
+  np.testing.assert_allclose(list(map(float, labels)), axes.get_xticks(), rtol=.01)
+  assert max(map(len, labels)) < 12
 
 
 @pytest.mark.parametrize('columns', [['age', 'lab'], ['stage', 'outcome']], ids=['numbers alone', 'categories alone'])

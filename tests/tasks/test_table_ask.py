@@ -64,6 +64,7 @@ def test_names_and_values_with_signs_are_quoted():
   ('weight=heavy', "weight: 'heavy' is not a number such as 12.5 kg"),
   ('visit=2021-12-31', "visit: '2021-12-31' is not a date such as 31.12.2025"),
   ('visit=31.12.2031', 'visit=31.12.2031 is outside the range'), ('age=', 'age has no missing values'),
+  ('age=50.5', "age: '50.5' has more decimals than the training data, 0; round it, such as 50"),
   ('age=inf', "'inf' is not a number"), ('age=50, age=60', "'age' is given twice"),
   ('site=A 1', "'site' is not in the model: it was an identifier, the same in all rows")])
 def test_what_cannot_be_given_is_named(text, message):
