@@ -46,7 +46,7 @@ def as_columns(facts, table):
     elif column['form'] == 'date':
       seconds = np.nan_to_num(values.astype(np.float64)) * (86400 // column['per_day'])
       moments = np.datetime64(column['origin'], 's') + np.rint(seconds).astype('timedelta64[s]')
-      found[column['name']] = np.where(np.isnan(values), np.datetime64('NaT'), moments)
+      found[column['name']] = np.where(np.isnan(values), np.datetime64('NaT', 's'), moments)
     else:
       found[column['name']] = np.round(values.astype(np.float64), column['decimals']) + column['origin']
   return found
