@@ -47,13 +47,13 @@ def read(path, expected):
   except OSError as error:
     raise InputError(f'{path} cannot be read ({error.strerror or error}); expected {expected}') from error
   weights = Weights(path, {}, hashlib.sha256(data).hexdigest(), expected)
-  if data[:4] == b'PK\x03\x04' or data[:1] == b'\x80':
-    refuse(weights, f'is a PyTorch pickle, which could run code when read: convert it with {CONVERT}')
   try:
     return weights._replace(tensors=safetensors.numpy.load(data))
   except KeyError as error:
     refuse(weights, f'has tensors of type {error.args[0]}, which NumPy does not have: save them as F32')
   except (safetensors.SafetensorError, ValueError) as error:
+    if data[:4] == b'PK\x03\x04' or data[:1] == b'\x80':  # so may a header's length begin: one file in 32
+      refuse(weights, f'is a PyTorch pickle, which could run code when read: convert it with {CONVERT}')
     refuse(weights, f'is not a complete safetensors file ({len(data)} bytes: {" ".join(str(error).split())})')
 
 

@@ -52,6 +52,16 @@ def test_a_pickle_is_refused_unread_and_the_way_out_is_named(tmp_path):
   assert not (tmp_path / 'harm').exists()
 
 
+def test_a_header_of_any_length_is_read(tmp_path):
+  first = set()
+  for extra in range(0, 300, 8):  # its length comes first, and one in 32 begins as a pickle does
+    data = safetensors.numpy.save(TENSORS, dict(config='x' * extra))
+    first.add(data[:1])
+    (tmp_path / 'x.safetensors').write_bytes(data)
+    assert tensors.read(str(tmp_path / 'x.safetensors'), 'X').tensors.keys() == TENSORS.keys()
+  assert b'\x80' in first
+
+
 def test_what_is_no_whole_safetensors_file_is_refused(tmp_path):
   whole = safetensors.numpy.save(TENSORS)
   huge = (2 ** 62).to_bytes(8, 'little') + b'{}'
