@@ -3,6 +3,7 @@ import contextlib
 import json
 import shlex
 import sys
+import time
 
 import jax
 import numpy as np
@@ -15,19 +16,21 @@ from diffusion.generation import edit_inputs, edits, export as exporting, reques
 from diffusion.generation.sampling import make_draw
 from diffusion.setup import build
 from diffusion.setup.build import require
+from diffusion.setup.config import filled
 from diffusion.setup.validate import check
 from diffusion.system import consensus, multihost, sharding
 from diffusion.system.checkpoint import open_checkpoints
 from diffusion.system.files import user_path
 from diffusion.system.lock import hold
 from diffusion.system.log import no_log, open_log, read_metrics, warn_only
+from diffusion.training import timing
 from diffusion.training.heldout import make_heldout_loss
 from diffusion.training.loop import fit, Hooks
 from diffusion.tasks import pages
 from diffusion.tasks.classes import quoted
 from diffusion.training.init_from import start_from
 from diffusion.training.open_model import choose_weights, Loaded, open_run, placed_frozen, restore, with_guide_model
-from diffusion.training.record import versions
+from diffusion.training.record import to_meta, versions
 from diffusion.training.resources import forecast
 from diffusion.training.state import make_state
 
@@ -46,8 +49,12 @@ def report_files(folder):
     report('wrote', path)
 
 
-def train(config, workdir, profile=None):
-  """Trains to config.steps, from a checkpoint if there is one, then samples. profile: see run_control.trace."""
+def train(config, workdir, profile=None, started=None):
+  """Trains to config.steps, from a checkpoint if there is one, then samples.
+
+  profile: see run_control.trace.   started: time.monotonic() of the command, from which config.minutes count.
+  """
+  started = time.monotonic() if started is None else started
   consensus.require_same('config', f'{workdir} {config.to_json()}')
   with contextlib.ExitStack() as stack:
     consensus.run_together(lambda: stack.enter_context(hold(workdir)) if multihost.is_main() else None)
@@ -58,7 +65,7 @@ def train(config, workdir, profile=None):
     if int(state.step) >= config.steps:
       report('training', f'complete after {int(state.step)} steps; set a larger --config.steps to continue')
     else:
-      state, complete = train_steps(run, data, state, checkpoints, meta, workdir, profile)
+      state, complete = train_steps(run, data, state, checkpoints, meta, workdir, profile, started)
       if not complete:
         report('stopped', f'at step {int(state.step)}, which is saved; the same command resumes from there')
         return
@@ -71,6 +78,9 @@ def train(config, workdir, profile=None):
 
 def prepare_training(config, workdir):
   """The work directory, Opened, after every check that needs no training."""
+  newest = open_checkpoints(workdir / 'checkpoints').latest_meta() if config.minutes else None
+  if newest:
+    config.steps = timing.stored_steps(config, filled(newest[1]['config']))
   parts = check(config)
   evaluation.check(config)
   if parts.guide.model:
@@ -97,14 +107,22 @@ def prepare_training(config, workdir):
   return opened
 
 
-def train_steps(run, data, state, checkpoints, meta, workdir, profile):
+def train_steps(run, data, state, checkpoints, meta, workdir, profile, started):
   """Trains from the state's step to config.steps: (state, whether it got there)."""
   config, step = run.config, int(state.step)
-  report('training', f'steps {step} to {config.steps}, batch {config.batch}')
+  chosen = not config.minutes or step > 0
+  end = config.steps if chosen else f'as many as fit into {config.minutes:g} minutes'
+  report('training', f'steps {step} to {end}, batch {config.batch}')
   lines, usage, step_fn = forecast(run, config, data.train)
   for label, text in lines.items():
     report(label, text)
   consensus.all_gather_text()
+  frozen = placed_frozen(run)
+  if not chosen:
+    state, config.steps = timing.choose(run, data.train, state, step_fn, frozen, lambda: time.monotonic() - started)
+    run, step = run._replace(plan=run.plan._replace(steps=config.steps)), int(state.step)
+    meta = meta | dict(config=to_meta(config, run)['config'])
+    report('steps', f'{config.steps:,} in all')
   snapshots = None
   if config.snapshot_every:
     snapshots = open_checkpoints(workdir / 'snapshots', sys.maxsize, None, config.on_save_error)
@@ -116,7 +134,7 @@ def train_steps(run, data, state, checkpoints, meta, workdir, profile):
     show = tolerant(progress_page(run, workdir, log))
     hooks = Hooks(checkpoints, tolerant(log.scalars), meta, show, measures(run, workdir, data), snapshots, usage,
                   (profile, workdir / 'tensorboard'))
-    state, complete = fit(run, data.train, state, hooks, placed_frozen(run), step_fn)
+    state, complete = fit(run, data.train, state, hooks, frozen, step_fn)
   first, last = (max(profile[0], step + 1), min(profile[1], int(state.step))) if profile else (1, 0)
   if first <= last:
     report('profile', f'of steps {first} to {last}: see TensorBoard, Profile (pip install tensorboard-plugin-profile)')

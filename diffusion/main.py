@@ -19,6 +19,9 @@ Several hosts: start the same command on each. TPU pods, SLURM and Open MPI need
 """
 import re
 import sys
+import time
+
+STARTED = time.monotonic()  # before the imports, which take seconds: config.minutes count from here
 
 from absl import app, flags, logging
 from etils import epath
@@ -134,7 +137,11 @@ def main(argv):
   workdir = user_path(flags.FLAGS.workdir or default_workdir(sys.argv))
   from diffusion import commands
   from diffusion.system import consensus  # after the flags are read: its imports take seconds
-  more = dict(profile=span(flags.FLAGS.profile)) if flags.FLAGS.mode == 'train' else {}
+  if argument(sys.argv, 'config.steps'):
+    if float(argument(sys.argv, 'config.minutes') or 0):
+      raise InputError('--config.minutes and --config.steps both say how long to train: give one of them')
+    flags.FLAGS.config.minutes = 0.  # of the recipe or the checkpoint
+  more = dict(profile=span(flags.FLAGS.profile), started=STARTED) if flags.FLAGS.mode == 'train' else {}
   if flags.FLAGS.profile and not more:
     raise InputError(f'--profile works only with --mode=train, not with --mode={flags.FLAGS.mode}')
   getattr(commands, flags.FLAGS.mode)(flags.FLAGS.config, workdir, **more)

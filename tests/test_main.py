@@ -144,6 +144,7 @@ def test_mistakes_are_one_line_before_any_work(command, trained, tmp_path):
   run = lambda *arguments: command(COSINE, f'--workdir={tmp_path / "new"}', *arguments)
   refused(run('--config.stepz=3'), "'stepz'", '"steps"')
   refused(run('--config.steps=many'), 'steps', 'many')
+  refused(run('--config.minutes=5', '--config.steps=10'), 'give one of them')
   refused(run('--config.sampler=dimm'), 'dimm', "did you mean 'ddim'")
   refused(run('--config.batch=15'), 'batch=15', '2 devices')
   refused(run('--config.net=unet(channels=16, multipliers=(1,1,1,1,1,1))'), '16', '32')

@@ -57,8 +57,8 @@ class Experiment(NamedTuple):
   can: frozenset         # the fields that its Model has
   plan: Plan
   split: Callable        # params -> (those that are trained, the rest)
-  optimizer: Any         # an optax transformation of those that are trained
-  rate: Callable         # step -> learning rate
+  optimizer: Callable    # number of steps of the run -> an optax transformation of those that are trained
+  rate: Callable         # number of steps of the run -> step -> learning rate
   ema: Callable          # step -> decay of the averaged parameters
   averages: tuple        # of config.extra_emas: (name, step -> decay)
   schedule: Any          # None, as the next two, where the objective has none
@@ -234,12 +234,14 @@ def build(config, task, example, mesh, parts=None, open_model=None):
     raise InputError(f'config.grad_accumulation={config.grad_accumulation}: the objective {objective.name!r} needs '
                      'whole batches; set it to 1')
   split = optimizer.trainable(config.trainable, params)
-  rate = parts.lr_schedule(config.learning_rate, config.steps)
+  rate = lambda steps: parts.lr_schedule(config.learning_rate, steps)
+  optimize = lambda steps: optimizer.optimizer(parts.optimizers, rate(steps), config.grad_clip, split(params)[0],
+                                               objective.group)
+  optimize(config.steps)  # refuses groups that do not fit
   run = Experiment(
     config=config, mesh=mesh, task=task, objective=objective, example=example, can=can,
     plan=Plan(*(config[name] for name in Plan._fields)), split=split,
-    optimizer=optimizer.optimizer(parts.optimizers, rate, config.grad_clip, split(params)[0], objective.group),
-    rate=rate, ema=ema.warmed_up(config.ema_decay), averages=parts.emas, schedule=schedule,
+    optimizer=optimize, rate=rate, ema=ema.warmed_up(config.ema_decay), averages=parts.emas, schedule=schedule,
     levels=None if schedule is None else parts.levels, sampler=_sampler(config, parts, can), guide=parts.guide,
     guided=None, denoise=None)
   return _with_guidance(run, parts) if run.predicts else run

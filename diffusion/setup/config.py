@@ -46,6 +46,7 @@ def _training(c):
   # Optimisation; everything is a function of the step.
   c.batch = 32
   c.steps = 1800
+  c.minutes = 0.                         # that a run may take; config.steps is then chosen after its first steps
   c.init_from = ''                       # work directory, or WORKDIR@STEP, of parameters to start from; '' random
   c.trainable = ''                       # regular expression: of parameters that are trained; '' all
   c.optimizer = 'adamw(b2=0.99)'         # adamw(b1, b2, eps, weight_decay), adam, radam, sgd(momentum), lion, muon;

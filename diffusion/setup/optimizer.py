@@ -3,6 +3,7 @@ import re
 
 from flax import traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from optax import contrib
@@ -182,11 +183,17 @@ def _warming(warmup, peak):
   return dict(init_value=peak / max(warmup, 1), peak_value=peak, warmup_steps=warmup)  # never a step that does nothing
 
 
+def _falling(warmup, peak, steps, fall):
+  """step -> rate: a rise, then fall(share of the steps after it); steps may be traced, as the step is."""
+  rise, length = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup, 1)), jnp.maximum(steps - warmup, 1)
+  return lambda step: jnp.where(step < warmup, rise(step), fall(jnp.clip((step - warmup) / length, 0, 1)))
+
+
 def cosine(warmup=100):
   """A linear rise over `warmup` steps, then half a cosine to 0 at the last step."""
   _warming(warmup, 1.)
   def make(peak, steps):
-    return optax.warmup_cosine_decay_schedule(**_warming(warmup, peak), decay_steps=max(steps, warmup + 1))
+    return _falling(warmup, peak, steps, lambda share: peak * .5 * (1 + jnp.cos(np.pi * share)))
   return make
 
 
@@ -200,8 +207,7 @@ def linear(warmup=100):
   """A linear rise over `warmup` steps, then a straight line to 0 at the last step."""
   _warming(warmup, 1.)
   def make(peak, steps):
-    rise = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup, 1))
-    return optax.join_schedules([rise, optax.linear_schedule(peak, 0., max(steps - warmup, 1))], [warmup])
+    return _falling(warmup, peak, steps, lambda share: peak * (1 - share))
   return make
 
 

@@ -16,7 +16,8 @@ from diffusion.setup.optimizer import parse_groups
 COUNTS = ('fsdp', 'grad_accumulation', 'batch', 'steps', 'log_every', 'val_every', 'val_samples', 'sample_every',
           'save_every', 'keep_last')
 RANGES = dict(condition_dropout=(0, 1), ema_decay=(0, 1), learning_rate=(0, np.inf), grad_clip=(0, np.inf),
-              logvar_channels=(0, np.inf), keep_every=(0, np.inf), snapshot_every=(0, np.inf), data_workers=(0, 256))
+              logvar_channels=(0, np.inf), keep_every=(0, np.inf), snapshot_every=(0, np.inf), data_workers=(0, 256),
+              minutes=(0, np.inf))
 SEEDS = ('seed', 'sample.seed', 'edit.seed', 'evaluate.seed')
 UNSCALED = 10.  # largest sigma at alpha = 1 for a target that does not scale the input of the network
 

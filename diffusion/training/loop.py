@@ -80,11 +80,16 @@ def error_by_logsnr(error, logsnr):
 
 
 def make_train_step(run):
-  """The compiled step of an Experiment: (state, batch, key, frozen) -> (state, metrics). The state is donated."""
-  step = partial(train_step, encode=run.encode, objective=run.objective, optimizer=run.optimizer, ema=run.ema,
-                 averages=tuple(decay for _, decay in run.averages), accumulate=run.plan.grad_accumulation)
+  """The compiled step of an Experiment: (state, batch, key, frozen, steps) -> (state, metrics). The state is donated.
+
+  steps: of the whole run, int32; an argument, so that one program serves any number of them.
+  """
+  def train_step_of_run(state, batch, key, frozen={}, steps=run.plan.steps):
+    return train_step(state, batch, key, frozen, encode=run.encode, objective=run.objective, ema=run.ema,
+                      optimizer=run.optimizer(steps), averages=tuple(decay for _, decay in run.averages),
+                      accumulate=run.plan.grad_accumulation)
   places = jax.tree.map(lambda a: a.sharding, abstract_state(run))
-  return jax.jit(step, donate_argnums=0, out_shardings=(places, sharding.replicated(run.mesh)))
+  return jax.jit(train_step_of_run, donate_argnums=0, out_shardings=(places, sharding.replicated(run.mesh)))
 
 
 def abstract_inputs(run, data):
@@ -131,8 +136,8 @@ def summarise(window, end):
 def _speed(run, hooks, done, steps, seconds, waited):
   """Learning rate, EMA decay and speed of the last `steps` steps up to `done`, of which `waited` seconds for data."""
   rate = steps * run.plan.batch / seconds
-  return dict(learning_rate=float(run.rate(done - 1)), ema_decay=float(run.ema(done - 1)), images_per_second=rate,
-              data_wait=waited / seconds, **hooks.usage(rate))
+  return dict(learning_rate=float(run.rate(run.plan.steps)(done - 1)), ema_decay=float(run.ema(done - 1)),
+              images_per_second=rate, data_wait=waited / seconds, **hooks.usage(rate))
 
 
 # ---- the loop
@@ -179,7 +184,7 @@ def fit(run, data, state, hooks, frozen={}, step_fn=None):
   window, clock, slow = [], time.monotonic(), False
   averaged = lambda state: Weights(merged(state.ema, state.base), state.memory, frozen)
   with _beside(run, data, hooks, start) as (requests, bar, batches, profiled):
-    step_fn = partial(step_fn, frozen=frozen)
+    step_fn = partial(step_fn, frozen=frozen, steps=np.int32(plan.steps))
     for done, state, metrics, stopped in _steps(run, state, start, step_fn, batches, requests, profiled):
       window.append(metrics)
       last = done == plan.steps or stopped

@@ -56,7 +56,7 @@ def forecast(run, config, data):
     bool(setting(net, 'remat')), bytes_of((state, frozen)))
   step = make_train_step(run)
   try:
-    needed = flops.memory_needed(step.lower(state, batch, key, frozen=frozen).compile())
+    needed = flops.memory_needed(step.lower(state, batch, key, frozen=frozen, steps=np.int32(run.plan.steps)).compile())
   except jax.errors.JaxRuntimeError as error:
     if not flops.exhausted(str(error)):
       raise

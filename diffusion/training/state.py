@@ -36,7 +36,7 @@ def abstract_state(run):
   def make(key):
     params, memory = run.objective.init(key)
     params, base = run.split(params)
-    return init_state(params, run.optimizer, memory, len(run.averages), base)
+    return init_state(params, run.optimizer(run.plan.steps), memory, len(run.averages), base)
   shapes = jax.eval_shape(make, jax.random.key(0))
   place = lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
   return jax.tree.map(place, shapes, sharding.by_shape(run.mesh, shapes))
@@ -48,5 +48,5 @@ def make_state(run, key):
   params, memory = run.objective.init(key)
   params, base = run.split(params)
   params, base = sharding.put(params, places.params), sharding.put(base, places.base)
-  make = lambda params, memory, base: init_state(params, run.optimizer, memory, len(run.averages), base)
+  make = lambda params, memory, base: init_state(params, run.optimizer(run.plan.steps), memory, len(run.averages), base)
   return jax.jit(make, out_shardings=places)(params, memory, base)

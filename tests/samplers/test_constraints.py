@@ -16,7 +16,7 @@ from tests.exact import correlated_denoiser, gaussian_denoiser, gaussian_flow
 MEAN, STD = .3, .5
 COSINE = schedules.cosine(None)
 # adaptive does not stop on the way; the others are DDIM by another name.
-OTHERS = {'adaptive', 'euler', 'euler_ancestral', 'flow_euler', 'dpmpp_1s', 'ancestral', 'confident', 'mixed'}  # the last three: tokens
+OTHERS = {'adaptive', 'euler', 'euler_ancestral', 'flow_euler', 'dpmpp_1s', 'ancestral', 'confident', 'mixed'}
 SOLVERS = sorted(set(build.CHOICES['sampler']) - OTHERS)
 FACE = np.random.default_rng(0).uniform(-1, 1, (4, 4, 3)).astype(np.float32)
 HOLE = np.zeros((4, 4, 1), bool)

@@ -168,7 +168,7 @@ def test_every_choice_of_every_field_can_be_built_from_its_bare_name_or_says_wha
 
 def test_the_learning_rate_warms_up_to_its_peak_and_falls_to_zero(mesh):
   settings = dict(steps=100, lr_schedule='cosine(warmup=10)', learning_rate=2e-3)
-  rate = lambda **changes: image_run(config(**settings | changes), SHAPE, CLASSES, mesh).rate
+  rate = lambda **changes: image_run(config(**settings | changes), SHAPE, CLASSES, mesh).rate(100)
   cosine, constant = rate(), rate(lr_schedule='constant(warmup=10)')
   assert [float(r(10)) for r in (cosine, constant)] == pytest.approx([2e-3, 2e-3])
   assert float(cosine(0)) == pytest.approx(2e-4)                       # never a step that does nothing

@@ -21,7 +21,8 @@ RNG = np.random.default_rng(0)
 TEXTS = dict(
   number=[str(i) for i in range(7, 7 + N)], age=[str(a) for a in RNG.integers(20, 91, N)],
   site=['A 1'] * N, weight=[f'{w:.1f} kg' if k else '' for w, k in zip(RNG.normal(70, 12, N), RNG.random(N) > .2)],
-  visit=[(np.datetime64('2021-03-05') + np.timedelta64(int(k), 'D')).item().strftime('%d.%m.%Y') for k in RNG.integers(0, 700, N)],
+  visit=[(np.datetime64('2021-03-05') + np.timedelta64(int(k), 'D')).item().strftime('%d.%m.%Y')
+         for k in RNG.integers(0, 700, N)],
   stage=RNG.choice(['I', 'II', 'III', ''], N).tolist(), note=[''] * N,
   lab=[f'{v:.3f}' for v in RNG.lognormal(0, 1, N)], outcome=RNG.choice(['malignant', 'benign'], N).tolist())
 SOURCE = tables.from_texts(Texts(list(TEXTS), list(map(tuple, TEXTS.values())), [], ';', 'utf-8-sig'), 'outcome',
