@@ -108,6 +108,12 @@ def with_condition_dropout(loss, null, probability):
   return dropped if probability else loss
 
 
+def of_batch(loss, null, probability, train, part):
+  """The loss of a whole batch, or of `part`, (i, n), of it; in training, conditions are dropped."""
+  made = with_micro_batch(loss, *part) if part else loss
+  return with_condition_dropout(made, null, probability) if train else made
+
+
 def with_micro_batch(loss, i, n):
   """The loss of the i-th of n micro-batches.
 

@@ -61,9 +61,7 @@ def discrete(kernel='masked', weight='bound', *, net, schedule, task, example, t
   draw = times.draw_levels(timesteps, schedule)
 
   def measure(key, params, x0, cond, *, train=True, part=None, **unused):
-    made = losses.with_micro_batch(base, *part) if part else base
-    if train:
-      made = losses.with_condition_dropout(made, task.null, condition_dropout)
+    made = losses.of_batch(base, task.null, condition_dropout, train, part)
     return made(key, network.apply, params, x0, cond, draw=draw, kernel=kernel, mask=mask_of(cond), train=train,
                 term=term if train else categorical.bound(schedule),
                 corrupt=lambda key, x0: categorical.noise_draws(key, x0, kernel))

@@ -72,9 +72,7 @@ def denoising_loss(network, task, self_condition, condition_dropout, noise_type,
   base = losses.with_prepared_condition(base, network.prepare)
 
   def measure(key, params, x0, cond, train, part, **more):
-    loss = losses.with_micro_batch(base, *part) if part else base
-    if train:
-      loss = losses.with_condition_dropout(loss, task.null, condition_dropout)
+    loss = losses.of_batch(base, task.null, condition_dropout, train, part)
     corrupt = noise_type if train else losses.gaussian_noise()
     if task.project:
       corrupt = losses.projected_noise(corrupt, lambda eps: task.project(eps, cond))

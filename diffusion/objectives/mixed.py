@@ -71,9 +71,7 @@ def mixed(kernel='masked', weight='bound', share=1., *, net, schedule, task, exa
   draw = times.draw_levels(timesteps, schedule)
 
   def measure(key, params, x0, cond, *, train=True, part=None, **unused):
-    made = losses.with_micro_batch(base, *part) if part else base
-    if train:
-      made = losses.with_condition_dropout(made, task.null, condition_dropout)
+    made = losses.of_batch(base, task.null, condition_dropout, train, part)
     return made(key, network.apply, params, x0, cond, draw=draw, kernel=kernel, share=share, corrupt=corruption(kernel),
                 mask=mask_tree(cond, x0), term=term if train else categorical.bound(schedule), train=train,
                 predict=predict, weight=loss_weight, error=loss_type)
