@@ -146,7 +146,10 @@ def write_examples(run, workdir, data):
   index = np.arange(min(64, size(data)))
   x0, cond = run.encode(run.frozen, None, run.task.batch(data, index))
   outputs = jax.device_get(run.decode(run.frozen, x0, cond))
-  pages.save_png(run.task.show(outputs, captions(data, index), run.config.data), workdir / 'data.png')
+  labels = captions(data, index)
+  if 'prompt' in run.task.takes:
+    labels = [str(np.ravel(text)[0]) for text in data.arrays['captions'][index]]
+  pages.save_png(run.task.show(outputs, labels, run.config.data), workdir / 'data.png')
   report('examples', workdir / 'data.png')
 
 
@@ -237,6 +240,8 @@ def edit(config, workdir):
   sample_report.check(run)
   inputs = edit_inputs.read(run)
   state = restore(run, checkpoints, report=report)
+  for note in inputs.notes:
+    report('note', note)
   report('editing', f'{config.edit.image}: {config.edit.task}, step {int(state.step)}, {config.grid}')
   weights = choose_weights(run, state, workdir)
   report_files(edits.write(run, inputs, workdir / 'edits', weights, int(state.step), versions()))
@@ -259,6 +264,8 @@ def write_samples(run, workdir, state, data=None):
   """Draws what config.sample asks for into a new folder of the work directory."""
   config, step = run.config, int(state.step)
   run, weights = with_guide_model(run, choose_weights(run, state, workdir), config.sample.classes)
+  for note in requests.ask(run, requests.of_config(run), np.arange(config.sample.num_samples), 0).notes:
+    report('note', note)
   how = f', {config.sampler}, {len(run.levels.logsnr) - 1} steps each' if run.levels else ''
   report('sampling', f'{config.sample.num_samples} {run.task.gives or "samples"} from checkpoint {step}{how}')
   report_files(sample_report.write(Loaded(run, weights, step), workdir / 'samples', versions(), data))
@@ -272,8 +279,9 @@ def report_next_steps(run, workdir, step):
   report('TensorBoard', f'tensorboard --logdir={logs}    (pip install tensorboard)')
   tries = [f'{command} --mode=evaluate'] if run.task.evaluators else []
   if 'denoise' in run.can:
-    guide = " --config.guide='cfg(2)'" if run.classes else ''
-    show = ' --config.sample.show=all' if run.task.tiles else ''
+    guide = (' --prompt=TEXT' if 'prompt' in run.task.takes else '') + (
+      " --config.guide='cfg(2)'" if 'classes' in run.task.takes and run.classes else '')
+    show = ' --config.sample.show=' + ('words' if 'attention' in run.can else 'all') if run.task.tiles else ''
     tries = [f'{command} --mode=sample{guide}{show}',
              f"{command} --mode=sample --config.sampler=ddpm --config.grid='trailing(200)'", *tries]
   elif run.predicts:

@@ -7,6 +7,7 @@ r"""Train a diffusion model, sample from it, look at it.
 
   W=--workdir=runs/cosine_ddim
   python -m diffusion.main $W --mode=sample --config.guide='cfg(3)' --config.sample.show=all
+  python -m diffusion.main $W --mode=sample --prompt='a red dragon with two eyes' --prompt=@prompts.txt    of texts
   python -m diffusion.main $W --mode=evaluate        held-out loss, distances to the data, copies, likelihood
   python -m diffusion.main $W --mode=export          parameters, and a sampler that runs without this package
   python -m diffusion.main $W --mode=edit --config.edit.task=repaint --config.edit.image=my.png --config.edit.mask=m.png
@@ -31,7 +32,7 @@ from diffusion.errors import InputError, shown, unknown
 from diffusion.setup.config import default, filled
 from diffusion.setup.migrate import answer
 from diffusion.system import multihost, platform
-from diffusion.system.files import user_path
+from diffusion.system.files import read_text, user_path
 
 RECIPES = next((folder for folder in (epath.Path(__file__).parent.parent / 'configs',
                                       epath.Path(__file__).parent / 'recipes') if folder.is_dir()), None)  # installed
@@ -65,6 +66,8 @@ def define_flags(argv):
                     'export: parameters, and a sampler for programs without this package.')
   flags.DEFINE_string('workdir', None, 'Where everything is written; runs/NAME_OF_THE_CONFIG if not given.')
   flags.DEFINE_string('profile', None, 'START:END, steps to profile for TensorBoard (tensorboard-plugin-profile).')
+  flags.DEFINE_multi_string('prompt', None, 'What samples or an edit should show, for models of texts; repeat it for '
+                            'several, or give @FILE, a file with one prompt on each line.')
   flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where jax does not find the other hosts by itself.')
   flags.DEFINE_integer('processes', None, 'Number of processes, one per host.', 1)
   flags.DEFINE_integer('process', None, 'Number of this process, from 0.', 0)
@@ -141,11 +144,28 @@ def main(argv):
     if float(argument(sys.argv, 'config.minutes') or 0):
       raise InputError('--config.minutes and --config.steps both say how long to train: give one of them')
     flags.FLAGS.config.minutes = 0.  # of the recipe or the checkpoint
+  if flags.FLAGS.prompt:
+    section = flags.FLAGS.config.edit if flags.FLAGS.mode == 'edit' else flags.FLAGS.config.sample
+    section.prompt = prompts(flags.FLAGS.prompt)
   more = dict(profile=span(flags.FLAGS.profile), started=STARTED) if flags.FLAGS.mode == 'train' else {}
   if flags.FLAGS.profile and not more:
     raise InputError(f'--profile works only with --mode=train, not with --mode={flags.FLAGS.mode}')
   getattr(commands, flags.FLAGS.mode)(flags.FLAGS.config, workdir, **more)
   consensus.all_gather_text(seconds=3600)  # jax ends those that still work a minute after the first has left
+
+
+def prompts(given):
+  """The texts of --prompt, @FILE among them, one on each line."""
+  lines = []
+  for text in given:
+    if text.startswith('@'):
+      found = [line for line in read_text(user_path(text[1:])).splitlines() if line.strip()]
+      if not found:
+        raise InputError(f'--prompt={text}: the file holds no prompt; write one on each line')
+      lines += found
+    else:
+      lines.append(' '.join(text.split()) or 'none')
+  return '\n'.join(lines)
 
 
 def span(text):

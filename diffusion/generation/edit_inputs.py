@@ -3,7 +3,7 @@
 A mask is white (or transparent) where the image is repainted and black where it is kept. Images have the size of the
 model's; others are refused, or scaled and cropped with config.edit.resize.
 """
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from diffusion.setup import specs
 from diffusion.setup.build import require
 from diffusion.system.files import user_path
 from diffusion.tasks.classes import split_names
+from diffusion.tasks.text_to_image import prompts_of
 
 # The tasks, and the file that each needs besides the image.
 TASKS = dict(inpaint='mask', repaint='mask', outpaint='', img2img='', invert='', interpolate='target', colourise='',
@@ -29,9 +30,10 @@ class Inputs(NamedTuple):
   image: np.ndarray        # uint8 [H, W, C]; of an upscale, the small one
   target: np.ndarray       # the same, or None
   mask: np.ndarray         # bool [H, W, 1], True where it is repainted; or None
-  cond: np.ndarray         # [number, K] or None
-  source_cond: np.ndarray  # [1, K] or None
+  cond: Any                # a tree [number, ...] or None
+  source_cond: Any         # [1, ...] or None
   labels: list             # one per result
+  notes: tuple = ()        # lines for the user on what was asked for
 
 
 def check(options):
@@ -67,15 +69,15 @@ def read(run):
   size = _input_size(run)
   if options.task in MASKED and run.predicts == 'denoise':
     constraints.inpaint(run.sampler, 0., True).plan(run.levels)  # refuses samplers that skip levels
-  number = max(1, len(split_names(options.classes))) if options.task == 'invert' else options.num_samples
-  cond, labels = _conditions(run, 'classes', number)
-  source_cond, _ = _conditions(run, 'source_class', 1)
+  number = max(1, len(wanted(run))) if options.task == 'invert' else options.num_samples
+  cond, labels, _, notes = _conditions(run, 'classes', number)
+  source_cond = _conditions(run, 'source_class', 1).cond
   if options.task == 'outpaint':
     image, mask = _canvas(options, size, run.shape[-1])
   else:
     image, mask = _image(options, 'image', size, run.shape[-1]), _mask(options, size) if options.mask else None
   target = _image(options, 'target', size, run.shape[-1]) if options.target else None
-  return Inputs(image, target, mask, cond, source_cond, labels or [f'variant {i}' for i in range(options.num_samples)])
+  return Inputs(image, target, mask, cond, source_cond, labels or [f'variant {i}' for i in range(options.num_samples)], notes)
 
 
 def _input_size(run):
@@ -90,19 +92,39 @@ def _input_size(run):
   return tuple(side // options.factor for side in size)
 
 
+def wanted(run):
+  """The classes or prompts that the results should have."""
+  options = run.config.edit
+  return prompts_of(options.prompt, ()) if _of_texts(run) else split_names(options.classes)
+
+
+def _of_texts(run):
+  return 'prompt' in run.task.takes
+
+
 def _conditions(run, field, number):
-  """(conditions, labels) of config.edit.classes or config.edit.source_class, where '' is unconditional."""
+  """The Asked of config.edit.classes or config.edit.source_class, where '' is unconditional.
+
+  Models of texts take config.edit.prompt in place of classes, and config.edit.source_class as a text.
+  """
   config, key = run.config, f'config.edit.{field}'
+  if _of_texts(run):
+    if config.edit.classes:
+      raise InputError(f'config.edit.classes={config.edit.classes!r}: this model takes texts; give --prompt=TEXT')
+    text = config.edit.prompt if field == 'classes' else config.edit.source_class
+    return requests.ask(run, dict(prompt=text or 'none'), np.arange(number), config.edit.seed, '')
+  if config.edit.prompt:
+    raise InputError(f'config.edit.prompt={config.edit.prompt!r}: this model takes no texts; give '
+                     '--config.edit.classes=NAME')
   names, used = config.edit[field], field == 'classes' or config.edit.task == 'invert'
   if used and not names and run.classes and not config.condition_dropout:
     raise InputError(f"{key}='': this model was always trained with a class; give one of {', '.join(run.classes)}")
   if field == 'source_class' and len(split_names(names)) > 1:
     raise InputError(f'{key}={names!r}: expected one class')
   try:
-    asked = requests.ask(run, dict(classes=names or 'none'), np.arange(number), config.edit.seed, '')
+    return requests.ask(run, dict(classes=names or 'none'), np.arange(number), config.edit.seed, '')
   except InputError as error:
     raise InputError(f'config.edit.{str(error).replace("classes", field, 1)}') from error
-  return asked.cond, asked.labels
 
 
 def _by(size):

@@ -13,11 +13,11 @@ from diffusion import samplers
 from diffusion.core import operators
 from diffusion.core.gaussian import clip
 from diffusion.generation import sampling, strips
+from diffusion.generation.edit_inputs import wanted
 from diffusion.samplers import constraints
 from diffusion.system import sharding
 from diffusion.system.files import numbered_folder, write_atomic, write_npz
 from diffusion.tasks import pages
-from diffusion.tasks.classes import split_names
 from diffusion.training.open_model import with_guide_model
 
 COLUMNS = 8  # of before_after.png
@@ -95,10 +95,10 @@ def invert(run, weights, inputs):
   noise = _noise(plain, weights, inputs.image[None], inputs.source_cond)
   images, labels = draw(plain, weights, inputs.source_cond, 1, noise, samplers.ddim()), ['reconstruction']
   rms = float(np.sqrt(np.mean((images[0].astype(np.float64) - inputs.image) ** 2)))
-  classes = split_names(run.config.edit.classes)
+  classes = wanted(run)
   if classes:
     n = len(classes)
-    others = draw(run, weights, inputs.cond[:n], n, np.repeat(noise, n, 0), samplers.ddim())
+    others = draw(run, weights, jax.tree.map(lambda a: a[:n], inputs.cond), n, np.repeat(noise, n, 0), samplers.ddim())
     images, labels = np.concatenate([images, others]), labels + classes
   shown = decoded(run, weights, noise[:1] / (2 * run.levels.sigma[0]))[0]  # two standard deviations
   before = [('input', inputs.image), ('noise', shown)]
@@ -108,9 +108,10 @@ def invert(run, weights, inputs):
 def interpolate(run, weights, inputs):
   """From one image to another: along the great circle between their noises, and linearly between their classes."""
   plain, cond, w = _unguided(run), inputs.cond, np.linspace(0, 1, len(inputs.labels))
-  noise = _noise(plain, weights, np.stack([inputs.image, inputs.target]), None if cond is None else cond[:2])
+  first, second = (jax.tree.map(lambda a: a[i:i + 1], cond) for i in (0, 1))
+  noise = _noise(plain, weights, np.stack([inputs.image, inputs.target]), jax.tree.map(lambda a: a[:2], cond))
   path = strips.slerp(noise[0], noise[1], w).astype(np.float32)
-  between = None if cond is None else ((1 - w[:, None]) * cond[0] + w[:, None] * cond[1]).astype(np.float32)
+  between = run.task.between(first, second, w)
   images = draw(plain, weights, between, len(w), path, samplers.ddim())
   before = [('first', inputs.image), ('second', inputs.target)]
   return Result(images, [f'{share:.2f}' for share in w], before, dict(noise=noise))

@@ -4,9 +4,9 @@ import numpy as np
 
 from diffusion.errors import InputError, unknown
 from diffusion.setup import specs
-from diffusion.tasks import Asked
+from diffusion.tasks.classes import parse_terms, quoted
 
-NAMED = ('classes', 'class_mix')  # requests with a setting of their own in config.sample
+NAMED = ('classes', 'class_mix', 'prompt')  # requests with a setting of their own in config.sample
 
 
 def of_config(run):
@@ -55,7 +55,17 @@ def ask(run, request, ids, seed, setting='config.sample.'):
     raise InputError(f'{setting}{error}' if named else f'{setting}ask: {error}') from error
 
 
+def mixed(run):
+  """(name, cond [1, ...]) of the two classes or prompts that config.sample mixes; () if it does not, or mixes others."""
+  request = of_config(run)
+  for mix, single, written in (('class_mix', 'classes', quoted), ('prompt_mix', 'prompt', str)):
+    names = [name for _, name in parse_terms(request[mix], mix, '')] if mix in request else ()
+    if len(names) == 2:
+      return [(name, ask(run, {single: written(name)}, np.arange(1), 0).cond) for name in names]
+  return ()
+
+
 def rows(asked, index):
   """The Asked with these entries alone."""
   labels = asked.labels and [asked.labels[i] for i in index]
-  return Asked(jax.tree.map(lambda a: a[index], asked.cond), labels, asked.shape)
+  return asked._replace(cond=jax.tree.map(lambda a: a[index], asked.cond), labels=labels)

@@ -6,19 +6,20 @@ import numpy as np
 
 from diffusion.core import EMAS, ema, grids
 from diffusion.errors import InputError
-from diffusion.generation import chain, requests, sampling, strips
+from diffusion.generation import chain, requests, sampling, strips, word_maps
 from diffusion.setup.build import load_data
 from diffusion.setup.choices import parse_emas
 from diffusion.setup.specs import parse, resolve, unknown
 from diffusion.system import multihost
 from diffusion.system.files import numbered_folder, write_atomic
 from diffusion.tasks import pages
-from diffusion.tasks.classes import parse_mix, split_names
+from diffusion.tasks.classes import split_names
 from diffusion.training.open_model import load
 
-SHOWS = ('film', 'gif', 'noising', 'interpolation', 'comparison')
+SHOWS = ('film', 'gif', 'noising', 'interpolation', 'comparison', 'words')
 TRACED = 16  # samples in an animation
 FILMED = 8   # samples in a strip
+WORDED = 6   # samples with a picture of what each word looks at
 GIF_FRAMES = 100
 
 
@@ -34,7 +35,8 @@ def check(run):
   if not run.draws:
     return
   requests.ask(run, requests.of_config(run), np.arange(options.num_samples), options.seed)
-  fit = SHOWS if 'denoise' in run.can else ('film', 'gif') if run.predicts else ()
+  fit = SHOWS[:-1] if 'denoise' in run.can else ('film', 'gif') if run.predicts else ()
+  fit += ('words',) if 'attention' in run.can else ()
   if shows - set(fit if run.task.tiles else ()):
     able = f'use {", ".join(fit)}' if fit and run.task.tiles else "set it to ''"
     raise InputError(f'config.sample.show={options.show!r}: this model has no such pictures; {able}')
@@ -56,11 +58,11 @@ def check_params(run, name):
 
 
 def parse_show(text):
-  """'film, gif' -> {'film', 'gif'}; 'all' is all of them."""
+  """'film, gif' -> {'film', 'gif'}; 'all' is all that fit any model: 'words' needs one of texts."""
   names = set(split_names(text))
   for name in sorted(names - {'all', *SHOWS}):
     raise InputError(f'config.sample.show={text!r}: {unknown(name, (*SHOWS, "all"))}')
-  return set(SHOWS) if 'all' in names else names
+  return names - {'all'} | set(SHOWS[:-1]) if 'all' in names else names
 
 
 def batch_size(options):
@@ -125,7 +127,7 @@ def save(run, folder, outputs, asked, title):
 
 
 def _write_strips(model, data, folder, title, drawn):
-  """Writes what config.sample.show asks for, and mix.png of a mix of two classes."""
+  """Writes what config.sample.show asks for, and mix.png of a mix of two classes or texts."""
   (run, weights, _), asked, frames = model, drawn.asked, drawn.frames
   options, batch = run.config.sample, batch_size(run.config.sample)
   shows, seed, followed = parse_show(options.show), options.seed, traced(options)
@@ -151,9 +153,13 @@ def _write_strips(model, data, folder, title, drawn):
     strip('interpolation', *strips.interpolation(run, weights, seed, batch, *chosen(6)))
   if 'comparison' in shows:
     strip('comparison', *strips.comparison(run, weights, seed, *chosen(FILMED)))
-  mix = parse_mix(run.classes, options.class_mix) if options.class_mix and run.task.tiles else ()
-  if len(mix) == 2:
-    strip('mix', *strips.mixing(run, weights, seed, batch, mix))
+  if 'words' in shows:
+    index = spread(options.num_samples, WORDED)
+    images = run.task.tiles(jax.tree.map(lambda a: a[index], drawn.outputs))
+    pages.save_png(word_maps.page(run, weights, images, requests.rows(asked, index), title), folder / 'words.png')
+  ends = requests.mixed(run) if run.task.tiles else ()
+  if ends:
+    strip('mix', *strips.mixing(run, weights, seed, batch, ends))
 
 
 def page(task, outputs, labels, title):

@@ -11,7 +11,6 @@ from diffusion.core.gaussian import Noise, q_sample
 from diffusion.core.schedules import evaluate
 from diffusion.generation import requests
 from diffusion.generation.sampling import make_draw
-from diffusion.tasks.classes import mix_condition
 
 COMPARED = (5, 10, 20, 50)  # numbers of steps at which DDPM and DDIM are compared
 
@@ -67,13 +66,14 @@ def interpolation(run, weights, seed, batch, asked, labels, columns=10):
   return in_rows(run, outputs, columns), labels, [f'{share:.2f}' for share in shares]
 
 
-def mixing(run, weights, seed, batch, mix, rows=4, columns=9):
-  """From the first class of a mix to the second in even weights; one starting noise per row."""
-  (_, first), (_, second) = mix
+def mixing(run, weights, seed, batch, ends, rows=4, columns=9):
+  """From one request to another in even weights; one starting noise per row. ends: (name, cond [1, ...]) of the two."""
+  (_, first), (second, last) = ends
   shares = np.linspace(0, 1, columns)
-  cond = np.stack([mix_condition(run.classes, [(1 - w, first), (w, second)]) for w in shares])
+  cond = run.task.between(first, last, shares)
   ids = np.repeat(np.arange(rows), columns)  # the same noise along a row
-  outputs, _ = make_draw(run, seed, min(batch, len(ids)), samplers.ddim())(weights, ids, np.tile(cond, (rows, 1)))
+  tiled = jax.tree.map(lambda a: np.concatenate([a] * rows), cond)
+  outputs, _ = make_draw(run, seed, min(batch, len(ids)), samplers.ddim())(weights, ids, tiled)
   return in_rows(run, outputs, columns), [f'noise {i}' for i in range(rows)], [f'{w:.2f} {second}' for w in shares]
 
 

@@ -9,6 +9,7 @@ A network declares as fields which of these values it takes, and `sized` passes 
   classes       number of classes in the data, 0 if none
   out_channels  channels of the output if not those of x, for self-conditioning and a learned variance
   constrain     function that keeps activations split by batch, to be called between blocks
+  vocabulary, length   number of token ids and most tokens of a text, where the task gives tokens
 
 Two more fields are optional, and read by `setting`:
 
@@ -26,12 +27,12 @@ import jax
 import jax.numpy as jnp
 
 from diffusion.errors import InputError
-from diffusion.nets import classifier, initializers, mlp, transformer, unet, unet1d
+from diffusion.nets import classifier, initializers, mlp, transformer, unet, unet1d, with_text
 
 NETS = dict(unet=unet.UNet, classifier=classifier.Classifier, mlp=mlp.Mlp,
-            unet1d=unet1d.UNet1d, transformer=transformer.Transformer)
+            unet1d=unet1d.UNet1d, transformer=transformer.Transformer, with_text=with_text.WithText)
 TINY = dict(unet=unet.TINY, classifier=classifier.TINY, mlp=mlp.TINY, unet1d=unet1d.TINY,
-            transformer=transformer.TINY)
+            transformer=transformer.TINY, with_text=with_text.TINY)
 DEFAULTS = dict(dtype='float32', remat=False)  # for networks without these fields
 
 
@@ -63,6 +64,7 @@ class Net(NamedTuple):
   init: Callable     # (key, shape, cond=None) -> params
   apply: Callable    # (params, x, time, cond=None, train=False, rngs=None) -> out
   prepare: Callable  # (params, cond) -> cond, called once per sample and once per loss; mostly the identity
+  look: Callable     # (params, x, time, cond) -> weights of attention to a context, a list of [B, heads, pixels, keys]
 
 
 def make(module):
@@ -77,6 +79,7 @@ def make(module):
       apply: (params, x, time, cond=None, train=False, rngs=None) -> out. cond: as returned by `prepare`.
         rngs: {'dropout': key} in training, if the network has dropout.
       prepare: (params, cond) -> cond.
+      look: (params, x, time, cond) -> [weights [B, heads, pixels, keys] of each layer that attends to a context].
   """
   prepares = hasattr(module, 'prepare')
 
@@ -98,5 +101,9 @@ def make(module):
   def prepare(params, cond):
     return module.apply({'params': params}, cond, method='prepare') if prepares else cond
 
-  return Net(init, apply, prepare)
+  def look(params, x, time, cond):
+    _, found = module.apply({'params': params}, x, time, cond, False, mutable=['intermediates'])
+    return jax.tree.leaves(found)
+
+  return Net(init, apply, prepare, look)
 

@@ -3,6 +3,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion.errors import InputError
@@ -14,7 +15,7 @@ from diffusion.nets.embeddings import KINDS
 class Parts(NamedTuple):
   """Functions that create and apply a layer under its name, in the module that is being called."""
   block: Callable     # (x, width, name, resample=None) -> x
-  attend: Callable    # (x, name) -> x
+  attend: Callable    # (x, name) -> x; to the context as well, if there is one
   resample: Callable  # (x, 'up' or 'down', name) -> x
 
 
@@ -35,6 +36,9 @@ class Encoder(nn.Module):
     groups: groups of every norm.
     dtype: of the activations, 'float32' or 'bfloat16'; parameters, statistics, softmax, output are float32.
     remat: keep only the blocks' inputs for the backward pass and recompute the rest: less memory, more time.
+    text: where there is a context, such as the tokens of a text, each layer of attention takes it in: 'joint', keys of
+      the context and of the pixels in one softmax (GLIDE); or 'block', attention to the pixels, then to the context,
+      then two dense layers (Stable Diffusion).
     patch: side of the squares of pixels that become channels before the first layer.
     fast: form of the layers, see `layers`.
     constrain: applied to the activations between blocks; a place for a sharding constraint.
@@ -53,13 +57,15 @@ class Encoder(nn.Module):
   groups: int = 8
   dtype: str = 'float32'
   remat: bool = False
+  text: str = 'joint'
   patch: int = 1
   fast: bool | None = None
   constrain: Callable = lambda x: x
 
   @nn.nowrap
-  def parts(self, emb, train):
-    """The `Parts` of a call with this embedding [B, E]."""
+  def parts(self, emb, train, context=None, weights=None):
+    """The `Parts` of a call with this embedding [B, E], and a context [B, K, D] whose keys have weights [B, K], if any.
+    """
     small = dict(dtype=self.dtype, fast=self.fast)
     Block = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
     Attend = nn.remat(Attention) if self.remat else Attention
@@ -70,7 +76,11 @@ class Encoder(nn.Module):
 
     def attend(x, name):
       heads = x.shape[-1] // self.head_dim if self.head_dim else self.heads
-      return self.constrain(Attend(heads, self.groups, self.zero_init, name=name, **small)(x))
+      layer = lambda name, **how: Attend(heads, self.groups, self.zero_init, name=name, **small, **how)
+      if context is None or self.text == 'joint':
+        return self.constrain(layer(name, joint=True)(x, context, weights))
+      x = layer(f'{name}_context')(layer(name)(x), context, weights)
+      return self.constrain(FeedForward(self.groups, self.zero_init, name=f'{name}_dense', **small)(x))
 
     def resample(x, way, name):
       width = x.shape[-1]
@@ -104,6 +114,21 @@ class Encoder(nn.Module):
         h = parts.resample(h, 'down', f'down{i}_resample')
         skips.append(h)
     return parts.attend(parts.block(h, widths[-1], 'middle_block0'), 'middle_attend'), skips
+
+
+class FeedForward(nn.Module):
+  """Two dense layers for each pixel, gated by GELU (GEGLU, arXiv:2002.05202), plus the input. [B, H, W, C] -> same."""
+  groups: int
+  zero: bool
+  dtype: str
+  fast: bool | None
+
+  @nn.compact
+  def __call__(self, x):
+    C, small = x.shape[-1], dict(dtype=self.dtype, fast=self.fast)
+    h = layers.Norm(self.groups, self.fast, name='norm')(x)
+    value, gate = jnp.split(layers.Conv(8 * C, 1, name='in', **small)(h), 2, -1)
+    return x.astype(value.dtype) + layers.Conv(C, 1, zero=self.zero, name='out', **small)(value * nn.gelu(gate))
 
 
 class ResBlock(nn.Module):
@@ -144,7 +169,8 @@ class ResBlock(nn.Module):
 
 def check(net, shape):
   """Raises InputError if the options of an `Encoder` do not fit each other or its input, `shape` [B, H, W, C]."""
-  choices = dict(resample=('conv', 'block'), embedding=tuple(KINDS), dtype=('float32', 'bfloat16'))
+  choices = dict(resample=('conv', 'block'), embedding=tuple(KINDS), dtype=('float32', 'bfloat16'),
+                 text=('joint', 'block'))
   for field, allowed in choices.items():
     value = getattr(net, field)
     if value not in allowed:

@@ -38,6 +38,8 @@ class UNet(Encoder):
       cond: None, [B, K] (one-hot classes, a context vector, a weighted sum of such), or a dict of
         'image': float [B, H, W, C'], concatenated with x;
         'span': [B], a second time, embedded like the first and added;
+        'context': float [B, K, D], such as the vectors of the tokens of a text, taken in by attention, and
+        'context_weights': float [B, K], how much each counts, 0 for padding;
         any other name: float [B, K].
         Parameters for an entry exist only if `init` was called with it.
       train: whether dropout is active.
@@ -51,8 +53,12 @@ class UNet(Encoder):
     if isinstance(cond, dict) and 'image' in cond:
       x = beside(x, cond['image'])
       cond = {name: value for name, value in cond.items() if name != 'image'}
+    context = ()
+    if isinstance(cond, dict) and 'context' in cond:
+      context = cond['context'], cond['context_weights']
+      cond = {name: value for name, value in cond.items() if not name.startswith('context')}
     emb = nn.silu(Embedding(self.channels, self.embedding, name='embedding')(time, cond))
-    parts = self.parts(emb, train)
+    parts = self.parts(emb, train, *context)
     widths = [self.channels * m for m in self.multipliers]
 
     h, skips = self.encode(x, parts)

@@ -59,5 +59,5 @@ class Model(NamedTuple):
   log_prob: Callable = None     # cond -> (x, noise) -> log p(cond | x_t), [B]
   embed: Callable = None        # (x0, cond) -> features [B, ...]
   reconstruct: Callable = None  # (key, x0, cond) -> x0 [B, ...]
-  inspect: Callable = None      # (x0, cond) -> {name: array}
+  attention: Callable = None    # cond -> (x, noise) -> [[B, heads, pixels, tokens] of each layer that reads the text]
   prior: Callable = None        # (keys [B], levels, shape) -> x at the noisiest level; None: Gaussian noise

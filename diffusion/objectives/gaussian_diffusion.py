@@ -20,6 +20,7 @@ def denoising(*, net, schedule, task, example, predict, timesteps, loss_weight, 
   predict = gaussian.with_variance(predict, variance.share) if variance else predict
   network = denoising_net(net, example, variance, self_condition)
   uncertainty, u = weighting.uncertainty(logvar_channels) if logvar_channels else (None, None)
+  of_text = isinstance(example[1], dict) and 'tokens' in example[1] and not self_condition
   aware = hasattr(timesteps, 'remember')
   _check(example, task, variance)
   draw = times.draw_levels(times.stratified() if aware else timesteps, schedule)
@@ -44,7 +45,7 @@ def denoising(*, net, schedule, task, example, predict, timesteps, loss_weight, 
   def remember(memory, metrics):
     return (timesteps.remember(memory[0], metrics['time'], metrics['each']),) if aware else memory
 
-  return Objective('denoising', init, loss, denoising_model(network, predict, self_condition), MSE, lambda _: schedule,
+  return Objective('denoising', init, loss, denoising_model(network, predict, self_condition, of_text), MSE, lambda _: schedule,
                    remember)
 
 
@@ -81,8 +82,8 @@ def denoising_loss(network, task, self_condition, condition_dropout, noise_type,
   return measure
 
 
-def denoising_model(network, predict, self_condition):
-  """(params, memory, frozen) -> the Model of a denoiser."""
+def denoising_model(network, predict, self_condition, of_text=False):
+  """(params, memory, frozen) -> the Model of a denoiser; of_text: whether its condition is a text."""
   def model(params, memory, frozen):
     def denoise(cond):
       prepared = network.prepare(params, cond)
@@ -90,7 +91,14 @@ def denoising_model(network, predict, self_condition):
         apply = with_estimate(network.apply, previous) if self_condition else network.apply
         return gaussian.denoiser(apply, params, prepared, predict)(x, noise)
       return predicted
-    return Model(denoise=denoise)
+
+    def attention(cond):
+      prepared = network.prepare(params, cond)
+      def weights(x, noise):
+        time = jnp.broadcast_to(noise.time, len(x))
+        return network.look(params, predict(gaussian.expand_to(noise, x)).scale * x, time, prepared)
+      return weights
+    return Model(denoise=denoise, attention=attention if of_text else None)
   return model
 
 

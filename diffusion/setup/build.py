@@ -136,17 +136,19 @@ def require(run, ability, hint=''):
                    f'(its model has {able}){hint}')
 
 
-def _net(config, mesh, **needs):
+def _net(config, mesh, task, **needs):
   """The Net of config.net, with fields that it must have, such as out_channels."""
+  tokens = task.facts.get('tokens')
+  text = dict(vocabulary=tokens['size'], length=tokens['length']) if tokens else {}
   try:
     module = CHOICES['net'][spec_name(config, 'net')]
-    sizes = nets.sized(module, needs, constrain=sharding.constrain(mesh), **needs)
+    sizes = nets.sized(module, needs, constrain=sharding.constrain(mesh), **needs, **text)
   except InputError as error:
     raise InputError(f"config.net={config.net!r}: {error}; config.variance='learned' and "
                      'config.self_condition need it, so use unet') from error
   net = nets.make(make('net', config.net, **sizes))
   gather = partial(sharding.gather_params, mesh=mesh)
-  return nets.Net(net.init, gather(net.apply), gather(net.prepare))
+  return nets.Net(net.init, *map(gather, net[1:]))
 
 
 def _abstract_params(config, objective):
@@ -223,7 +225,7 @@ def build(config, task, example, mesh, parts=None, open_model=None):
   """
   parts = parts or check(config)
   named = parts._asdict() | {key: config[key] for key in ('logvar_channels', 'self_condition', 'condition_dropout')}
-  objective = make('objective', config.objective, net=partial(_net, config, mesh), task=task, example=example,
+  objective = make('objective', config.objective, net=partial(_net, config, mesh, task), task=task, example=example,
                    open_model=open_model, **named)
   params, schedule = _abstract_params(config, objective), objective.schedule(None)
   model = objective.model(None, (), ())._asdict()

@@ -83,13 +83,15 @@ def _sample(c):
   s = ml_collections.ConfigDict()
   s.num_samples = 48
   s.ask = ''                   # what else the task takes, such as 'length: 256 | prompt: a hero'
+  s.prompt = ''                # of models of texts, one on each line, in turn; --prompt does it. '' captions of the data
   s.classes = ''               # '' all in turn; 'hero, food'; 'none' for unconditional
   s.class_mix = ''             # one condition for all samples, a weighted sum such as '0.5 * hero + 0.5 * food'
   s.seed = 0                   # sample k is the same for any number of samples and any batch
   s.batch = 48
   s.params = 'ema'             # ema, raw, one of config.extra_emas, or 'posthoc(.07)' from snapshots
   s.then = ''                  # models that go on from the samples: 'runs/up grid=trailing(20) > runs/up2'
-  s.show = 'film'              # besides the page, any of: film, gif, noising, interpolation, comparison; or all
+  s.show = 'film'              # besides the page, any of: film, gif, noising, interpolation, comparison; or all; and
+                               # words: what each word of a prompt looks at
   return s
 
 
@@ -102,6 +104,7 @@ def _edit():
   e.target = ''                # interpolate: the other image
   e.resize = False             # scale and crop images of another size
   e.num_samples = 4            # variants; for interpolate, images along the way
+  e.prompt = ''                # of models of texts: what the result shows; '' unconditional
   e.classes = ''               # of the result: '' unconditional; 'hero, food' in turn; of the two images
   e.source_class = ''          # invert: class of the input image; '' unconditional
   e.strength = .6              # img2img: 0 keeps the image, 1 keeps nothing of it
@@ -184,7 +187,7 @@ def tiny(c):
     c.data = 'sprites(size=16, n=256)'
   from diffusion.nets import TINY  # not at start-up: it imports Flax, and --help should be quick
   c.net = TINY.get(c.net.split('(')[0], c.net)
-  c.batch, c.steps, c.lr_schedule = 16, 8, c.lr_schedule.split('(')[0] + '(warmup=2)'
+  c.batch, c.steps, c.minutes, c.lr_schedule = 16, 8, 0., c.lr_schedule.split('(')[0] + '(warmup=2)'
   c.fsdp = c.grad_accumulation = 1
   c.data_workers = 0
   c.grid = c.grid.split('(')[0] + '(4)'

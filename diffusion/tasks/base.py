@@ -1,6 +1,9 @@
 """What a task is: all that depends on the kind of data. One file per family."""
 from typing import Any, Callable, NamedTuple
 
+import jax
+import numpy as np
+
 from diffusion.errors import InputError
 
 
@@ -9,6 +12,15 @@ class Asked(NamedTuple):
   cond: Any          # tree of NumPy arrays [N, ...], or None
   labels: Any        # N captions, or None
   shape: Any = None  # of one x0, where it is not that of training
+  notes: tuple = ()  # lines for the user: what of the request is lost
+
+
+def blend(a, b, shares):
+  """(1 - share) a + share b of trees [1, ...], for each of the shares [N]: a tree [N, ...], float32."""
+  def one(a, b):
+    w = np.reshape(shares, (-1,) + (1,) * (a.ndim - 1))
+    return ((1 - w) * a + w * b).astype(np.float32)
+  return jax.tree.map(one, a, b)
 
 
 class Task(NamedTuple):
@@ -38,6 +50,7 @@ class Task(NamedTuple):
   categories: Any = None    # of integer entries of x0: how many values each has, one number or one for each of the last
                             # axis; None: x0 has none
   project: Callable = None  # (x, cond) -> x, linear: the subspace x0 lives in, such as without padding; None: all
+  between: Callable = blend  # conditions [1, ...] and [1, ...] -> [N, ...] on the way
   evaluators: tuple = ()    # names of what measures it (evaluation.EVALUATORS)
 
   def given(self, outputs):

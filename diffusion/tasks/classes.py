@@ -87,10 +87,21 @@ def parse_mix(classes, text):
   setting = f'class_mix={text!r}'
   if not classes:
     raise InputError(f'{setting}: this model was trained without classes; leave it empty')
+  terms = parse_terms(text, 'class_mix', quoted(classes[0]), quoted(classes[-1]))
+  return [(weight, classes[class_index(classes, name, setting)]) for weight, name in terms]
+
+
+def parse_terms(text, name, *examples):
+  """'0.7 * a + 0.3 * b' -> [(0.7, 'a'), (0.3, 'b')]; a missing weight is 1 over the number of terms.
+
+  Raises:
+    InputError: starts with `name`, and shows the examples; no term, or a weight that is no number of at least 0.
+  """
+  setting = f'{name}={text!r}'
   terms = [match for match in TERMS.finditer(text) if match[0]]
-  mix = []
+  found = []
   if text.rstrip().endswith('+'):
-    raise InputError(f'{setting}: a class is missing after the last +')
+    raise InputError(f'{setting}: a term is missing after the last +')
   for term in terms:
     try:
       value = 1 / len(terms) if term['weight'] is None else float(term['weight'])
@@ -98,9 +109,9 @@ def parse_mix(classes, text):
       value = float('nan')
     if not np.isfinite(value):
       raise InputError(f'{setting}: the weight {term["weight"].strip()!r} is not a number; '
-                       f'write 0.5 * {quoted(classes[0])} + 0.5 * {quoted(classes[-1])}')
-    mix.append((value, classes[class_index(classes, _name(term), setting)]))
-  return mix
+                       f'write 0.5 * {examples[0]} + 0.5 * {examples[-1]}')
+    found.append((value, _name(term)))
+  return found
 
 
 def mix_condition(classes, mix):

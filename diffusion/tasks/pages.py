@@ -34,7 +34,7 @@ def grid(images, columns=None, labels=None, title=None) -> Image.Image:
   Raises:
     InputError: images of another shape or dtype, or not one label per image.
   """
-  tiles = _tiles(images, 'images')
+  tiles = enlarged(images, 'images')
   columns = _columns(len(tiles)) if columns is None else min(columns, len(tiles))
   if columns < 1:
     raise InputError(f'columns={columns}: expected at least 1')
@@ -56,7 +56,7 @@ def rows(rows, labels, column_labels=None, title=None) -> Image.Image:
   """
   if not len(rows) or len(labels) != len(rows):
     raise InputError(f'rows: expected at least one, with a label each; got {len(rows)} rows and {len(labels)} labels')
-  cells = [_tiles(row, f'row {label!r}') for row, label in zip(rows, labels)]
+  cells = [enlarged(row, f'row {label!r}') for row, label in zip(rows, labels)]
   longest = max(len(row) for row in cells)
   if column_labels is not None and len(column_labels) != longest:
     raise InputError(f'column_labels: expected {longest}, one per image of the longest row; got {len(column_labels)}')
@@ -111,7 +111,7 @@ def _pil(array) -> Image.Image:
   return Image.fromarray(np.ascontiguousarray(array[..., 0] if mode == 'L' else array))
 
 
-def _tiles(images, name) -> list:
+def enlarged(images, name) -> list:
   """uint8 [N, H, W, C] -> N opaque RGB images, enlarged if small."""
   images = _checked(images, name)
   height, width = images.shape[1:3]

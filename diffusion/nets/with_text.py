@@ -1,0 +1,66 @@
+"""A network for texts: an encoder of tokens, trained with the network that it tells what to draw."""
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from diffusion.errors import InputError
+from diffusion.nets.sequence import TextEncoder
+
+TINY = 'with_text(unet(channels=16, multipliers=(1, 2), blocks=1, attention=(8,)), width=16, blocks=1, heads=2)'
+
+
+class WithText(nn.Module):
+  """A network whose condition has tokens: they are encoded once, and it is given their vectors (GLIDE, arXiv:2112.10741).
+
+  Fields:
+    net: the network, such as unet(..), which takes 'context' and its weights, and the vector 'text' like any condition.
+    width, blocks, heads, causal: of the encoder; see `sequence`.
+    vocabulary, length: number of token ids, most tokens of a text: given by the task.
+    out_channels, constrain: given to `net`.
+  """
+  net: nn.Module
+  width: int = 128
+  blocks: int = 4
+  heads: int = 4
+  causal: bool = False
+  vocabulary: int = 0
+  length: int = 0
+  out_channels: int | None = None
+  constrain: Callable = lambda x: x
+
+  def setup(self):
+    if not self.vocabulary:
+      raise InputError("with_text needs a task that gives tokens; use config.task='text_to_image', or the network alone")
+    self.text = TextEncoder(self.vocabulary, self.length, self.width, self.blocks, self.heads, self.causal, self.dtype)
+
+  @property
+  def dtype(self):
+    return getattr(self.net, 'dtype', 'float32')
+
+  @property
+  def remat(self):
+    return getattr(self.net, 'remat', False)
+
+  def prepare(self, cond):
+    """The condition with the vectors of its tokens in their place.
+
+    Args:
+      cond: dict of 'tokens': int [B, L] or, for P texts at once, [B, P, L];
+        'weights': float of the same shape, how much a token counts: 0 for padding, 1, or what the user asks for.
+        Other entries are passed on.
+    Returns:
+      dict of 'context': [B, P * L, width], 'context_weights': [B, P * L], 'text': [B, width], their weighted mean.
+    """
+    tokens, weights = cond['tokens'], cond['weights']
+    L = tokens.shape[-1]
+    h = self.text(tokens.reshape(-1, L), weights.reshape(-1, L) > 0)
+    h, weights = h.reshape(len(tokens), -1, self.width), weights.reshape(len(tokens), -1)
+    mean = jnp.einsum('bkd,bk->bd', h.astype(jnp.float32), weights)
+    rest = {name: value for name, value in cond.items() if name not in ('tokens', 'weights')}
+    pooled = mean / jnp.maximum(weights.sum(1, keepdims=True), 1e-6)
+    return rest | dict(context=h, context_weights=weights, text=pooled)
+
+  def __call__(self, x, time, cond=None, train=False):
+    """As `net`, with the prepared condition."""
+    return self.net(x, time, cond, train)

@@ -1,0 +1,118 @@
+"""The transformer over sequences: who sees whom, padding, the cache; and networks that are told a text."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion import nets
+from diffusion.errors import InputError
+from diffusion.nets.sequence import empty_cache, Sequence, TextEncoder
+from diffusion.setup.choices import make
+
+RNG = np.random.default_rng(0)
+NET = 'with_text(unet(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), {}), width=16, blocks=2, heads=2)'
+
+
+def randomised(params):
+  """Every parameter random, also those that start at zero."""
+  return jax.tree.map(lambda a: RNG.normal(size=a.shape).astype(np.float32) * .3, params)
+
+
+def encoder(causal=False):
+  module = TextEncoder(vocabulary=11, length=12, width=16, blocks=2, heads=2, causal=causal)
+  params = randomised(module.init(jax.random.key(0), jnp.zeros((1, 12), int), jnp.ones((1, 12), bool))['params'])
+  return lambda tokens, mask: np.asarray(module.apply({'params': params}, tokens, mask))
+
+
+@pytest.mark.parametrize('causal', (False, True))
+def test_padding_has_no_effect_whatever_it_is_and_however_long(causal):
+  encode = encoder(causal)
+  tokens = RNG.integers(1, 11, (3, 12))
+  mask = np.arange(12) < np.array([6, 4, 1])[:, None]
+  whole = encode(tokens, mask)
+  for other in (encode(np.where(mask, tokens, 0), mask), encode(tokens[:, :6], mask[:, :6])):
+    for row, (a, b) in enumerate(zip(whole, other)):
+      n = mask[row].sum()
+      np.testing.assert_allclose(a[:n], b[:n], atol=1e-6)
+  alone = np.concatenate([encode(tokens[i:i + 1], mask[i:i + 1]) for i in range(3)])
+  np.testing.assert_allclose(whole, alone, atol=1e-6)  # captions in a batch are each alone
+
+
+def test_a_causal_place_sees_none_after_it_and_others_do():
+  tokens, mask = RNG.integers(0, 11, (2, 12)), np.ones((2, 12), bool)
+  changed = tokens.copy()
+  changed[:, 7] = (changed[:, 7] + 1) % 11
+  encode = encoder(True)
+  a, b = encode(tokens, mask), encode(changed, mask)
+  np.testing.assert_array_equal(a[:, :7], b[:, :7])
+  assert np.all(np.abs(a - b).max((0, 2))[7:] > 1e-4)
+  encode = encoder(False)
+  assert np.all(np.abs(encode(tokens, mask) - encode(changed, mask)).max((0, 2)) > 1e-4)
+
+
+@pytest.mark.parametrize('parts', ([1] * 6, [3, 1, 2]))
+def test_a_cache_gives_what_the_whole_sequence_gives(parts):
+  module = Sequence(blocks=2, heads=2, causal=True)
+  x = RNG.normal(size=(3, 6, 8)).astype(np.float32)
+  params = randomised(module.init(jax.random.key(0), x)['params'])
+  whole = module.apply({'params': params}, x)
+  cache, out, start = empty_cache(2, 3, 9, 2, 8), [], 0
+  for n in parts:
+    y, cache = module.apply({'params': params}, x[:, start:start + n], None, cache)
+    out.append(y)
+    start += n
+  assert int(cache.filled) == 6
+  np.testing.assert_allclose(np.concatenate(out, 1), whole, atol=1e-5)
+
+
+def test_only_a_causal_sequence_has_a_cache():
+  x = np.zeros((1, 2, 8), np.float32)
+  with pytest.raises(InputError, match='only a causal sequence'):
+    Sequence(1, 2).init(jax.random.key(0), x, None, empty_cache(1, 1, 4, 2, 8))
+
+
+def test_a_sequence_without_places_is_a_set():
+  """Without a causal mask, a permutation of the places is a permutation of the result."""
+  module, x = Sequence(blocks=2, heads=2), RNG.normal(size=(2, 5, 8)).astype(np.float32)
+  params = randomised(module.init(jax.random.key(0), x)['params'])
+  order = RNG.permutation(5)
+  y = module.apply({'params': params}, x)
+  np.testing.assert_allclose(module.apply({'params': params}, x[:, order]), y[:, order], atol=1e-5)
+
+
+# ---- networks that are told a text
+def told(form, length=12):
+  net = nets.make(make('net', NET.format(f'text={form}'), vocabulary=11, length=12))
+  cond = dict(tokens=jnp.zeros((1, length), int), weights=jnp.ones((1, length)))
+  params = randomised(net.init(jax.random.key(0), (1, 8, 8, 3), cond))
+  x, time = RNG.normal(size=(2, 8, 8, 3)).astype(np.float32), np.array([10., 500.])
+  return lambda **cond: np.asarray(net.apply(params, x, time, net.prepare(params, cond))), params
+
+
+@pytest.mark.parametrize('form', ('joint', 'block'))
+def test_padding_of_a_text_has_no_effect_and_words_have(form):
+  out, _ = told(form)
+  tokens = RNG.integers(1, 11, (2, 12))
+  weights = (np.arange(12) < np.array([6, 3])[:, None]).astype(np.float32)
+  plain = out(tokens=tokens, weights=weights)
+  np.testing.assert_allclose(out(tokens=tokens[:, :6], weights=weights[:, :6]), plain, atol=1e-5)
+  np.testing.assert_allclose(out(tokens=np.where(weights > 0, tokens, 7), weights=weights), plain, atol=1e-5)
+  assert np.abs(out(tokens=np.where(np.arange(12) == 1, 10 - tokens % 9, tokens), weights=weights) - plain).max() > 1e-3
+
+
+@pytest.mark.parametrize('form', ('joint', 'block'))
+def test_a_mix_of_texts_is_each_at_its_ends_and_one_twice_is_itself(form):
+  out, _ = told(form)
+  tokens, weights = RNG.integers(1, 11, (2, 2, 6)), np.ones((2, 2, 6), np.float32)
+  each = [out(tokens=tokens[:, i], weights=weights[:, i]) for i in (0, 1)]
+  for i, share in enumerate(([1, 0], [0, 1])):
+    mixed = out(tokens=tokens, weights=weights * np.array(share, np.float32)[:, None])
+    np.testing.assert_allclose(mixed, each[i], atol=1e-5)
+  twice = np.stack([tokens[:, 0]] * 2, 1)
+  np.testing.assert_allclose(out(tokens=twice, weights=weights / 2), each[0], atol=1e-5)
+
+
+def test_a_network_with_text_refuses_a_task_without():
+  with pytest.raises(InputError, match="with_text needs a task that gives tokens"):
+    net = nets.make(make('net', NET.format('text=joint')))
+    net.init(jax.random.key(0), (1, 8, 8, 3), dict(tokens=jnp.zeros((1, 4), int), weights=jnp.ones((1, 4))))
