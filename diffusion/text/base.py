@@ -39,10 +39,10 @@ def framed(ids, length, begin=BEGIN, end=END, pad=PADDING):
   return row, count
 
 
-def valid(text):
+def valid(text, name='a text'):
   """The text, half characters (surrogates) replaced by U+FFFD. Raises InputError for anything but a str."""
   if not isinstance(text, str):
-    raise InputError(f'{text!r} is a {type(text).__name__}: expected a text')
+    raise InputError(f'{name}: expected a text, got {str(text)[:60]!r} of type {type(text).__name__}')
   return re.sub('[\ud800-\udfff]', '\ufffd', text)
 
 
@@ -68,13 +68,16 @@ def tokenize(tokenizer, texts):
   """The texts of a data set -> (ids int32 [N, length], counts int32 [N], notes: lines for the user).
 
   The notes say how many texts are cut and how long the longest is, and which words have no id.
+
+  Raises:
+    InputError: an entry is no text; says which.
   """
   texts = list(texts)
   ids = np.zeros((len(texts), tokenizer.facts['length']), np.int32)
   counts, needed = np.zeros(len(texts), np.int32), np.zeros(len(texts), np.int64)
   strange, affected = collections.Counter(), 0
   for i, text in enumerate(texts):
-    found = tokenizer.encode(text)
+    found = tokenizer.encode(valid(text, f'text {i}'))
     ids[i], counts[i], needed[i] = found.ids, found.count, found.needed
     strange.update(found.unknown)
     affected += bool(found.unknown)
@@ -95,10 +98,7 @@ def require(tokenizer, text, setting):
   Raises:
     InputError: it is no text, or all its words are unknown; names `setting`, the words, and some that are known.
   """
-  try:
-    found = tokenizer.encode(text)
-  except InputError as error:
-    raise InputError(f'{setting}: {error}') from error
+  found = tokenizer.encode(valid(text, setting))
   known = tokenizer.decode(found.ids).replace(UNKNOWN_SIGN, '')
   if found.unknown and not any(map(str.isalnum, known)):
     vocabulary = unpacked(tokenizer.fitted['vocabulary'])

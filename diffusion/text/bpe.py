@@ -3,6 +3,7 @@
 Radford et al. 2021, arXiv:2103.00020, section 2.4; byte pairs as in Sennrich et al. 2016, arXiv:1508.07909.
 """
 import functools
+import heapq
 import html
 import itertools
 import re
@@ -23,8 +24,9 @@ BYTE = {symbol: byte for byte, symbol in enumerate(BYTE_SYMBOLS)}
 def clip(path='', length=77, pad='end', *, fitted=None):
   """The Tokenizer of CLIP and of the models that read its texts, from the vocabulary file of one.
 
-  Texts are cleaned by `clean`. The original first repairs wrongly decoded characters with the package ftfy; that is
-  left out on every machine, so that ids do not depend on what is installed. No word is unknown: there are all bytes.
+  Texts are cleaned by `clean`. The original first repairs the text with the package ftfy (wrongly decoded characters,
+  curly quotes, ligatures); that is left out on every machine, so that ids do not depend on what is installed. No word
+  is unknown: there are all bytes. `<|endoftext|>` in a text is the end, as in the original.
 
   Args:
     path: `bpe_simple_vocab_16e6.txt`, or .gz, or a folder with `vocab.json` and `merges.txt`.
@@ -40,15 +42,7 @@ def clip(path='', length=77, pad='end', *, fitted=None):
     raise InputError(f"clip(pad={pad!r}): expected 'end' (Stable Diffusion 1) or 0 (CLIP, OpenCLIP, SD 2)")
   tokens, merges = _restored(fitted) if fitted else read(path)
   number = {token: i for i, token in enumerate(tokens)}
-  ranks = {pair: rank for rank, pair in enumerate(merges)}
-  begin, end = number[START], number[STOP]
-
-  @functools.lru_cache(1 << 16)
-  def parts(word):
-    """((piece, its ids), ..) of a text without spaces."""
-    fixed = {START: [START], STOP: [STOP]}
-    return tuple((piece, [number[token] for token in fixed.get(piece) or merged(symbols(piece), ranks)])
-                 for piece in pieces(word))
+  begin, end, parts = number[START], number[STOP], _parts(number, merges)
 
   def encode(text):
     found = [part for word in clean(text).split() for part in parts(word)]
@@ -65,6 +59,16 @@ def clip(path='', length=77, pad='end', *, fitted=None):
                 merges=np.array([[number[a], number[b]] for a, b in merges], np.int32).reshape(-1, 2))
   facts = dict(kind='clip', length=length, size=len(tokens), pad=pad, vocabulary=digest(fitted))
   return Tokenizer(encode, decode, len(tokens), facts, fitted)
+
+
+def _parts(number, merges):
+  """The function: a text without spaces -> ((piece, its ids), ..)."""
+  ranks = {pair: rank for rank, pair in enumerate(merges)}
+  tokens = lambda piece: [piece] if piece in (START, STOP) else merged(symbols(piece), ranks)
+  @functools.lru_cache(1 << 16)
+  def parts(word):
+    return tuple((piece, [number[token] for token in tokens(piece)]) for piece in pieces(word))
+  return parts
 
 
 def clean(text):
@@ -103,19 +107,27 @@ def spelled(token):
 
 
 def merged(symbols, ranks):
-  """The symbols after merging, again and again, all occurrences of the pair of lowest rank, from the left."""
-  while len(symbols) > 1:
-    pair = min(zip(symbols, symbols[1:]), key=lambda pair: ranks.get(pair, len(ranks)))
-    if pair not in ranks:
-      break
-    shorter = []
-    for symbol in symbols:
-      if shorter and (shorter[-1], symbol) == pair:
-        shorter[-1] += symbol
-      else:
-        shorter.append(symbol)
-    symbols = shorter
-  return symbols
+  """The symbols after merging neighbours, those of the lowest rank first, from the left.
+
+  A heap of the pairs, so that n symbols take n log n steps: a text without spaces may be long.
+  """
+  symbols, n = [*symbols], len(symbols)  # None: it is part of an earlier one
+  before, after = [*range(-1, n - 1)], [*range(1, n + 1)]
+  heap = [(ranks[pair], i) for i, pair in enumerate(zip(symbols, symbols[1:])) if pair in ranks]
+  heapq.heapify(heap)
+  while heap:
+    rank, i = heapq.heappop(heap)
+    j = after[i]
+    if j == n or ranks.get((symbols[i], symbols[j])) != rank:  # one of both has been merged since
+      continue
+    symbols[i] += symbols[j]
+    symbols[j], after[i] = None, after[j]
+    if after[i] < n:
+      before[after[i]] = i
+    for k in (before[i], i):
+      if k >= 0 and after[k] < n and (symbols[k], symbols[after[k]]) in ranks:
+        heapq.heappush(heap, (ranks[symbols[k], symbols[after[k]]], k))
+  return [symbol for symbol in symbols if symbol is not None]
 
 
 def _restored(fitted):

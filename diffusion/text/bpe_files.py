@@ -83,8 +83,8 @@ def _check(tokens, merges, path):
     raise InputError(f'{path}: two pairs give the same token; expected {EXPECTED}')
   wrong = next(((a, b) for a, b in merges if not known.issuperset((a, b, a + b))), None)
   if wrong:
-    raise InputError(f'{path}: merges.txt has the pair {wrong[0]!r} {wrong[1]!r}, and vocab.json lacks it or what it '
-                     'gives: they are not of one tokenizer; get both from one place')
+    raise InputError(f'{path}: a part of the pair {wrong[0]!r} {wrong[1]!r}, or what it gives, is no token: it is '
+                     'damaged, or vocab.json and merges.txt are not of one tokenizer; get it again')
   made = {*SYMBOLS, *(a + b for a, b in merges)}
   idle = [token for token in tokens if token not in made and not (token[:1] == '<' and token[-1:] == '>')]
   if idle:

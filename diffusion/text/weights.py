@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from diffusion.errors import InputError
-from diffusion.text.base import require
+from diffusion.text.base import require, valid
 
 
 def weighted(text, setting='prompt'):
@@ -19,9 +19,8 @@ def weighted(text, setting='prompt'):
       before the colon; names `setting`.
   """
   def refuse(problem):
-    raise InputError(f'{setting}={text!r}: {problem}; expected (part:1.5), and \\( for a bracket of the text itself')
-  if not isinstance(text, str):
-    refuse('it is no text')
+    raise InputError(f'{setting}={text[:80]!r}: {problem}; expected (part:1.5), and \\( for a bracket of the text')
+  text = valid(text, setting)
   parts, inside = [('', 1.)], None  # inside: what a bracket holds so far
   for token in re.findall(r'\\[()\\]|[()]|[^()\\]+|\\', text):
     if token == '(' and inside is not None:
@@ -83,7 +82,7 @@ def encode_weighted(tokenizer, text, setting='prompt'):
     so_far = tokenizer.encode(before)
     end = so_far.count - 1  # the ids of the text up to here are the first of the whole, if no token is cut
     if (so_far.ids[:end] != found.ids[:end]).any():
-      raise InputError(f'{setting}={text!r}: {part!r} ends inside a word or a run of signs; take in all of it')
+      raise InputError(f'{setting}={text[:80]!r}: {part[-30:]!r} ends in a word or a run of signs; take in all of it')
     weights[done:end] = weight
     done = end
   return found, weights

@@ -39,6 +39,7 @@ def test_every_published_form_merges_as_whole_strings_rank_by_rank(tmp_path):
   pairs, words = vocabularies.merges(vocabularies.PUBLISHED), vocabularies.random_words(300)
   paths = [vocabularies.write_text(tmp_path / name, pairs) for name in ('bpe.txt', 'bpe.txt.gz')]
   paths.append(vocabularies.write_folder(tmp_path / 'folder', pairs))
+  words += vocabularies.random_words(1, 2, longest=5000) + ['a' * 50, 'é' * 31]
   expected = by_rank(words, pairs, vocabularies.tokens(pairs))
   assert len(expected) < len(''.join(words).encode()) * .7  # many are merged
   made = [clip(path, length=len(expected) + 2) for path in paths]
@@ -167,6 +168,8 @@ def _faults(folder, pairs):
     'gap': (two('gap', vocab=json.dumps({t: 2 * i for i, t in enumerate(whole)})), 'each once'),
     'no end': (two('end', order=whole[:-1]), 'lacks the tokens'), 'no byte': (two('byte', order=whole[9:]), 'lacks'),
     'other merges': (two('other', [' '.join(p) for p in vocabularies.merges(600, 9)]), 'not of one tokenizer'),
+    'twice': (vocabularies.write_text(folder / 'twice.txt', (pairs * 82)[:48_894]), 'the same token'),
+    'damaged': (vocabularies.write_text(folder / 'd.txt', [(f'x{i}', 'y') for i in range(48_894)]), "pair 'x0' 'y'"),
     'half of merges': (two('part', rows[:-20]), '20 such tokens'), 'no merges': (two('bare', []), '600 such tokens')}
 
 
