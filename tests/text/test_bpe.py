@@ -85,6 +85,7 @@ def test_texts_split_as_the_published_pattern_does():
   cases = {"don't": ['don', "'t"], "we'llx": ['we', "'ll", 'x'], 'a12½': ['a', '1', '2', '½'], "!!'s": ["!!'", 's'],
            "'s": ["'s"], 'x<|endoftext|>y': ['x', '<|endoftext|>', 'y'], 'é_-1': ['é', '_-', '1'], 'Ⅷ一': ['Ⅷ', '一'],
            'नमस्ते': ['नमस', '्', 'त', 'े'], "i'd!": ['i', "'d", '!']}
+  cases |= {f"a'{end}": ['a', f"'{end}"] for end in ('s', 't', 're', 've', 'm', 'll', 'd')} | {"a'x": ['a', "'", 'x']}
   for word, expected in cases.items():
     assert pieces(word) == expected
   kind = lambda c: {'L': 'L', 'N': 'N'}.get(unicodedata.category(c)[0], 'other')
