@@ -79,7 +79,7 @@ def page(judge, images, texts, captions, title):
   lines = []
   for caption, saw, ask in zip(captions, seen, asked):
     verdict = [verdict_of(names, saw[i], ask[i]) for i, names in enumerate(judge.values.values()) if ask[i] >= 0]
-    lines.append([[(caption, 'black')], verdict])
+    lines.append([[(word, 'black') for word in str(caption).split()], verdict])
   return pages.beside(images, lines, title)
 
 

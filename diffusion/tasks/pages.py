@@ -103,7 +103,7 @@ def _placed(lines, width):
       if x and x + piece.width > width:
         x, y = 0, y + _FONT_SIZE + _GAP
       out.append((piece, colour, x, y))
-      x += piece.width + 2 * _GAP
+      x += piece.width + _FONT_SIZE // 2
   return out
 
 

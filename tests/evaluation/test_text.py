@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from diffusion import commands
 from diffusion.data import sources, sprites
 from diffusion.data.dataset import take
 from diffusion.evaluation import text
@@ -149,6 +150,18 @@ def test_an_alarm_is_raised_from_a_quarter_of_the_training_on_where_captions_are
     assert all((values['caption_class_score'] < .4) == bool(alarms) for values in late)
     assert all('do not follow their captions' in line and 'config.guide' in line for _, line in lines)
   assert text.watched(run, source) and not text.watched(run._replace(task=run.task._replace(evaluators=())), source)
+
+
+def test_training_judges_samples_every_quarter_or_as_often_as_other_curves(world, monkeypatch):
+  source, judge = world
+  monkeypatch.setattr(text, 'judge', lambda data, mesh: judge)
+  run = pictured(source)
+  plain = run._replace(task=run.task._replace(evaluators=('loss',)))
+  assert len(commands.measures(run, None, source)) == len(commands.measures(plain, None, source)) + 1
+  assert commands.measures(run, None, source)[-1][0] == run.config.steps / 4
+  run.config.evaluate.every = 3
+  monkeypatch.setattr(commands, 'curve', lambda *_: None)
+  assert commands.measures(run, None, source)[-1][0] == 3
 
 
 def test_samples_that_are_not_finite_give_no_point(world, monkeypatch):
