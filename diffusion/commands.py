@@ -10,7 +10,7 @@ import numpy as np
 
 from diffusion.data.dataset import captions, describe, size
 from diffusion.errors import InputError
-from diffusion.evaluation import EVALUATORS, report as evaluation, sample_metrics
+from diffusion.evaluation import EVALUATORS, report as evaluation, sample_metrics, text as text_evaluation
 from diffusion.evaluation.metrics import record
 from diffusion.generation import edit_inputs, edits, export as exporting, requests, sample_report
 from diffusion.generation.sampling import make_draw
@@ -104,6 +104,8 @@ def prepare_training(config, workdir):
     evaluation.prepare(run, data)
   if config.evaluate.every:
     EVALUATORS['samples'].prepare(run, data)
+  if text_evaluation.watched(run, data):
+    EVALUATORS['text'].prepare(run, data)
   return opened
 
 
@@ -178,6 +180,8 @@ def measures(run, workdir, data):
     entries.append((config.val_every, make_heldout_loss(run, data.heldout, config.val_samples)))
   if config.evaluate.every and not EVALUATORS['samples'].needs(run, data):
     entries.append((config.evaluate.every, curve(run, workdir, data)))
+  if text_evaluation.watched(run, data):
+    entries.append((config.evaluate.every or -(-config.steps // 4), text_evaluation.watch(run, data, report)))
   return entries
 
 

@@ -120,7 +120,7 @@ def _evaluate():
   """Evaluation, with --mode=evaluate."""
   e = ml_collections.ConfigDict()
   e.parts = ''                 # '' all of the task; of images: loss (held-out), samples (their distances to the data),
-                               # bound, ode (bits per dimension)
+                               # bound, ode (bits per dimension), text (whether they do what their captions say)
   e.num_samples = 500          # classes as in the data, or those of config.sample.classes
   e.features = 'own'           # own (trained on this data, cached), inception(path), dinov2(path), clip(path)
   e.split = 'train'            # the reference: train or heldout

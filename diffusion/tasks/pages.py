@@ -63,6 +63,50 @@ def rows(rows, labels, column_labels=None, title=None) -> Image.Image:
   return _page(cells, left=labels, top=column_labels, title=title)
 
 
+def beside(images, lines, title=None, columns=2, width=420) -> Image.Image:
+  """A page with coloured words at the right of each image.
+
+  Args:
+    images: uint8 [N, H, W, C], N >= 1.
+    lines: for each image its lines, a list of pieces (text, colour) each; a line that is too long goes on in the next.
+    title: a line at the top.
+    columns: images in a row.
+    width: pixels of the words.
+  Raises:
+    InputError: images of another shape or dtype, or not the lines of each image.
+  """
+  tiles, title = _tiles(images, 'images'), _line(title or '')
+  if len(lines) != len(tiles):
+    raise InputError(f'lines: expected those of each of the {len(tiles)} images, got {len(lines)}')
+  placed = [_placed(each, width) for each in lines]
+  high = max([tile.height for tile in tiles] + [y for words in placed for *_, y in words]) + 2 * _GAP
+  wide = max(tile.width for tile in tiles) + width + 3 * _GAP
+  top = _MARGIN + (_FONT_SIZE + 2 * _GAP if title.text else 0)
+  page = Image.new('RGB', (2 * _MARGIN + columns * wide, top + -(-len(tiles) // columns) * high + _MARGIN), 'white')
+  draw = ImageDraw.Draw(page)
+  draw.text((_MARGIN, _MARGIN), title.text, 'black', title.font)
+  for k, (tile, words) in enumerate(zip(tiles, placed)):
+    left, y0 = _MARGIN + k % columns * wide, top + k // columns * high
+    page.paste(tile, (left, y0))
+    for line, colour, x, y in words:
+      draw.text((left + tile.width + 2 * _GAP + x, y0 + y), line.text, colour, line.font, 'ld')
+  return page
+
+
+def _placed(lines, width):
+  """Lines of pieces (text, colour) -> [(text as a _Line, colour, x, y of its lower end)]."""
+  out, y = [], 0
+  for line in lines:
+    x, y = 0, y + _FONT_SIZE + _GAP
+    for text, colour in line:
+      piece = _line(text, width)
+      if x and x + piece.width > width:
+        x, y = 0, y + _FONT_SIZE + _GAP
+      out.append((piece, colour, x, y))
+      x += piece.width + _FONT_SIZE // 2
+  return out
+
+
 def save_png(image, path) -> None:
   """Writes a PIL image, or uint8 [H, W, C], as PNG, whole or not at all."""
   if not isinstance(image, Image.Image):

@@ -2,6 +2,7 @@
 import os
 import pathlib
 import random
+import re
 import subprocess
 import sys
 
@@ -196,3 +197,35 @@ def test_designs_use_only_the_guaranteed_random_stream():
     randrange = randint = shuffle = sample = uniform = getrandbits = choice
   for index in range(60):
     assert sprites.design(index % 6, Only(index))
+
+
+def test_a_caption_says_what_is_spoken_and_nothing_else():
+  """Captions are one-to-one with (class, what is spoken): neither says more than the other. And the words are there."""
+  said, texts = {}, {}
+  for index in range(12000):
+    label, values = index % 6, sprites.design(index % 6, random.Random(index))
+    text, spoken = sprites.caption(label, values), sprites.spoken(label, values)
+    assert all(re.search(rf'\b{words}\b', text) for words in spoken.values()), (text, spoken)
+    assert set(spoken) <= set(values)
+    key = label, *sorted(spoken.items())
+    assert said.setdefault(text, key) == key and texts.setdefault(key, text) == text
+  assert 8000 < len(said) < 11500  # several sprites share a caption
+
+
+def test_the_caption_changes_with_an_attribute_exactly_when_what_is_spoken_does():
+  known, names = {}, {True: set(), False: set()}
+  designs = [(index % 6, sprites.design(index % 6, random.Random(index))) for index in range(6000)]
+  for label, values in designs:
+    for name, value in values.items():
+      known.setdefault((label, values.get('kind'), name), {})[str(value)] = value
+  for label, values in designs[:1500]:
+    for name, value in values.items():
+      for other in known[label, values.get('kind'), name].values():
+        other = dict(values, **{name: other})
+        if name == 'kind' or value == other[name] or value == 'bald' and 'hair' not in values:
+          continue  # other attributes would have to change with it
+        changed = sprites.spoken(label, values) != sprites.spoken(label, other)
+        assert (sprites.caption(label, values) != sprites.caption(label, other)) == changed, (values, name)
+        names[changed].add(name)
+  assert names[True] >= {'colour', 'second_colour', 'outfit', 'item', 'hat', 'hair', 'shield', 'eyes', 'bitten', 'mood'}
+  assert names[False] >= {'skin', 'trim', 'boots', 'trousers', 'stance', 'gem', 'emblem', 'variant', 'shape'}

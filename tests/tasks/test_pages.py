@@ -179,3 +179,17 @@ def test_bad_input_is_one_line_with_the_offending_value(call, message):
   with pytest.raises(InputError, match=message) as caught:
     call()
   assert '\n' not in str(caught.value)
+
+
+def test_words_beside_images_have_their_colours_and_go_on_in_the_next_line():
+  images = np.full((3, 8, 8, 3), 200, np.uint8)
+  words = [('one', 'black'), ('two', 'red'), ('three', 'green')] * 4
+  pixels = lambda page, colour: np.argwhere((np.asarray(page) == colour).all(-1))
+  short = pages.beside(images, [[words[:3]], [], []], 'title', width=120)
+  long = pages.beside(images, [[words], [], []], 'title', width=120)
+  assert len(pixels(short, (255, 0, 0))) * 4 == len(pixels(long, (255, 0, 0))) > 0  # each of them whole
+  assert len(pixels(short, (0, 128, 0))) * 4 == len(pixels(long, (0, 128, 0))) > 0
+  assert pixels(long, (255, 0, 0))[:, 1].max() <= 10 + 64 + 8 + 120 and long.width == short.width
+  assert len(pixels(short, (200, 200, 200))) == len(pixels(long, (200, 200, 200))) == 3 * 64 ** 2  # nothing covered
+  with pytest.raises(InputError, match='lines: expected those of each of the 3 images, got 1'):
+    pages.beside(images, [[]])

@@ -38,6 +38,11 @@ def caption(label, attributes):
   return re.sub(r'\ba(?= [aeiou])', 'an', ' '.join(text.split()))
 
 
+def spoken(label, attributes):
+  """What `caption` says of the attributes: {name: words in it}. What is drawn but not named is left out."""
+  return (people, creatures, food, spells, weapons, people)[label].spoken(attributes)
+
+
 def sprite(index, seed=0):
   """-> (label, attributes, canvas) of one sprite, which depends on (seed, index) only. Labels take turns."""
   label, attributes, framing = _plan(index, seed)

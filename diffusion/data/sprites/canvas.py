@@ -38,6 +38,11 @@ def pick_other(rng, options, taken):
   return pick(rng, [option for option in options if option != taken])
 
 
+def named(attributes, *names):
+  """{name: value} of those that are there and are not '', None or False."""
+  return {name: attributes[name] for name in names if attributes.get(name)}
+
+
 def tinted(colour, tint=''):
   """Name of a colour -> (hue, saturation, value), made paler or darker."""
   hue, saturation, value = COLOURS[colour]

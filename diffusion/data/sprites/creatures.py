@@ -1,5 +1,5 @@
 """Monsters and animals."""
-from diffusion.data.sprites.canvas import BASE, Canvas, LIGHT, OUTLINE, pick, pick_other, VIVID
+from diffusion.data.sprites.canvas import BASE, Canvas, LIGHT, named, OUTLINE, pick, pick_other, VIVID
 
 SKINS = VIVID + ('black', 'gray', 'white')
 # What the second colour is.
@@ -8,6 +8,7 @@ EXTRAS = {'slime': 'bubbles', 'ghost': 'bow', 'bat': 'wings', 'spider': 'legs', 
           'golem': 'runes', 'imp': 'wings', 'snake': 'scales', 'chick': 'wings', 'cat': 'collar',
           'dragon': 'belly'}
 MOODS = ('calm', 'angry')
+EYES = ('one eye', 'two eyes', 'three eyes')
 
 
 def design(rng):
@@ -33,11 +34,19 @@ def caption(a):
   text = f"a {a['colour']} {kind} with {article}{a['second_colour']} {extra}"
   more = []
   if 'eyes' in a:
-    more += [('one eye', 'two eyes', 'three eyes')[a['eyes'] - 1]]
+    more += [EYES[a['eyes'] - 1]]
   if a.get('horns'):
     more += ['horns']
   mood = 'angry ' if a.get('mood') == 'angry' else ''
   return text.replace('a ', f'a {mood}', 1) + ''.join(f' and {part}' for part in more)
+
+
+def spoken(a):
+  """What the caption says: {attribute: words}. Shapes and calm are not spoken of."""
+  eyes = dict(eyes=EYES[a['eyes'] - 1]) if 'eyes' in a else {}
+  horns = dict(horns='horns') if a.get('horns') else {}
+  mood = dict(mood='angry') if a.get('mood') == 'angry' else {}
+  return named(a, 'kind', 'colour', 'second_colour') | eyes | horns | mood
 
 
 def draw(a):

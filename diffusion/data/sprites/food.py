@@ -1,5 +1,6 @@
 """Things to eat."""
-from diffusion.data.sprites.canvas import BASE, Canvas, LIGHT, OUTLINE, pick, pick_other, SHADE, SIDE, TINTS, VIVID
+from diffusion.data.sprites.canvas import (BASE, Canvas, LIGHT, named, OUTLINE, pick, pick_other, SHADE, SIDE, TINTS,
+                                           VIVID)
 
 COLOURS = {
   'apple': ('red', 'green', 'yellow'), 'cherries': ('red', 'purple', 'pink'),
@@ -39,6 +40,12 @@ def caption(a):
   second = f" with {article}{a['second_colour']} {extra}" if extra else ''
   bunch = {'cherries': 'a pair of ', 'grapes': 'a bunch of '}.get(a['kind'], 'a ')
   return f"{bunch}{a['tint']} {a['colour']} {a['kind']}{second}" + (', bitten' if a.get('bitten') else '')
+
+
+def spoken(a):
+  """What the caption says: {attribute: words}. Shapes are not spoken of."""
+  bitten = dict(bitten='bitten') if a.get('bitten') else {}
+  return named(a, 'kind', 'colour', 'tint', 'second_colour') | bitten
 
 
 def draw(a):

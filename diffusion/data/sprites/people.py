@@ -1,5 +1,5 @@
 """Heroes: the same wardrobe seen from the front and from the side."""
-from diffusion.data.sprites.canvas import BASE, Canvas, CLOTH, OUTLINE, pick, pick_other, SHADE, VIVID
+from diffusion.data.sprites.canvas import BASE, Canvas, CLOTH, named, OUTLINE, pick, pick_other, SHADE, VIVID
 
 SKINS = {'pale': (.07, .22, .98), 'fair': (.07, .34, .94), 'tan': (.07, .45, .82), 'brown': (.06, .52, .62),
          'dark': (.05, .55, .42),
@@ -112,6 +112,14 @@ def caption(a, side):
   held += [f"a {a['shield']} shield"] if 'shield' in a else []
   text = f"a {'side-facing ' if side else ''}hero with {head} in {clothes}"
   return text + (', holding ' + ' and '.join(held) if held else '') + (', bearded' if a.get('beard') else '')
+
+
+def spoken(a):
+  """What the caption says: {attribute: words}. A hat hides the hair, and nobody speaks of skin, trim, legs or boots."""
+  head = named(a, 'hat', 'hat_colour') or named(a, 'hair_style', *['hair'] * (a['hair_style'] != 'bald'))
+  held = named(a, 'item', 'item_colour') if 'item_colour' in a else {}
+  beard = dict(beard='bearded') if a.get('beard') else {}
+  return named(a, 'outfit', 'colour', 'shield') | head | held | beard
 
 
 def draw(a, side):

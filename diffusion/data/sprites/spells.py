@@ -2,7 +2,8 @@
 import functools
 import math
 
-from diffusion.data.sprites.canvas import BASE, Canvas, glow, LIGHT, pick, pick_other, PLACES, SHADE, TINTS, VIVID
+from diffusion.data.sprites.canvas import (BASE, Canvas, glow, LIGHT, named, pick, pick_other, PLACES, SHADE, TINTS,
+                                           VIVID)
 
 EXTRAS = {'fireball': 'sparks', 'lightning bolt': 'sparks', 'ice crystal': 'core', 'orb': 'core',
           'potion': 'label', 'star': 'core',
@@ -43,6 +44,12 @@ def caption(a):
   if extra == 'sparks' and a['sparks'] is None:
     return text
   return f"{text} with {'' if extra in ('sparks', 'arms') else 'a '}{a['second_colour']} {extra}"
+
+
+def spoken(a):
+  """What the caption says: {attribute: words}. Variants are not spoken of, nor are sparks that are not there."""
+  sparks = EXTRAS[a['kind']] != 'sparks' or a['sparks'] is not None
+  return named(a, 'kind', 'colour', 'tint', *['second_colour'] * sparks)
 
 
 def draw(a):

@@ -1,5 +1,5 @@
 """Weapons and shields: hafted ones upright, blades along the diagonal."""
-from diffusion.data.sprites.canvas import BASE, Canvas, CLOTH, LIGHT, pick, pick_other, SHADE, TINTS, VIVID
+from diffusion.data.sprites.canvas import BASE, Canvas, CLOTH, LIGHT, named, pick, pick_other, SHADE, TINTS, VIVID
 
 METALS = ('silver', 'gold', 'black', 'red', 'blue', 'green', 'purple', 'teal', 'orange', 'white')
 PARTS = {'sword': 'hilt', 'dagger': 'hilt', 'katana': 'hilt', 'axe': 'binding', 'battle axe': 'binding',
@@ -62,6 +62,12 @@ def caption(a):
   kind = f"{a['tint']} {a['colour']} {a.get('blade', '')} {a.get('shape', '')} {a['kind']}"
   return f"a {kind} with a {a['second_colour']} {PARTS[a['kind']]}" + (' and an arrow'
                                                                        if a.get('arrow') else '')
+
+
+def spoken(a):
+  """What the caption says: {attribute: words}. Gems and emblems are not spoken of."""
+  arrow = dict(arrow='arrow') if a.get('arrow') else {}
+  return named(a, 'kind', 'colour', 'tint', 'blade', 'shape', 'second_colour') | arrow
 
 
 def draw(a):

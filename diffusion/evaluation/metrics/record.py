@@ -19,10 +19,12 @@ from diffusion.errors import InputError
 FORMAT = 1
 # Lower is better.
 LOWER = ('fd_infinity', 'fd', 'kid', 'sliced_wasserstein', 'copies', 'heldout_error', 'bits_bound', 'bits_ode',
-         'nelbo', 'nelbo_token', 'two_sample_auc', 'nearer_to_train', 'copied_rows', 'attack_auc', 'attack_tpr')
+         'nelbo', 'nelbo_token', 'two_sample_auc', 'nearer_to_train', 'copied_rows', 'attack_auc', 'attack_tpr',
+         'caption_gap')
 # Higher is better.
 HIGHER = ('precision', 'recall', 'density', 'coverage', 'inception_score', 'class_accuracy', 'attribute_accuracy',
-          'diversity', 'authenticity', 'tstr', 'tstr_ratio', 'rare_categories')
+          'diversity', 'authenticity', 'tstr', 'tstr_ratio', 'rare_categories', 'caption_class', 'caption_kind',
+          'caption_colour', 'caption_second')
 # Metrics of families have names that end in one of these; lower is better.
 ENDINGS = ('_distance', '_nll', '_error')
 # The expected value depends on n.

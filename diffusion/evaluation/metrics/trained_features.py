@@ -44,7 +44,8 @@ def small(shape):
   return tuple(max(4, round(side / factor)) for side in shape)
 
 
-def _see(images):
+def see(images):
+  """uint8 [B, H, W, C] -> float32 in [-1, 1], at most SIDE on the longer side."""
   x = to_unit(images)
   size = small(x.shape[1:3])
   if size == x.shape[1:3]:
@@ -94,41 +95,52 @@ def _own(data, mesh, steps):
   params = jax.tree.unflatten(tree, [stored[str(i)] for i in range(len(leaves))])
 
   def apply(params, images):
-    points, logits = net(params, _see(images))
+    points, logits = net(params, see(images))
     return Features(points, logits[:, :len(classes)] if classes else None)
   resize = 'none' if small(shape[:2]) == shape[:2] else 'linear {}x{}'.format(*small(shape[:2]))
   return Extractor('own', digest(*jax.tree.leaves(params)), resize, Cnn.features, classes, params, apply)
 
 
 def _train(images, labels, classes, mesh, init, net, steps):
-  """The parameters after `steps` of Adam with a one-cycle learning rate."""
-  optimizer = optax.adam(optax.cosine_onecycle_schedule(steps, 4e-3, .1))
-
+  """The parameters that tell the classes and the reflections apart."""
   def loss(params, images, label, how):
-    _, logits = net(params, _reflect(_see(images), how))
+    _, logits = net(params, _reflect(see(images), how))
     turned = optax.softmax_cross_entropy_with_integer_labels(logits[:, len(classes):], how)
     each = optax.sigmoid_binary_cross_entropy(logits[:, :len(classes)], label).sum(1)
     one = optax.softmax_cross_entropy(logits[:, :len(classes)], label)
     named = 0. if not classes else each if labels.ndim == 2 else one
     return jnp.mean(turned + named)
 
+  rng = np.random.default_rng(0)
+  def batch(index):
+    label = condition_vectors(labels[index], classes) if classes else np.zeros((len(index), 0), np.float32)
+    return images[index], label, rng.integers(0, REFLECTIONS, len(index)).astype(np.int32)
+  return minimise(loss, init, batch, len(images), steps, mesh, 'training the feature extractor (once per data set)')
+
+
+def minimise(loss, init, batch, number, steps, mesh, title):
+  """The parameters after `steps` of Adam with a one-cycle learning rate, which peaks at 4e-3.
+
+  Args:
+    loss: (params, *arrays [B, ...]) -> [].   init: key -> params.
+    batch: indices [B] -> the arrays on the host; called once a step, in order.
+    number: of examples.   mesh: the devices.   title: of the progress bar.
+  """
+  optimizer = optax.adam(optax.cosine_onecycle_schedule(steps, 4e-3, .1))
+
   @jax.jit
-  def step(params, state, images, label, how):
-    value, grads = jax.value_and_grad(loss)(params, images, label, how)
+  def step(params, state, *arrays):
+    value, grads = jax.value_and_grad(loss)(params, *arrays)
     updates, state = optimizer.update(grads, state)
     return optax.apply_updates(params, updates), state, value
 
   params = jax.device_put(jax.jit(init)(jax.random.key(0)), sharding.replicated(mesh))
-  state = jax.device_put(optimizer.init(params), sharding.replicated(mesh))
-  rng, size = np.random.default_rng(0), -(-BATCH // mesh.size) * mesh.size
-  title = 'training the feature extractor (once per data set)'
+  state, size = jax.device_put(optimizer.init(params), sharding.replicated(mesh)), -(-BATCH // mesh.size) * mesh.size
   for i in tqdm(range(steps), title, unit='step', delay=2, file=sys.stderr, disable=None):
-    index = batch_indices(len(images), size, 0, i)
-    label = condition_vectors(labels[index], classes) if classes else np.zeros((size, 0), np.float32)
-    batch = sharding.put_batch((images[index], label, rng.integers(0, REFLECTIONS, size).astype(np.int32)), mesh)
-    params, state, value = step(params, state, *batch)
+    arrays = sharding.put_batch(batch(batch_indices(number, size, 0, i)), mesh)
+    params, state, value = step(params, state, *arrays)
     if i % 8 == 7:  # limits the steps in flight
       jax.block_until_ready(value)
   if not np.isfinite(float(value)):
-    warnings.warn('the classifier for the features diverged: its loss is not finite')
+    warnings.warn(f'{title}: it diverged, the loss is not finite')
   return params
