@@ -184,7 +184,7 @@ def tiny(c):
     c.data = 'sprites(size=16, n=256)'
   from diffusion.nets import TINY  # not at start-up: it imports Flax, and --help should be quick
   c.net = TINY.get(c.net.split('(')[0], c.net)
-  c.batch, c.steps, c.lr_schedule = 16, 8, c.lr_schedule.split('(')[0] + '(warmup=2)'
+  c.batch, c.steps, c.minutes, c.lr_schedule = 16, 8, 0., c.lr_schedule.split('(')[0] + '(warmup=2)'
   c.fsdp = c.grad_accumulation = 1
   c.data_workers = 0
   c.grid = c.grid.split('(')[0] + '(4)'
