@@ -22,7 +22,7 @@ def test_every_recipe_fits_together_at_full_size(path):
 
 
 @pytest.mark.parametrize('recipe', ['linear_ddpm', 'offset_cosine', 'sprites_course', 'fashion_mnist', 'cifar10',
-                                    'learned_variance'])
+                                    'learned_variance', 'own_folder'])
 def test_every_recipe_runs_in_its_tiny_form(recipe, command, tmp_path):
   data = []
   if recipe == 'fashion_mnist':
@@ -30,7 +30,7 @@ def test_every_recipe_runs_in_its_tiny_form(recipe, command, tmp_path):
       pytest.skip('the prepared Fashion-MNIST is not here')
     data = [f"--config.data=tfds(fashion_mnist, data_dir='{FASHION}', size=32, fit=pad, train='train[:2000]', "
             "test='test[:500]')"]
-  if recipe == 'cifar10':  # stands in for pictures that nobody has prepared here
+  if recipe in ('cifar10', 'own_folder'):  # stands in for pictures that nobody has prepared here
     images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
     np.savez(tmp_path / 'cifar.npz', images=images, labels=np.arange(64) % 10)
     data = [f'--config.data=npz({tmp_path / "cifar.npz"})']

@@ -3,7 +3,7 @@ import io
 
 import jax
 import numpy as np
-from scipy.spatial.distance import cdist
+import scipy
 
 from diffusion import samplers
 from diffusion.core import grids
@@ -36,7 +36,7 @@ def energy_distance(a, b, seed):
   """
   rng, K = np.random.default_rng(seed), min(GROUPS, len(a) // 2, len(b) // 2)
   a, b = (np.array_split(rng.permutation(np.asarray(x, np.float64)), K) for x in (a, b))
-  table = lambda groups, others: np.array([[cdist(x, y).sum() for y in others] for x in groups])
+  table = lambda groups, others: np.array([[scipy.spatial.distance.cdist(x, y).sum() for y in others] for x in groups])
   tables = table(a, b), table(a, a), table(b, b)
   sizes = [np.array([len(x) for x in groups]) for groups in (a, b)]
 

@@ -2,7 +2,7 @@
 import io
 
 import numpy as np
-from scipy.stats import wasserstein_distance
+import scipy
 
 from diffusion.data.dataset import size
 from diffusion.evaluation.base import columns, Evaluator, first, Measured
@@ -32,7 +32,8 @@ def spectrum_distance(a, b):
 
 def value_distance(a, b):
   """The Wasserstein-1 distance of all values, in the units of the data, as a mean over channels."""
-  return np.mean([wasserstein_distance(a[..., c].ravel(), b[..., c].ravel()) for c in range(a.shape[-1])])
+  return np.mean([scipy.stats.wasserstein_distance(a[..., c].ravel(), b[..., c].ravel())
+                  for c in range(a.shape[-1])])
 
 
 def measured(distance, series, reference, seed):

@@ -15,7 +15,7 @@ exponential distribution with the mean of these rows, up to the ends: samples ne
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import brentq
+import scipy
 from scipy.special import ndtr, ndtri
 
 MOST = 200    # knots
@@ -123,7 +123,7 @@ def _tail(length, mean, mass):
   """
   share = np.clip(mean / length, .02, .98)
   excess = lambda a: (1 / a - 1 / np.expm1(a) if abs(a) > 1e-3 else .5 - a / 12) - share
-  a = brentq(excess, -60., 60.)
+  a = scipy.optimize.brentq(excess, -60., 60.)
   beyond = 2. ** -np.arange(1, TAIL + 1)
   distance = -np.log1p(-(1 - beyond) * -np.expm1(-a)) / a if abs(a) > 1e-6 else 1 - beyond
   distance = np.rint(distance * length)

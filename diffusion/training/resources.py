@@ -1,4 +1,6 @@
 """What a training run will need: devices, parameters, FLOPs, memory; and how well it uses them."""
+from concurrent import futures
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,13 +57,16 @@ def forecast(run, config, data):
     needed, available, run.plan.batch, run.mesh.size, config.fsdp, config.grad_accumulation,
     bool(setting(net, 'remat')), bytes_of((state, frozen)))
   step = make_train_step(run)
+  lowered = step.lower(state, batch, key, frozen=frozen, steps=np.int32(run.plan.steps))
   try:
-    needed = flops.memory_needed(step.lower(state, batch, key, frozen=frozen, steps=np.int32(run.plan.steps)).compile())
+    with futures.ThreadPoolExecutor(1) as pool:  # the compiler needs no Python, and counting does
+      compiled = pool.submit(lowered.compile)
+      each = flops_per_image(run, state, batch, key, frozen)
+    needed = flops.memory_needed(compiled.result())
   except jax.errors.JaxRuntimeError as error:
     if not flops.exhausted(str(error)):
       raise
     raise InputError(advise(*flops.exhausted(str(error)))) from error
-  each = flops_per_image(run, state, batch, key, frozen)
   parameters = sum(a.size for a in jax.tree.leaves((state.params, state.base)))
   lines = dict(
     devices=_devices(run, config.grad_accumulation),

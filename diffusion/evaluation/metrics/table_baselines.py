@@ -1,7 +1,7 @@
 """Simple models of tables, to compare with: columns on their own, and a Gaussian copula."""
 import numpy as np
+import scipy
 from scipy.special import ndtr, ndtri
-from scipy.stats import rankdata
 
 from diffusion.evaluation.metrics.tables import count
 
@@ -25,7 +25,7 @@ def gaussian_copula(train, number, rng):
   N, Dn = train.numbers.shape
   everything = np.hstack([train.numbers, train.categories])
   ordered = np.sort(everything, 0)  # missing last
-  ranks = rankdata(np.where(np.isnan(everything), np.inf, everything), axis=0)
+  ranks = scipy.stats.rankdata(np.where(np.isnan(everything), np.inf, everything), axis=0)
   scores = ndtri((ranks - .5) / N)
   scores = scores - scores.mean(0)
   spread = scores.std(0)

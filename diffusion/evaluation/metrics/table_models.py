@@ -6,13 +6,6 @@ numbers, missing ones among them, and categories as such for the boosted trees.
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.compose import ColumnTransformer
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.model_selection import StratifiedKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from threadpoolctl import threadpool_limits
 
 from diffusion.evaluation.metrics.record import Estimate
@@ -109,12 +102,17 @@ def _auc_of(model, x, y, x_test, y_test, weights):
   return np.where(known, areas, 0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
 
 
+# sklearn is imported where it is used: it takes a second, which nothing else needs.
 def _classifiers(table, target, seed):
+  from sklearn.ensemble import HistGradientBoostingClassifier
+  from sklearn.linear_model import LogisticRegression
   return dict(linear=_linear(table, target, LogisticRegression(max_iter=1000)),
               trees=HistGradientBoostingClassifier(**_trees(table, target, seed)))
 
 
 def _regressors(table, target, seed):
+  from sklearn.ensemble import HistGradientBoostingRegressor
+  from sklearn.linear_model import Ridge
   return dict(linear=_linear(table, target, Ridge()),
               trees=HistGradientBoostingRegressor(**_trees(table, target, seed)))
 
@@ -139,6 +137,10 @@ def _without_empty(x, other):
 
 
 def _linear(table, target, model):
+  from sklearn.compose import ColumnTransformer
+  from sklearn.impute import SimpleImputer
+  from sklearn.pipeline import make_pipeline
+  from sklearn.preprocessing import OneHotEncoder, StandardScaler
   number = sum(c['kind'] == 'number' and c != target for c in table.columns)
   rest = len(table.columns) - number - (target is not None)
   scaled = make_pipeline(SimpleImputer(strategy='median', add_indicator=True, keep_empty_features=True),
@@ -163,6 +165,8 @@ def two_sample_auc(a, b, seed):
   folds are not comparable, and biased below .5). The interval is the bootstrap's over rows, with the trees as they are.
   Classifier two-sample test: Lopez-Paz & Oquab 2017, arXiv:1610.06545.
   """
+  from sklearn.ensemble import HistGradientBoostingClassifier
+  from sklearn.model_selection import StratifiedKFold
   number = min(count(a), count(b), MOST_ROWS)
   a, b = some(a, number, seed), some(b, number, seed + 1)
   every = {kind: slice(None) for kind in ('number', 'category')}

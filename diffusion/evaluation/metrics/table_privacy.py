@@ -6,7 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.spatial.distance import cdist
+import scipy
 from scipy.special import gammaln
 
 from diffusion.evaluation.metrics.record import normal, share
@@ -77,9 +77,9 @@ def row_distances(a, b, metric):
     return np.hstack([np.where(missing, 0., (table.numbers - metric.centre) / metric.scale), missing])
   total = np.zeros((count(a), count(b)))
   if a.numbers.shape[1]:
-    total += cdist(coordinates(a), coordinates(b), 'cityblock')
+    total += scipy.spatial.distance.cdist(coordinates(a), coordinates(b), 'cityblock')
   if a.categories.shape[1]:
-    total += cdist(a.categories, b.categories, 'hamming') * a.categories.shape[1]
+    total += scipy.spatial.distance.cdist(a.categories, b.categories, 'hamming') * a.categories.shape[1]
   return total / len(a.columns)
 
 

@@ -6,8 +6,7 @@ those of as many real rows.
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import sparse
-from scipy.stats import ks_2samp, rankdata
+import scipy  # its parts are imported when they are used: --help and wrong arguments answer at once
 
 from diffusion.evaluation.metrics.gaussian_stats import jackknife
 
@@ -82,7 +81,7 @@ def _number_distance(x, y):
   x, y = (values[~np.isnan(values)] for values in (x, y))
   if not len(x) or not len(y):
     return float(len(x) != len(y))
-  return ks_2samp(x, y, method='asymp').statistic
+  return scipy.stats.ks_2samp(x, y, method='asymp').statistic
 
 
 def _category_distance(x, y, number):
@@ -121,7 +120,7 @@ def associations(table):
   0 for independent columns, whatever the number of categories.
   """
   present = (~np.isnan(table.numbers)).astype(np.float64)
-  ranks = rankdata(table.numbers, axis=0, nan_policy='omit') / max(count(table), 1)
+  ranks = scipy.stats.rankdata(table.numbers, axis=0, nan_policy='omit') / max(count(table), 1)
   ranks = np.where(present, ranks - .5, 0.)
   hot, member = _one_hot(table)
   by_kind = np.block([[_spearman(ranks, present), _ratios(ranks, present, hot, member)],
@@ -145,8 +144,8 @@ def _one_hot(table):
   N, Dc = table.categories.shape
   places = table.categories + np.r_[0, np.cumsum(counts)[:-1]].astype(int)[:Dc]
   K, rows = int(counts.sum()), np.repeat(np.arange(N), Dc)
-  hot = sparse.csr_array((np.ones(N * Dc), (rows, places.ravel())), (N, K))
-  return hot, sparse.csr_array((np.ones(K), (np.arange(K), np.repeat(np.arange(Dc), counts))), (K, Dc))
+  hot = scipy.sparse.csr_array((np.ones(N * Dc), (rows, places.ravel())), (N, K))
+  return hot, scipy.sparse.csr_array((np.ones(K), (np.arange(K), np.repeat(np.arange(Dc), counts))), (K, Dc))
 
 
 def _spearman(ranks, present):
@@ -171,7 +170,7 @@ def _ratios(ranks, present, hot, member):
 def _cramer(hot, member):
   """[Dc, Dc]; n phi^2 is the chi-squared statistic of a contingency table."""
   n, counts = max(hot.shape[0], 1), np.asarray(hot.sum(0)).ravel()
-  scale = sparse.diags_array(1 / np.maximum(counts, 1))
+  scale = scipy.sparse.diags_array(1 / np.maximum(counts, 1))
   phi = (member.T @ (scale @ (hot.T @ hot).power(2) @ scale) @ member).toarray() - 1
   kinds = member.T @ (counts > 0).astype(float)
   phi = np.maximum(0, phi - np.outer(kinds - 1, kinds - 1) / max(n - 1, 1))

@@ -1,0 +1,24 @@
+r"""Your own small folder: some hundred to a few thousand images, of any size, in sub-folders by class or without.
+
+  python -m diffusion.main --config=configs/own_folder.py --config.data='folder(/my/images, size=32)'
+  python -m diffusion.main --config=configs/own_folder.py --config.data='npz(/my/images.npz)' --config.minutes=30
+  python -m diffusion.main --config=configs/own_folder.py:tiny --config.data='folder(/my/images, size=32)'
+
+Images are mirrored, scaled, rotated and shifted in training, and the network is told how, so that samples are not
+(tasks/augment.py). Set --config.task='image(augment=0)' where even that must not be learnt, or 'image(flip=True)' where
+mirror images are as good as the images themselves. Classes need not be balanced. How many samples are copies of
+training images is measured at the end (memorisation.png shows the nearest of each): if the share is above that of
+held-out images, train for fewer minutes.
+"""
+from diffusion.setup.config import default, variant
+
+
+def get_config(name=''):
+  c = default()
+  c.data = 'folder(images, size=32)'
+  c.task = 'image(augment=.12)'
+  c.net = 'unet(channels=64, multipliers=(1, 2), blocks=1, attention=(8,), patch=2, dropout=.1)'
+  c.minutes = 10.
+  c.evaluate.at_end = True
+  c.evaluate.parts = 'samples'
+  return variant(c, name)
