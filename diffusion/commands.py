@@ -8,7 +8,7 @@ import time
 import jax
 import numpy as np
 
-from diffusion.data.dataset import captions, describe, size
+from diffusion.data.dataset import captions, describe, first_captions, size
 from diffusion.errors import InputError
 from diffusion.evaluation import EVALUATORS, report as evaluation, sample_metrics, text as text_evaluation
 from diffusion.evaluation.metrics import record
@@ -150,7 +150,7 @@ def write_examples(run, workdir, data):
   outputs = jax.device_get(run.decode(run.frozen, x0, cond))
   labels = captions(data, index)
   if 'prompt' in run.task.takes:
-    labels = [str(np.ravel(text)[0]) for text in data.arrays['captions'][index]]
+    labels = [str(text) for text in first_captions(data)[index]]
   pages.save_png(run.task.show(outputs, labels, run.config.data), workdir / 'data.png')
   report('examples', workdir / 'data.png')
 

@@ -60,18 +60,27 @@ def image_dataset(images, labels=None, classes=(), captions=(), attributes=()):
     images: uint8 [N, H, W, C], C from 1 to 4; or a Stream.
     labels: int32 [N] class indices, or float32 [N, K] context vectors; they count only with classes.
     classes: K names; () is unconditional.
-    captions: N texts, or ().   attributes: N dicts, or ().
+    captions: N texts, or N lists of some texts each, or ().   attributes: N dicts, or ().
   """
   arrays = dict(images=images)
   if labels is not None and (len(classes) or np.any(labels)):
     arrays['labels'] = labels
   if len(captions):
-    # Half a character, which JSON and file names may contain, has no place in UTF-8.
-    valid = [text.encode('utf-8', 'replace').decode() for text in captions]
-    arrays['captions'] = np.array(valid, np.dtypes.StringDType())
+    arrays['captions'] = _texts(captions)
   if len(attributes):
     arrays['attributes'] = np.array(attributes, object)
   return Dataset(arrays, dict(classes=tuple(classes)) if len(classes) else {})
+
+
+def _texts(captions):
+  """[N] of texts, or [N, most texts of an example] of lists, those that are missing ''."""
+  valid = lambda text: text.encode('utf-8', 'replace').decode()  # half a character, as in JSON, is not UTF-8
+  if all(isinstance(text, str) for text in captions):
+    return np.array([valid(text) for text in captions], np.dtypes.StringDType())
+  lists = [[text] if isinstance(text, str) else list(text) for text in captions]
+  most = max(map(len, lists))
+  return np.array([[valid(text) for text in each] + [''] * (most - len(each)) for each in lists],
+                  np.dtypes.StringDType())
 
 
 def images_batch(data, indices):

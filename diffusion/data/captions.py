@@ -12,7 +12,7 @@ from diffusion.system.files import read_text
 
 class Texts(NamedTuple):
   names: list       # of the images that are kept
-  captions: list    # of each, or []
+  captions: list    # of each, a text or a list of several; or []
   attributes: list  # a dict of each, or []
   notes: list
 
@@ -89,8 +89,9 @@ def _read_records(root, path, records):
       raise InputError(f'{where}: expected {{"file_name": ..., "text": ...}}, got {shown(line[:80])}') from error
     if given in records:
       raise InputError(f'{where}: {shown(name)} has a line already ({records[given][0]}); keep one of them')
-    if not isinstance(fields.get('text'), str | None):
-      raise InputError(f'{where}: text must be one text in quotes, got {shown(str(fields["text"])[:60])}')
+    text = fields.get('text')
+    if not isinstance(text, str | None) and not (isinstance(text, list) and all(isinstance(t, str) for t in text)):
+      raise InputError(f'{where}: text must be a text in quotes, or a list of some, got {shown(str(text)[:60])}')
     records[given] = where, fields
 
 
@@ -122,5 +123,5 @@ def _said(texts):
   """The same, with a note on images without a caption."""
   captions, attributes, notes = texts.captions, texts.attributes, texts.notes
   if any(captions) and not all(captions):
-    notes.append(f'{captions.count("")} of {len(captions)} images have no caption')
+    notes.append(f'{sum(not text for text in captions)} of {len(captions)} images have no caption')
   return Texts(texts.names, captions if any(captions) else [], attributes if any(attributes) else [], notes)

@@ -109,7 +109,13 @@ def captions(data, index):
   labels, classes = data.arrays.get('labels'), data.facts.get('classes', ())
   if labels is not None and labels.ndim == 1 and classes:
     return [classes[i] for i in labels[index]]
-  return [str(text) for text in data.arrays['captions'][index]] if 'captions' in data.arrays else None
+  return [str(text) for text in first_captions(data)[index]] if 'captions' in data.arrays else None
+
+
+def first_captions(data):
+  """The column `captions`, of examples with several the first."""
+  column = data.arrays['captions']
+  return column if len(column.shape) == 1 else column[:, 0]
 
 
 def check(data, name):
@@ -188,7 +194,7 @@ def describe(source):
   if train.facts.get('classes') and 'labels' in train.arrays:
     lines += [f'classes   {_counts(train)}']
   if 'captions' in train.arrays:
-    lines += [f'captions  {text!r}' for text in train.arrays['captions'][:3]]
+    lines += [f'captions  {text!r}' for text in first_captions(train)[:3]]
   return '\n'.join(lines + [f'note      {note}' for note in notes])
 
 

@@ -6,7 +6,7 @@ S are explained in metrics/alignment.py; the class, which a model learns first, 
 import jax
 import numpy as np
 
-from diffusion.data.dataset import size, take
+from diffusion.data.dataset import first_captions, size, take
 from diffusion.evaluation.base import columns, Evaluator, first, Measured, needs_heldout
 from diffusion.evaluation.metrics import record
 from diffusion.evaluation.metrics.alignment import alignment, gap
@@ -115,7 +115,7 @@ def _measure(run, weights, data, folder, report):
                                  ((data.heldout, options.num_samples - half), (data.train, half)))
   images = draw(run, weights, in_turn(cond, more), options.seed)
   texts, captions = (in_turn(*map(np.array, pair)) for pair in (
-    (said(held), said(known)), (held.arrays['captions'], known.arrays['captions'])))
+    (said(held), said(known)), (first_captions(held), first_captions(known))))
   metrics, details = scores(trained, images, texts, data.heldout.arrays['images'], said(data.heldout))
   shown = slice(SHOWN)
   sheet = page(trained, images[shown], texts[shown], captions[shown], f'{run.config.sampler}, {run.config.grid}'
@@ -136,8 +136,12 @@ EVALUATOR = Evaluator(needs, _measure, _prepare)
 
 # ---- during training
 def watched(run, data):
-  """Whether samples are judged in training; not on a learned schedule, as they would be drawn on the initial one."""
-  return 'text' in run.task.evaluators and run.objective.name != 'vdm' and not needs(run, data)
+  """Whether samples are judged in training: where an evaluation is asked for, since the judge has to be trained.
+
+  Not on a learned schedule, as they would be drawn on the initial one.
+  """
+  wanted = run.config.evaluate.every or run.config.evaluate.at_end
+  return bool(wanted) and 'text' in run.task.evaluators and run.objective.name != 'vdm' and not needs(run, data)
 
 
 def watch(run, data, report):

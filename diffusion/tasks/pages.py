@@ -75,7 +75,7 @@ def beside(images, lines, title=None, columns=2, width=420) -> Image.Image:
   Raises:
     InputError: images of another shape or dtype, or not the lines of each image.
   """
-  tiles, title = _tiles(images, 'images'), _line(title or '')
+  tiles, title = enlarged(images, 'images'), _line(title or '')
   if len(lines) != len(tiles):
     raise InputError(f'lines: expected those of each of the {len(tiles)} images, got {len(lines)}')
   placed = [_placed(each, width) for each in lines]

@@ -61,7 +61,8 @@ def text_to_image(tokens='words', length=0, vocabulary='', flip=False, *, data=N
     batch, encode, null=partial(_null, encoded('')), decode=lambda frozen, x0, cond: dict(images=from_unit(x0)),
     ask=partial(_ask, encoded, facts['examples']), show=_show, save=_save, facts=facts, fitted=tokenizer.fitted,
     prepare=partial(_prepare, tokenizer), tiles=lambda outputs: outputs['images'], takes=TAKES, gives='images',
-    bounds=(-1., 1.), levels=256, between=_between, evaluators=('loss', 'samples', 'text', 'bound', 'ode'))
+    bounds=(-1., 1.), levels=256, between=_between,
+    evaluators=('loss', 'samples', 'text', 'bound', 'ode'))
 
 
 def _tokenizer(kind, length, vocabulary, data, facts, fitted):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
-from diffusion.data.dataset import condition_vectors
+from diffusion.data.dataset import condition_vectors, first_captions
 from diffusion.errors import InputError
 from diffusion.system.files import write_atomic, write_npz
 from diffusion.tasks.base import need, Task
@@ -71,7 +71,7 @@ def _prepare(facts, tokens_of, unit):
   """The function that adds the column `tokens`, int32 [N, length, 1]."""
   vocabulary, length = facts['vocabulary'], facts['length']
   def prepare(frozen, data):
-    texts = data.arrays['captions'][:].tolist()
+    texts = first_captions(data)[:].tolist()
     words = lambda: np.array([tokens_of(text) for text in texts], np.int32).reshape(-1, length, 1)
     column = _characters(texts, vocabulary, length) if unit == 'character' else words()
     return data._replace(arrays=data.arrays | dict(tokens=column))
@@ -98,7 +98,7 @@ def unasked(cond):
 
 def _measured(data, unit, length, most):
   count, longest = collections.Counter(), 0
-  for text in data.arrays['captions'][:].tolist():
+  for text in first_captions(data)[:].tolist():
     found = text if unit == 'character' else re.findall(UNITS[unit], text)
     count.update(found)
     longest = max(longest, len(found))

@@ -128,8 +128,8 @@ def test_metadata_in_any_marked_encoding_with_any_line_separator_inside(tmp_path
 
 @pytest.mark.parametrize('content, message', [
   ('{"file_name": "0.png"}\n{"file_name": "./0.png"}', 'line 2: ./0.png has a line already .*line 1'),
-  ('{"file_name": "0.png", "text": ["a", "b"]}', 'line 1: text must be one text'),
-  ('{"file_name": "0.png", "text": 5}', 'line 1: text must be one text'),
+  ('{"file_name": "0.png", "text": ["a", 1]}', 'line 1: text must be a text'),
+  ('{"file_name": "0.png", "text": 5}', 'line 1: text must be a text'),
   ('{"file_name": "0.PNG"}', '0.PNG is not an image in this folder.*did you mean 0.png'),
   ('{"file_name": 0}', 'line 1: expected'), ('[' * 100_000, 'line 1: expected'), ('"text"', 'line 1: expected'),
   ('{"file_name": "0.png"}\n\n{'.encode('utf-16-le'), 'metadata.jsonl, line 1: a zero byte'),
