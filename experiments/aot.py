@@ -63,7 +63,10 @@ def devices(topology, chips=0):
 
 def accelerated(net):
   """The spec of a network with the accelerator form of its layers, although this process runs on a CPU."""
-  name, _, kwargs = parse(net)
+  name, args, kwargs = parse(net)
+  inside = kwargs.get('net', args[0] if args else '')
+  if name == 'with_text':
+    return net.replace(inside, accelerated(inside), 1)
   arguments = net.partition('(')[2].rpartition(')')[0]
   return net if 'fast' in kwargs else f'{name}({(arguments + ", fast=False").lstrip(", ")})'
 
@@ -99,10 +102,11 @@ def programs(run, config):
   from diffusion.training import loop
   from diffusion.training.state import abstract_state
   state = abstract_state(run)
-  blank = image_dataset(np.zeros((1, *run.shape), np.uint8), np.zeros(1, np.int32), run.classes)
+  blank = run.task.prepare((), image_dataset(np.zeros((1, *run.shape), np.uint8), np.zeros(1, np.int32), run.classes,
+                                             ['']))
   number = -(-config.sample.batch // run.mesh.size) * run.mesh.size
   placed = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(run.mesh))
-  cond = placed((number, len(run.classes)), np.float32) if run.classes else None
+  cond = jax.tree.map(lambda a: placed((number, *a.shape[1:]), a.dtype), run.example[1])
   return dict(
     train=(loop.make_train_step(run), (state, *loop.abstract_inputs(run, blank)), config.batch,
            config.grad_accumulation),

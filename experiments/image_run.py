@@ -2,17 +2,19 @@
 import jax
 import numpy as np
 
+from diffusion.data.arrays import image_dataset
 from diffusion.setup import build
 from diffusion.setup.choices import make
 from diffusion.system import sharding
+from diffusion.training.open_model import encoded_example
 
 
 def image_run(config, shape, classes=(), mesh=None):
   """The Experiment of a config for images of `shape` [H, W, C] and these classes, on one device by default."""
-  task = make('task', config.task, facts=dict(shape=list(shape), classes=list(classes)))
-  cond = np.zeros((1, len(classes)), np.float32) if len(classes) else None
+  blank = image_dataset(np.zeros((1, *shape), np.uint8), np.zeros(1, np.int32), classes, [''])
+  task = make('task', config.task, data=blank)
   mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
-  return build.build(config, task, (np.zeros((1, *shape), np.float32), cond), mesh)
+  return build.build(config, task, encoded_example(task, task.prepare(task.frozen, blank)), mesh)
 
 
 def params_of(run, seed=0):

@@ -6,8 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
+from diffusion.errors import InputError
 from diffusion.setup.validate import check
 from tests.test_main import FASHION, refused, ROOT
+from tests.text.vocabularies import merges, write_folder
 
 # One level less than the tiny form: recipes set everything else.
 NET = '--config.net=unet(channels=16, multipliers=(1,), blocks=1, attention=(), patch=2)'
@@ -19,6 +21,16 @@ def test_every_recipe_fits_together_at_full_size(path):
   others = dict(cifar10=('pod',), imagenet64=('pod', 'quarter'), captions_discrete=('pod',), patients=('mixed',))
   for variant in ('', 'tiny', *others.get(path.stem, ())):
     check(recipe(variant))
+
+
+def test_the_pod_of_text_to_image_fits_together_with_a_vocabulary(tmp_path):
+  folder = tmp_path / 'vocabulary'
+  write_folder(folder, merges(40))
+  config = runpy.run_path(str(ROOT / 'configs/text_to_image.py'))['get_config']('pod')
+  with pytest.raises(InputError, match='bpe_simple_vocab_16e6.txt.gz'):
+    check(config)
+  config.task = f"text_to_image(tokens=clip, vocabulary='{folder}')"
+  check(config)
 
 
 @pytest.mark.parametrize('recipe', ['linear_ddpm', 'offset_cosine', 'sprites_course', 'fashion_mnist', 'cifar10',
