@@ -20,7 +20,7 @@ STEPS = 1800
 WEIGHTS = ['one', 'snr', 'min_snr(5)', 'p2', 'sigmoid(0)']
 TIMESTEPS = ['uniform', 'stratified', 'logit_normal', 'loss_aware']
 PRUNE = 'fd_infinity'
-FIXED = {'config.guide': '', 'config.steps': STEPS, 'config.evaluate.parts': 'samples'}
+FIXED = {'config.guide': '', 'config.steps': STEPS, 'config.batch': 32, 'config.evaluate.parts': 'samples'}
 
 
 def sweep():

@@ -23,7 +23,7 @@ METRIC = 'fd_infinity'
 STEPS = 1800
 SCHEDULES = ['linear', 'cosine', 'offset_cosine', 'sigmoid', 'flow']
 TARGETS = ['eps', 'x0', 'v']
-FIXED = {'config.loss_weight': 'min_snr(5)', 'config.guide': '', 'config.steps': STEPS,
+FIXED = {'config.loss_weight': 'min_snr(5)', 'config.guide': '', 'config.steps': STEPS, 'config.batch': 32,
          'config.evaluate.parts': 'samples'}
 
 

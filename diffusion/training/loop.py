@@ -79,16 +79,19 @@ def error_by_logsnr(error, logsnr):
   return jax.ops.segment_sum(error, bins, n), jax.ops.segment_sum(jnp.ones_like(error), bins, n)
 
 
-def make_train_step(run):
+def make_train_step(run, abstract=None):
   """The compiled step of an Experiment: (state, batch, key, frozen, steps) -> (state, metrics). The state is donated.
 
   steps: of the whole run, int32; an argument, so that one program serves any number of them.
+
+  Args:
+    abstract: abstract_state(run), if it has been made already.
   """
   def train_step_of_run(state, batch, key, frozen={}, steps=run.plan.steps):
     return train_step(state, batch, key, frozen, encode=run.encode, objective=run.objective, ema=run.ema,
                       optimizer=run.optimizer(steps), averages=tuple(decay for _, decay in run.averages),
                       accumulate=run.plan.grad_accumulation)
-  places = jax.tree.map(lambda a: a.sharding, abstract_state(run))
+  places = jax.tree.map(lambda a: a.sharding, abstract_state(run) if abstract is None else abstract)
   return jax.jit(train_step_of_run, donate_argnums=0, out_shardings=(places, sharding.replicated(run.mesh)))
 
 

@@ -56,7 +56,7 @@ def forecast(run, config, data):
   advise = lambda needed, available: flops.advice(
     needed, available, run.plan.batch, run.mesh.size, config.fsdp, config.grad_accumulation,
     bool(setting(net, 'remat')), bytes_of((state, frozen)))
-  step = make_train_step(run)
+  step = make_train_step(run, state)
   lowered = step.lower(state, batch, key, frozen=frozen, steps=np.int32(run.plan.steps))
   try:
     with futures.ThreadPoolExecutor(1) as pool:  # the compiler needs no Python, and counting does

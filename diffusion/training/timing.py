@@ -10,7 +10,7 @@ from diffusion.errors import InputError
 from diffusion.system import consensus, sharding
 
 PILOT, UNTIMED = 50, 10  # steps after which the number of all steps is chosen, and those of them that are not timed
-SHARE = .9               # of the time that is left for steps: the rest for checkpoints, validation and pictures
+SHARE = .85              # of the time that is left for steps: the rest for checkpoints, validation and pictures
 
 
 def stored_steps(config, old):
