@@ -29,7 +29,7 @@ def pod(c):
 def get_config(name=''):
   c = default()
   c.task = 'text_to_image'
-  c.net = ('with_text(unet(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(8, 4)), width=128, blocks=4, '
+  c.net = ('with_text(unet(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(8, 4)), width=96, blocks=3, '
            'heads=4)')
   c.sampler, c.guide = 'ddim(eta=1)', 'cfg(3)'
   c.minutes, c.batch = 10., 16

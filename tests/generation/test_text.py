@@ -1,13 +1,16 @@
-"""What words look at, in a network of zeros, where attention has a closed form; and the page that shows it."""
+"""Sampling by texts: the encoder runs once; what words look at has a closed form in a network of zeros."""
 import jax
 import numpy as np
 import pytest
 
-from diffusion.generation import requests, word_maps
+from diffusion import samplers
+from diffusion.core import grids
+from diffusion.generation import requests, sampling, word_maps
+from diffusion.nets.sequence import TextEncoder
 from diffusion.setup import build
 from diffusion.setup.build import Weights
 from diffusion.setup.config import default, tiny
-from diffusion.system import sharding
+from diffusion.system import flops, sharding
 from diffusion.training.open_model import run_of
 
 
@@ -21,6 +24,21 @@ def run():
   tiny(config)
   config.net, config.data = net, 'sprites(size=16, n=64, heldout=8)'
   return run_of(config, build.load_data(config), sharding.make_mesh(1))
+
+
+def test_the_text_is_encoded_once_for_a_sample_and_not_once_for_a_step(run):
+  """FLOPs of sampling are those of the encoder, for the prompt and the null, and of the network in each step."""
+  params = run.objective.init(jax.random.key(0))[0]
+  cond = requests.ask(run, dict(prompt='a red dragon'), np.arange(2), 0).cond
+  def cost(steps):
+    levels = grids.trailing(steps)(run.schedule)
+    sample = sampling.make_sample(run, 0, samplers.ddim(), levels)
+    return flops.flops(lambda weights: sample(weights, np.arange(2), cond, None), Weights(params))
+  encoder = TextEncoder(run.task.facts['tokens']['size'], run.task.facts['tokens']['length'], 16, 1, 2)
+  alone = flops.flops(lambda params, cond: encoder.apply(dict(params=params), cond['tokens'], cond['weights'] > 0),
+                      params['text'], cond)
+  pooling = 2 * cond['tokens'].size * 16  # the mean of the vectors
+  assert 2 * cost(3) - cost(6) == 2 * (alone + pooling)
 
 
 def test_without_knowledge_every_key_gets_the_same_and_padding_none(run):
