@@ -4,7 +4,8 @@ r"""Text to image on real pictures with captions, 32x32, such as emoji: the reci
   python -m diffusion.main --config=configs/emoji.py --config.data='folder(/my/images, size=32)' --config.minutes=60
   python -m diffusion.main --workdir=runs/emoji --mode=sample --prompt='a yellow face with tears'
 
-An .npz file has arrays `images` and `captions`; a folder has metadata.jsonl, or a .txt file beside each image (docs/text.md).
+An .npz file has arrays `images` and `captions`; a folder has metadata.jsonl, or a .txt file beside each image; see
+docs/text.md.
 """
 from diffusion.setup.config import default, variant
 

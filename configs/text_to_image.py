@@ -5,10 +5,11 @@ r"""Text to image from nothing: 16x16 game sprites drawn as a sentence says, cos
   python -m diffusion.main --workdir=runs/text_to_image --mode=evaluate --config.evaluate.parts=text
   python -m diffusion.main --config=configs/text_to_image.py:tiny    the same in seconds, for tests
 
-`:pod` is for real captions: 64x64 images, CLIP's byte pairs, the U-Net of ADM (arXiv:2105.05233) with a text encoder of
-the size of GLIDE's public one (arXiv:2112.10741: 16 blocks of 512), in bfloat16, from images read during training. It needs
-the vocabulary that CLIP was published with (bpe_simple_vocab_16e6.txt.gz), and has not been trained by its authors:
-  python -m diffusion.main --config=configs/text_to_image.py:pod --config.data='folder(/my/images, size=64, stream=True)'
+`:pod` is for real captions: 64x64 images, CLIP's byte pairs, the U-Net of ADM (arXiv:2105.05233) with a text encoder
+of the size of GLIDE's public one (arXiv:2112.10741: 16 blocks of 512), in bfloat16, from images read during training.
+It needs the vocabulary that CLIP was published with (bpe_simple_vocab_16e6.txt.gz), and has not been trained:
+  python -m diffusion.main --config=configs/text_to_image.py:pod \
+    --config.data='folder(/my/images, size=64, stream=True)'
 """
 from diffusion.setup.config import default, variant
 

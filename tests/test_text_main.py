@@ -1,4 +1,4 @@
-"""Text to image from the command line: train, ask in every way, edit, evaluate; and one clear line for every mistake."""
+"""Text to image from the command line: train, ask in every way, edit, evaluate; one clear line for every mistake."""
 import json
 import shutil
 

@@ -120,7 +120,8 @@ def _texts(stored, key, path):
   """The texts of an array of an archive, or lists of several captions, () without it."""
   texts, most = stored.get(key, np.zeros(0, str)), 2 if key == 'captions' else 1
   if not 1 <= texts.ndim <= most or len(texts) and texts.dtype.kind != 'U':
-    raise InputError(f'{path}: {key} must be an array of text [N]{", or [N, several]" if most > 1 else ""}, got {texts.dtype} {list(texts.shape)}')
+    raise InputError(f'{path}: {key} must be an array of text [N]{", or [N, several]" if most > 1 else ""}, got '
+                     f'{texts.dtype} {list(texts.shape)}')
   return tuple(texts.tolist())
 
 

@@ -77,7 +77,8 @@ def read(run):
   else:
     image, mask = _image(options, 'image', size, run.shape[-1]), _mask(options, size) if options.mask else None
   target = _image(options, 'target', size, run.shape[-1]) if options.target else None
-  return Inputs(image, target, mask, cond, source_cond, labels or [f'variant {i}' for i in range(options.num_samples)], notes)
+  labels = labels or [f'variant {i}' for i in range(options.num_samples)]
+  return Inputs(image, target, mask, cond, source_cond, labels, notes)
 
 
 def _input_size(run):

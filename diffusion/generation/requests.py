@@ -56,7 +56,7 @@ def ask(run, request, ids, seed, setting='config.sample.'):
 
 
 def mixed(run):
-  """(name, cond [1, ...]) of the two classes or prompts that config.sample mixes; () if it does not, or mixes others."""
+  """(name, cond [1, ...]) of the two classes or prompts that config.sample mixes; () if it mixes none, or others."""
   request = of_config(run)
   for mix, single, written in (('class_mix', 'classes', quoted), ('prompt_mix', 'prompt', str)):
     names = [name for _, name in parse_terms(request[mix], mix, '')] if mix in request else ()

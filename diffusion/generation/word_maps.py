@@ -23,7 +23,7 @@ def word_maps(run, weights, images, cond, seed=0):
     images: uint8 [N, H, W, C], of the model's size.
     cond: of the prompts, [N, ...], one text each.
   Returns:
-    float32 [N, H, W, L]; a pixel's attention to all tokens is at most 1 (where pixels are keys, too, they have the rest).
+    float32 [N, H, W, L]; a pixel's attention to all tokens is at most 1 (pixels that are keys, too, have the rest).
   """
   x0 = to_unit(images)
   index = np.unique(np.linspace(0, len(run.levels.logsnr) - 2, LEVELS).astype(int))

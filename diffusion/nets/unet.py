@@ -50,13 +50,8 @@ class UNet(Encoder):
     """
     check(self, x.shape)
     features = (self.out_channels or x.shape[-1]) * self.patch ** 2
-    if isinstance(cond, dict) and 'image' in cond:
-      x = beside(x, cond['image'])
-      cond = {name: value for name, value in cond.items() if name != 'image'}
-    context = ()
-    if isinstance(cond, dict) and 'context' in cond:
-      context = cond['context'], cond['context_weights']
-      cond = {name: value for name, value in cond.items() if not name.startswith('context')}
+    x, cond = with_image(x, cond)
+    context, cond = without_context(cond)
     emb = nn.silu(Embedding(self.channels, self.embedding, name='embedding')(time, cond))
     parts = self.parts(emb, train, *context)
     widths = [self.channels * m for m in self.multipliers]
@@ -74,6 +69,21 @@ class UNet(Encoder):
     h = nn.silu(layers.Norm(self.groups, self.fast, name='out_norm')(h))
     h = layers.Conv(features, zero=self.zero_init, name='out', dtype='float32', fast=self.fast)(h)
     return layers.depth_to_space(h, self.patch)
+
+
+def without_context(cond):
+  """((context, its weights) or (), the rest of the condition)."""
+  if not (isinstance(cond, dict) and 'context' in cond):
+    return (), cond
+  rest = {name: value for name, value in cond.items() if name not in ('context', 'context_weights')}
+  return (cond['context'], cond['context_weights']), rest
+
+
+def with_image(x, cond):
+  """(x with the image of the condition beside it, if there is one; the rest of the condition)."""
+  if not (isinstance(cond, dict) and 'image' in cond):
+    return x, cond
+  return beside(x, cond['image']), {name: value for name, value in cond.items() if name != 'image'}
 
 
 def beside(x, image):

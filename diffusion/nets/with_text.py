@@ -11,7 +11,8 @@ TINY = 'with_text(unet(channels=16, multipliers=(1, 2), blocks=1, attention=(8,)
 
 
 class WithText(nn.Module):
-  """A network whose condition has tokens: they are encoded once, and it is given their vectors (GLIDE, arXiv:2112.10741).
+  """A network whose condition has tokens: they are encoded once, and it is given their vectors (GLIDE,
+  arXiv:2112.10741).
 
   Fields:
     net: the network, such as unet(..), which takes 'context' and its weights, and the vector 'text' like any condition.
@@ -31,7 +32,8 @@ class WithText(nn.Module):
 
   def setup(self):
     if not self.vocabulary:
-      raise InputError("with_text needs a task that gives tokens; use config.task='text_to_image', or the network alone")
+      raise InputError("with_text needs a task that gives tokens; use config.task='text_to_image', or the network "
+                       'alone')
     self.text = TextEncoder(self.vocabulary, self.length, self.width, self.blocks, self.heads, self.causal, self.dtype)
 
   @property

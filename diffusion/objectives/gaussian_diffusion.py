@@ -45,8 +45,8 @@ def denoising(*, net, schedule, task, example, predict, timesteps, loss_weight, 
   def remember(memory, metrics):
     return (timesteps.remember(memory[0], metrics['time'], metrics['each']),) if aware else memory
 
-  return Objective('denoising', init, loss, denoising_model(network, predict, self_condition, of_text), MSE, lambda _: schedule,
-                   remember)
+  model = denoising_model(network, predict, self_condition, of_text)
+  return Objective('denoising', init, loss, model, MSE, lambda _: schedule, remember)
 
 
 def denoising_net(net, example, variance, self_condition):

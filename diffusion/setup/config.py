@@ -83,7 +83,7 @@ def _sample(c):
   s = ml_collections.ConfigDict()
   s.num_samples = 48
   s.ask = ''                   # what else the task takes, such as 'length: 256 | prompt: a hero'
-  s.prompt = ''                # of models of texts, one on each line, in turn; --prompt does it. '' captions of the data
+  s.prompt = ''                # of models of texts, one on each line, in turn (--prompt=TEXT); '' captions of the data
   s.classes = ''               # '' all in turn; 'hero, food'; 'none' for unconditional
   s.class_mix = ''             # one condition for all samples, a weighted sum such as '0.5 * hero + 0.5 * food'
   s.seed = 0                   # sample k is the same for any number of samples and any batch

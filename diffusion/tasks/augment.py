@@ -1,4 +1,4 @@
-"""Augmentation that the network is told of, so that it does not leak into samples (EDM, arXiv:2206.00364, appendix F.2).
+"""Augmentation that the network is told of, so that it does not leak into samples (EDM, arXiv:2206.00364, F.2).
 
 Each transformation is applied to an image with some probability, and its strength becomes a number of the condition,
 0 where it was not applied. Samples are drawn with zeros: as if nothing had been done.
@@ -9,6 +9,12 @@ from jax.scipy.ndimage import map_coordinates
 
 TOLD = ('mirrored', 'log2 scale', 'cosine of the rotation - 1', 'its sine', 'shift down', 'shift right')
 SCALE, SHIFT = .2, .125  # standard deviations: of log2 of the scale, and of shifts in heights and widths of the image
+
+
+def mirror(key, x):
+  """Images [B, H, W, C], a random half of them mirrored left to right; the network is not told."""
+  mirrored = jax.random.bernoulli(key, shape=(len(x), 1, 1, 1))
+  return jnp.where(mirrored, x[:, :, ::-1], x)
 
 
 def augment(key, x, probability):

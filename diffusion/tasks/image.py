@@ -29,16 +29,11 @@ def image(flip=False, augment=0., *, data=None, facts=None):
   def encode(frozen, key, batch):
     x0 = to_unit(batch['images'])
     if flip and key is not None:
-      mirrored = jax.random.bernoulli(key, shape=(len(x0), 1, 1, 1))
-      x0 = jnp.where(mirrored, x0[:, :, ::-1], x0)
+      x0 = augmentation.mirror(key, x0)
     if augment and key is not None:  # samples are drawn, and losses measured, without the entry, which means zeros
       x0, told = augmentation.augment(jax.random.fold_in(key, 1), x0, augment)
       return x0, dict(augment=told) | ({'cond': batch['cond']} if 'cond' in batch else {})
     return x0, batch.get('cond')
-
-  def null(cond):
-    told = dict(augment=cond['augment']) if isinstance(cond, dict) else None  # what was done is told in any case
-    return jax.tree.map(jnp.zeros_like, cond) | told if told else jax.tree.map(jnp.zeros_like, cond)
 
   def show(outputs, labels, title):
     return pages.grid(outputs['images'], labels=labels, title=title)
@@ -49,6 +44,12 @@ def image(flip=False, augment=0., *, data=None, facts=None):
     write_npz(folder / 'samples.npz', outputs | more)
 
   return Task(
-    images_batch, encode, null=null, decode=lambda frozen, x0, cond: dict(images=from_unit(x0)),
-    ask=ask_classes(facts), show=show, save=save, facts=facts, tiles=lambda outputs: outputs['images'], takes=TAKES, gives='images', bounds=(-1., 1.), levels=256,
-    evaluators=('loss', 'samples', 'bound', 'ode'))
+    images_batch, encode, null=_null, decode=lambda frozen, x0, cond: dict(images=from_unit(x0)),
+    ask=ask_classes(facts), show=show, save=save, facts=facts, tiles=lambda outputs: outputs['images'], takes=TAKES,
+    gives='images', bounds=(-1., 1.), levels=256, evaluators=('loss', 'samples', 'bound', 'ode'))
+
+
+def _null(cond):
+  """No class; what was done to an image is told in any case."""
+  zeros = jax.tree.map(jnp.zeros_like, cond)
+  return zeros | dict(augment=cond['augment']) if isinstance(cond, dict) else zeros

@@ -10,6 +10,7 @@ from diffusion import text
 from diffusion.data.arrays import from_unit, to_unit
 from diffusion.errors import InputError, unknown
 from diffusion.system.files import write_atomic, write_npz
+from diffusion.tasks.augment import mirror
 from diffusion.tasks.base import Asked, need, Task
 from diffusion.tasks.captioned_page import captioned_page
 from diffusion.tasks.classes import parse_terms
@@ -40,29 +41,30 @@ def text_to_image(tokens='words', length=0, vocabulary='', flip=False, *, data=N
     facts = dict(shape=shape, tokens=tokenizer.facts, classes=classes, examples=_examples(data.arrays['captions']))
   facts = facts or dict(tokens=tokenizer.facts, examples=[''])
   encoded = partial(_encoded, tokenizer)
-
-  def batch(data, indices):
-    return {name: data.arrays[name][indices] for name in ('images', 'tokens', 'counts')}
-
-  def encode(frozen, key, batch):
-    x0, ids, counts = to_unit(batch['images']), batch['tokens'], batch['counts']
-    if key is not None:
-      flip_key, choice_key = jax.random.split(key)
-      mirrored = jax.random.bernoulli(flip_key, shape=(len(x0), 1, 1, 1))
-      x0 = jnp.where(mirrored, x0[:, :, ::-1], x0) if flip else x0
-      chosen = jax.random.randint(choice_key, (len(x0),), 0, jnp.sum(counts > 0, 1))  # of several captions
-    else:
-      chosen = np.zeros(len(x0), np.int32)
-    row = np.arange(len(x0))
-    ids, counts = ids[row, chosen], counts[row, chosen]
-    return x0, dict(tokens=ids, weights=(np.arange(ids.shape[-1]) < counts[:, None]).astype(np.float32))
-
   return Task(
-    batch, encode, null=partial(_null, encoded('')), decode=lambda frozen, x0, cond: dict(images=from_unit(x0)),
+    _batch, partial(_encode, flip), null=partial(_null, encoded('')), decode=_decode,
     ask=partial(_ask, encoded, facts['examples']), show=_show, save=_save, facts=facts, fitted=tokenizer.fitted,
     prepare=partial(_prepare, tokenizer), tiles=lambda outputs: outputs['images'], takes=TAKES, gives='images',
-    bounds=(-1., 1.), levels=256, between=_between,
-    evaluators=('loss', 'samples', 'text', 'bound', 'ode'))
+    bounds=(-1., 1.), levels=256, between=_between, evaluators=('loss', 'samples', 'text', 'bound', 'ode'))
+
+
+def _batch(data, indices):
+  return {name: data.arrays[name][indices] for name in ('images', 'tokens', 'counts')}
+
+
+def _encode(flip, frozen, key, batch):
+  """(x0, cond); of several captions one is drawn, without a key the first is taken."""
+  x0, row, chosen = to_unit(batch['images']), np.arange(len(batch['images'])), 0
+  if key is not None:
+    flip_key, choice_key = jax.random.split(key)
+    x0 = mirror(flip_key, x0) if flip else x0
+    chosen = jax.random.randint(choice_key, (len(x0),), 0, jnp.sum(batch['counts'] > 0, 1))
+  ids, counts = batch['tokens'][row, chosen], batch['counts'][row, chosen]
+  return x0, dict(tokens=ids, weights=(np.arange(ids.shape[-1]) < counts[:, None]).astype(np.float32))
+
+
+def _decode(frozen, x0, cond):
+  return dict(images=from_unit(x0))
 
 
 def _tokenizer(kind, length, vocabulary, data, facts, fitted):
@@ -161,7 +163,7 @@ def _show(outputs, labels, title):
 
 
 def _save(folder, outputs, cond, labels):
-  """samples.npz: images uint8 [N, H, W, C], and the tokens and weights asked for; prompts.txt: a prompt on each line."""
+  """samples.npz: images uint8 [N, H, W, C], the tokens and weights asked for; prompts.txt: a prompt on each line."""
   write_npz(folder / 'samples.npz', outputs | (cond or {}))
   if labels:
     write_atomic(folder / 'prompts.txt', '\n'.join([*labels, '']).encode())

@@ -59,10 +59,8 @@ def forecast(run, config, data):
   step = make_train_step(run, state)
   lowered = step.lower(state, batch, key, frozen=frozen, steps=np.int32(run.plan.steps))
   try:
-    with futures.ThreadPoolExecutor(1) as pool:  # the compiler needs no Python, and counting does
-      compiled = pool.submit(lowered.compile)
-      each = flops_per_image(run, state, batch, key, frozen)
-    needed = flops.memory_needed(compiled.result())
+    compiled, each = _beside(lowered.compile, lambda: flops_per_image(run, state, batch, key, frozen))
+    needed = flops.memory_needed(compiled)
   except jax.errors.JaxRuntimeError as error:
     if not flops.exhausted(str(error)):
       raise
@@ -81,6 +79,14 @@ def forecast(run, config, data):
   hours = run.plan.steps * run.plan.batch * each / (peak * run.mesh.size) / 3600
   lines['time'] = f'at least {hours:.1f} h for {run.plan.steps:,} steps, with the devices at their peak'
   return lines, lambda rate: {'flop_utilisation': rate * each / (peak * run.mesh.size)}, step
+
+
+def _beside(first, second):
+  """The results of two functions, the first in a thread: the compiler needs no Python, and counting does."""
+  with futures.ThreadPoolExecutor(1) as pool:
+    running = pool.submit(first)
+    found = second()
+    return running.result(), found
 
 
 def _devices(run, accumulate):

@@ -18,8 +18,7 @@ from diffusion.training.open_model import run_of
 def run():
   config = default()
   config.task, config.guide = 'text_to_image', 'cfg(3)'
-  config.net = ('with_text(unet(channels=8, multipliers=(1, 2), blocks=1, attention=(16,), patch=1), width=16, blocks=1, '
-                'heads=2)')
+  config.net = 'with_text(unet(channels=8, multipliers=(1, 2), blocks=1, attention=(16,)), width=16, blocks=1, heads=2)'
   net = config.net
   tiny(config)
   config.net, config.data = net, 'sprites(size=16, n=64, heldout=8)'
