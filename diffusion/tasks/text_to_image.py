@@ -2,6 +2,7 @@
 from functools import partial
 from typing import NamedTuple
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,14 +69,14 @@ def _decode(frozen, x0, cond):
 
 
 def _tokenizer(kind, length, vocabulary, data, facts, fitted):
-  """The Tokenizer of the captions of data, or that of a checkpoint."""
+  """The Tokenizer of the captions of data, or the fitted one of a checkpoint, or of the model to start from."""
   if facts and fitted:
     return text.rebuild(facts['tokens'], fitted)
   if kind != 'clip' and vocabulary:
     raise InputError(f'vocabulary={vocabulary!r}: only tokens=clip has a vocabulary file; leave it empty')
   texts = np.ravel(data.arrays['captions'][:]).tolist() if data is not None and kind == 'words' else None
   given = dict(words=dict(texts=texts), bytes={}, clip=dict(path=vocabulary))[kind]
-  return text.TOKENIZERS[kind](**given, **(dict(length=length) if length else {}))
+  return text.TOKENIZERS[kind](**given, **(dict(length=length) if length else {}), fitted=fitted or None)
 
 
 def _examples(captions):
@@ -89,7 +90,9 @@ def _prepare(tokenizer, frozen, data):
   """The Dataset with the columns tokens, int32 [N, captions of an image, L], and counts, int32 [N, captions]."""
   captions = np.asarray(data.arrays['captions'][:])
   captions = captions[:, None] if captions.ndim == 1 else captions
-  ids, counts, _ = text.tokenize(tokenizer, captions.ravel().tolist())
+  ids, counts, notes = text.tokenize(tokenizer, captions.ravel().tolist())
+  for note in notes:
+    logging.warning('captions: %s', note)
   absent = (captions == '') & (np.arange(captions.shape[1]) > 0)  # an image may have fewer captions than others
   counts = np.where(absent, 0, counts.reshape(captions.shape))
   return data._replace(arrays=data.arrays | dict(tokens=ids.reshape(*captions.shape, -1), counts=counts))

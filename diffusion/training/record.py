@@ -20,7 +20,7 @@ FREE = {'dtype', 'remat', 'fast', 'dropout', 'strength', 'levels'}  # arguments 
 # Any other setting may change; a resumed run reports changes of these.
 NOTED = ('seed', 'data', 'task', 'timesteps', 'loss_weight', 'loss_type', 'noise_type', 'condition_dropout', 'batch',
          'steps', 'optimizer', 'learning_rate', 'lr_schedule', 'grad_clip', 'ema_decay')
-OF_DATA = {'untrained'}  # facts of the examples at hand, on which the weights do not depend
+OF_DATA = {'untrained', 'examples'}  # facts of the examples at hand, on which the weights do not depend
 
 
 class Record(NamedTuple):

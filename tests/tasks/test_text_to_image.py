@@ -113,3 +113,18 @@ def test_bad_tokenizers_are_refused(data, spec, message):
 def test_data_without_captions_are_refused():
   with pytest.raises(InputError, match='it needs the column captions'):
     make('task', 'text_to_image', data=image_dataset(np.zeros((2, 4, 4, 3), np.uint8)))
+
+
+def test_a_checkpoint_and_a_model_to_start_from_keep_their_vocabulary(task):
+  """Other captions give other ids; the weights belong to the first ones."""
+  other = image_dataset(np.zeros((2, 8, 8, 3), np.uint8), captions=['a purple zebra', 'a dragon'])
+  again = make('task', 'text_to_image(length=8)', facts=task.facts, fitted=task.fitted)
+  started = make('task', 'text_to_image(length=8)', data=other, fitted=task.fitted)
+  for made in (again, started):
+    assert made.facts['tokens'] == task.facts['tokens']
+    cond = made.ask(dict(prompt='a red dragon'), np.arange(1), 0).cond
+    np.testing.assert_array_equal(cond['tokens'], task.ask(dict(prompt='a red dragon'), np.arange(1), 0).cond['tokens'])
+  fresh = make('task', 'text_to_image(length=8)', data=other)
+  assert fresh.facts['tokens'] != task.facts['tokens']
+  batch = started.prepare((), other)
+  assert decoded(task, started.encode((), None, started.batch(batch, np.arange(2)))[1])[1] == 'a dragon'
