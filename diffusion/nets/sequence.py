@@ -99,12 +99,14 @@ class TextEncoder(nn.Module):
 
   @nn.compact
   def __call__(self, tokens, mask):
-    """tokens int [B, L], ids below `vocabulary`, L at most `length`; mask bool [B, L] -> [B, L, width].
+    """tokens int [B, L], ids below `vocabulary`, L at most `length`; mask bool [B, L].
 
-    What a token outside of the mask is has no effect on the vectors of others.
+    Returns:
+      (encoded tokens [B, L, width], their embeddings without places [B, L, width]). What a token outside of the mask is
+      has no effect on others.
     """
     small = nn.initializers.normal(.02)
     embedded = self.param('tokens', small, (self.vocabulary, self.width))[tokens]
     places = self.param('places', small, (self.length, self.width))[:tokens.shape[1]]
     h = (embedded + places).astype(self.dtype)
-    return Sequence(self.blocks, self.heads, self.causal, self.dtype, name='sequence')(h, mask)
+    return Sequence(self.blocks, self.heads, self.causal, self.dtype, name='sequence')(h, mask), embedded

@@ -52,15 +52,19 @@ class WithText(nn.Module):
         'weights': float of the same shape, how much a token counts: 0 for padding, 1, or what the user asks for.
         Other entries are passed on.
     Returns:
-      dict of 'context': [B, P * L, width], 'context_weights': [B, P * L], 'text': [B, width], their weighted mean.
+      dict of 'context': [B, P * L, width], the encoded tokens, 'context_weights': [B, P * L], and 'text': [B, 2 * width],
+      the weighted sum of encoded tokens and of their embeddings, over the root of their number. The embeddings alone
+      are a bag of words, from which the network learns what a single word means long before the encoder does.
     """
     tokens, weights = cond['tokens'], cond['weights']
     L = tokens.shape[-1]
-    h = self.text(tokens.reshape(-1, L), weights.reshape(-1, L) > 0)
-    h, weights = h.reshape(len(tokens), -1, self.width), weights.reshape(len(tokens), -1)
-    mean = jnp.einsum('bkd,bk->bd', h.astype(jnp.float32), weights)
+    h, words = self.text(tokens.reshape(-1, L), weights.reshape(-1, L) > 0)
+    h, words = (a.reshape(len(tokens), -1, self.width) for a in (h, words))
+    weights = weights.reshape(len(tokens), -1)
+    both = jnp.concatenate([h, words], -1).astype(jnp.float32)
     rest = {name: value for name, value in cond.items() if name not in ('tokens', 'weights')}
-    pooled = mean / jnp.maximum(weights.sum(1, keepdims=True), 1e-6)
+    # The root of the number keeps the vector of one word from vanishing among many.
+    pooled = jnp.einsum('bkd,bk->bd', both, weights) / jnp.sqrt(jnp.maximum(weights.sum(1, keepdims=True), 1e-6))
     return rest | dict(context=h, context_weights=weights, text=pooled)
 
   def __call__(self, x, time, cond=None, train=False):

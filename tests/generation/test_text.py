@@ -36,7 +36,7 @@ def test_the_text_is_encoded_once_for_a_sample_and_not_once_for_a_step(run):
   encoder = TextEncoder(run.task.facts['tokens']['size'], run.task.facts['tokens']['length'], 16, 1, 2)
   alone = flops.flops(lambda params, cond: encoder.apply(dict(params=params), cond['tokens'], cond['weights'] > 0),
                       params['text'], cond)
-  pooling = 2 * cond['tokens'].size * 16  # the mean of the vectors
+  pooling = 2 * cond['tokens'].size * 2 * 16  # the sums of two vectors of each token
   assert 2 * cost(3) - cost(6) == 2 * (alone + pooling)
 
 

@@ -21,7 +21,7 @@ def randomised(params):
 def encoder(causal=False):
   module = TextEncoder(vocabulary=11, length=12, width=16, blocks=2, heads=2, causal=causal)
   params = randomised(module.init(jax.random.key(0), jnp.zeros((1, 12), int), jnp.ones((1, 12), bool))['params'])
-  return lambda tokens, mask: np.asarray(module.apply({'params': params}, tokens, mask))
+  return lambda tokens, mask: np.asarray(module.apply({'params': params}, tokens, mask)[0])
 
 
 @pytest.mark.parametrize('causal', (False, True))
