@@ -288,7 +288,7 @@ def test_models_draw_in_turn_and_only_if_one_takes_what_the_other_gives(tmp_path
 
 
 @pytest.mark.parametrize('text, message', [
-  ('prompt: a hero', "ask: prompt: config.task='thing.scalar.': unknown 'prompt'; valid: classes, class_mix"),
+  ('prompt: a hero', "config.sample.prompt: config.task='thing.scalar.': unknown 'prompt'; valid: classes, class_mix"),
   ('low | classes: high', 'asked for twice')])
 def test_a_request_that_the_task_does_not_take_is_refused(text, message, tmp_path):
   c = config('scalar')

@@ -64,7 +64,7 @@ class Net(NamedTuple):
   init: Callable     # (key, shape, cond=None) -> params
   apply: Callable    # (params, x, time, cond=None, train=False, rngs=None) -> out
   prepare: Callable  # (params, cond) -> cond, called once per sample and once per loss; mostly the identity
-  look: Callable     # (params, x, time, cond) -> weights of attention to a context, a list of [B, heads, pixels, keys]
+  look: Callable = None  # (params, x, time, cond) -> its attention to a context, a list of [B, heads, pixels, keys]
 
 
 def make(module):

@@ -149,6 +149,8 @@ def test_an_alarm_is_raised_from_a_quarter_of_the_training_on_where_captions_are
     assert not early and len(lines) == alarms
     assert all((values['caption_class_score'] < .4) == bool(alarms) for values in late)
     assert all('do not follow their captions' in line and 'config.guide' in line for _, line in lines)
+  assert not text.watched(run, source)  # the judge has to be trained, and nobody asked for an evaluation
+  run.config.evaluate.at_end = True
   assert text.watched(run, source) and not text.watched(run._replace(task=run.task._replace(evaluators=())), source)
 
 
@@ -156,6 +158,7 @@ def test_training_judges_samples_every_quarter_or_as_often_as_other_curves(world
   source, judge = world
   monkeypatch.setattr(text, 'judge', lambda data, mesh: judge)
   run = pictured(source)
+  run.config.evaluate.at_end = True
   plain = run._replace(task=run.task._replace(evaluators=('loss',)))
   assert len(commands.measures(run, None, source)) == len(commands.measures(plain, None, source)) + 1
   assert commands.measures(run, None, source)[-1][0] == run.config.steps / 4
