@@ -142,7 +142,7 @@ def measure_samples(run, weights, data, protocol, folder):
   sample, batch = sampling.make_sample(run, seed), min(config.sample.batch, number)
   batches = sampling.stream(run, sample, batch, weights, np.arange(number), cond)
   features, images = extract_all(protocol.extract, with_progress(batches, number), sharding.local_mesh(run.mesh))
-  cond, labels = (None if a is None else a[:len(images)] for a in (cond, labels))
+  cond, labels = (jax.tree.map(lambda a: a[:len(images)], tree) for tree in (cond, labels))
   names = None if labels is None or labels.ndim == 2 else [run.classes[i] for i in labels]
   title = f'{config.sampler}, {config.grid}' + (f', {config.guide}' if config.guide else '')
   page = sample_report.page(run.task, dict(images=images[:SHOWN]), names and names[:SHOWN], title)

@@ -2,7 +2,6 @@
 from functools import partial
 from typing import NamedTuple
 
-from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +55,8 @@ def _batch(data, indices):
 def _encode(flip, frozen, key, batch):
   """(x0, cond); of several captions one is drawn, without a key the first is taken."""
   x0, row, chosen = to_unit(batch['images']), np.arange(len(batch['images'])), 0
+  if 'tokens' not in batch:  # an image to edit
+    return x0, None
   if key is not None:
     flip_key, choice_key = jax.random.split(key)
     x0 = mirror(flip_key, x0) if flip else x0
@@ -87,15 +88,17 @@ def _examples(captions):
 
 
 def _prepare(tokenizer, frozen, data):
-  """The Dataset with the columns tokens, int32 [N, captions of an image, L], and counts, int32 [N, captions]."""
+  """The Dataset with the columns tokens, int32 [N, captions of an image, L], and counts, int32 [N, captions].
+
+  Its fact `lost` has lines for the user: captions that are cut, words without an id.
+  """
   captions = np.asarray(data.arrays['captions'][:])
   captions = captions[:, None] if captions.ndim == 1 else captions
   ids, counts, notes = text.tokenize(tokenizer, captions.ravel().tolist())
-  for note in notes:
-    logging.warning('captions: %s', note)
   absent = (captions == '') & (np.arange(captions.shape[1]) > 0)  # an image may have fewer captions than others
   counts = np.where(absent, 0, counts.reshape(captions.shape))
-  return data._replace(arrays=data.arrays | dict(tokens=ids.reshape(*captions.shape, -1), counts=counts))
+  return data._replace(arrays=data.arrays | dict(tokens=ids.reshape(*captions.shape, -1), counts=counts),
+                       facts=data.facts | dict(lost=notes))
 
 
 class Row(NamedTuple):

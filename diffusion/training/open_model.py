@@ -121,6 +121,8 @@ def open_run(config, workdir, data=None, fsdp=None, parts=None, report=lambda la
   if changed:
     report('note', changed)
   data = data and Source(*(task.prepare(task.frozen, side) for side in data[:2]), (*data.notes, changed))
+  for line in data.train.facts.get('lost', ()) if data else ():
+    report('note', line)
   example = encoded_example(task, data.train) if data else record.example
   if old:
     require_same_model(workdir, config, filled(old['config']), task.facts, record.facts, report)
