@@ -73,7 +73,8 @@ def test_200_examples_have_the_ids_of_the_library_tokenizers(small):
     hf.pre_tokenizers.Split(hf.Regex(pattern), 'removed', invert=True),
     hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
   tokenizer = clip(path, length=500)
-  hand = ["It's 1,234 o'clock!!! WE'LL don't they're", 'naïve  café\n½ Ⅷ ①', '你好 नमस्ते 🙂!?', "'s's a_b-c/d ...'d"]
+  hand = ["It's 1,234 o'clock!!! WE'LL don't they're",
+          'naïve  café\n½ Ⅷ ①', '你好 नमस्ते 🙂!?', "'s's a_b-c/d ...'d"]
   examples = [*hand, *CAPTIONS[:50], *vocabularies.random_words(46, 3), *vocabularies.random_unicode(100)]
   for text in examples:
     found = tokenizer.encode(text)
@@ -83,7 +84,8 @@ def test_200_examples_have_the_ids_of_the_library_tokenizers(small):
 
 def test_texts_split_as_the_published_pattern_does():
   cases = {"don't": ['don', "'t"], "we'llx": ['we', "'ll", 'x'], 'a12½': ['a', '1', '2', '½'], "!!'s": ["!!'", 's'],
-           "'s": ["'s"], 'x<|endoftext|>y': ['x', '<|endoftext|>', 'y'], 'é_-1': ['é', '_-', '1'], 'Ⅷ一': ['Ⅷ', '一'],
+           "'s": ["'s"], 'x<|endoftext|>y': ['x', '<|endoftext|>', 'y'],
+           'é_-1': ['é', '_-', '1'], 'Ⅷ一': ['Ⅷ', '一'],
            'नमस्ते': ['नमस', '्', 'त', 'े'], "i'd!": ['i', "'d", '!']}
   cases |= {f"a'{end}": ['a', f"'{end}"] for end in ('s', 't', 're', 've', 'm', 'll', 'd')} | {"a'x": ['a', "'", 'x']}
   for word, expected in cases.items():
