@@ -52,9 +52,11 @@ class WithText(nn.Module):
         'weights': float of the same shape, how much a token counts: 0 for padding, 1, or what the user asks for.
         Other entries are passed on.
     Returns:
-      dict of 'context': [B, P * L, width], the encoded tokens; 'context_weights': [B, P * L]; and 'text': [B, 2 *
-      width], the weighted sum of the encoded tokens and of their embeddings, over the root of their number. The embeddings are
-      a bag of words, by which a word reaches the network without the encoder.
+      dict of
+        'context': [B, P * L, width], the encoded tokens;
+        'context_weights': [B, P * L];
+        'text': [B, 2 * width], the weighted sum of the encoded tokens and of their embeddings, over the root of their
+          number. The embeddings are a bag of words, by which a word reaches the network without the encoder.
     """
     tokens, weights = cond['tokens'], cond['weights']
     L = tokens.shape[-1]
