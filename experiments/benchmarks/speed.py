@@ -49,18 +49,20 @@ def our_step(net, params, mesh):
   import optax
   from diffusion.core import gaussian, schedules
   from diffusion.objectives import denoising, timesteps, weighting
+  from diffusion.objectives.base import Objective
+  from diffusion.objectives.gaussian_diffusion import MSE
   from diffusion.system import sharding
   from diffusion.training.loop import train_step
   from diffusion.training.state import init_state
   draw = timesteps.draw_levels(timesteps.stratified(), schedules.cosine())
   kind = dict(draw=draw, predict=gaussian.predict_eps(), weight=weighting.one())
 
-  def loss(key, params, x0, cond, train):
+  def loss(key, params, x0, cond, *, train, **unused):
     return denoising.loss(key, net.apply, params, x0, cond, train=train, **kind)
 
   optimizer = optax.chain(optax.clip_by_global_norm(1.), optax.adamw(1e-3))
-  step = partial(train_step, encode=lambda key, batch: (batch, None), loss=loss, optimizer=optimizer,
-                 ema=lambda step: .999)
+  step = partial(train_step, encode=lambda frozen, key, batch: (batch, None), optimizer=optimizer,
+                 objective=Objective('denoising', None, loss, None, MSE), ema=lambda step: .999)
   place = sharding.replicated(mesh)
   return (jax.device_put(init_state(params, optimizer), place),
           jax.jit(step, donate_argnums=0, out_shardings=(place, place)))
