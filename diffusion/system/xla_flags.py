@@ -24,6 +24,12 @@ def add(name, value):
     os.environ['XLA_FLAGS'] = f'{flags} --{name}={value}'.strip()
 
 
+def value(name):
+  """What XLA_FLAGS says of a flag, the last time it does, as a string; '' where it does not."""
+  said = [flag.partition('=')[2] for flag in os.environ.get('XLA_FLAGS', '').split() if flag.startswith(f'--{name}=')]
+  return said[-1] if said else ''
+
+
 def add_right_sums():
   """Switches off the sums of YNNPACK in the versions of jaxlib where ours come out wrong."""
   version = importlib.metadata.version('jaxlib').split('.')[:3]

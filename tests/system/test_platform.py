@@ -11,7 +11,8 @@ for _ in range(2):
   platform.start({devices})
 import jax
 cache = jax.config.jax_compilation_cache_dir
-print(json.dumps(dict(devices=len(jax.devices()), flags=os.environ['XLA_FLAGS'], cache=cache)))
+print(json.dumps(dict(devices=len(jax.devices()), flags=os.environ['XLA_FLAGS'], cache=cache,
+                      threads=os.environ['NPROC'])))
 platform.start()
 '''
 
@@ -36,4 +37,5 @@ def test_what_the_user_has_set_stays(tmp_path):
   mine = '--xla_force_host_platform_device_count=5'
   got = started(None, XLA_FLAGS=mine, JAX_COMPILATION_CACHE_DIR=str(tmp_path))
   assert got['devices'] == 5 and got['flags'].startswith(mine)
+  assert int(got['threads']) >= 10  # of two programs, each with a collective of five devices
   assert got['cache'] == str(tmp_path)
