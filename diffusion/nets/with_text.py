@@ -2,6 +2,7 @@
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from diffusion.errors import InputError
@@ -55,14 +56,16 @@ class WithText(nn.Module):
       dict of
         'context': [B, P * L, width], the encoded tokens;
         'context_weights': [B, P * L];
-        'text': [B, 2 * width], the weighted sum of the encoded tokens and of their embeddings, over the root of their
-          number. The embeddings are a bag of words, by which a word reaches the network without the encoder.
+        'text': [B, 2 * width], the weighted sum of the encoded tokens and of their embeddings, each of mean square 1,
+          over the root of their number. The embeddings are a bag of words, by which a word reaches the network without the encoder.
     """
     tokens, weights = cond['tokens'], cond['weights']
     L = tokens.shape[-1]
     h, words = self.text(tokens.reshape(-1, L), weights.reshape(-1, L) > 0)
     h, words = (a.reshape(len(tokens), -1, self.width) for a in (h, words))
     weights = weights.reshape(len(tokens), -1)
+    # Embeddings begin 50 times smaller than encoded tokens, and would be learnt last.
+    words = words * jax.lax.rsqrt(jnp.mean(words ** 2, -1, keepdims=True) + 1e-12)
     both = jnp.concatenate([h, words], -1).astype(jnp.float32)
     rest = {name: value for name, value in cond.items() if name not in ('tokens', 'weights')}
     # The root of the number keeps the vector of one word from vanishing among many.
