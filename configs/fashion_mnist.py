@@ -18,7 +18,8 @@ def get_config(name=''):
   c.data = 'tfds(fashion_mnist, size=32, fit=pad)'
   # Patches of 2x2 pixels make the network four times cheaper.
   c.net = 'unet(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(4,), patch=2)'
-  c.task = 'image(flip=True)'
-  c.steps = 1500
+  c.sampler = 'ddim(eta=1)'
+  c.minutes, c.batch = 10., 16
+  c.val_every = c.save_every = 600
   c.sample.num_samples = c.sample.batch = 60
   return variant(c, name)
