@@ -224,7 +224,8 @@ def build(config, task, example, mesh, parts=None, open_model=None):
     InputError: anything that does not fit, before the first expensive step.
   """
   parts = parts or check(config)
-  named = parts._asdict() | {key: config[key] for key in ('logvar_channels', 'self_condition', 'condition_dropout')}
+  others = ('logvar_channels', 'self_condition', 'condition_dropout', 'batch')
+  named = parts._asdict() | {key: config[key] for key in others}
   objective = make('objective', config.objective, net=partial(_net, config, mesh, task), task=task, example=example,
                    open_model=open_model, **named)
   params, schedule = _abstract_params(config, objective), objective.schedule(None)
