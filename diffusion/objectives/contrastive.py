@@ -143,7 +143,15 @@ def contrastive(loss='softmax', chunks=1, noised=False, *, net, schedule, exampl
         level = expand_to(noise, x)
         x, time = predict(level).scale * x, jnp.broadcast_to(jnp.asarray(noise.time, jnp.float32), x.shape[:1])
       return unit(network.apply(params, x, time if noised else jnp.zeros(len(x)), None))
-    return Model(embed_image=embed_image, embed_text=lambda cond: unit(network.prepare(params, cond)))
+
+    def embed_text(cond):
+      L = cond['tokens'].shape[-1]
+      found = unit(network.prepare(params, {name: cond[name].reshape(-1, L) for name in ('tokens', 'weights')}))
+      if cond['tokens'].ndim == 2:
+        return found
+      shares = cond['weights'][..., :1]  # of each text in a mix [B, P, L]: the weight of its first token
+      return unit(jnp.sum(shares * found.reshape(*shares.shape[:2], -1), 1))
+    return Model(embed_image=embed_image, embed_text=embed_text)
 
   levels = schedule if noised else None
   return Objective('contrastive', init, of_batch, model, ('contrastive', 'contrastive loss'), lambda params: levels,
