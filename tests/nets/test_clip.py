@@ -19,7 +19,8 @@ WEIGHTS = (np.arange(6) < np.array([6, 3, 1])[:, None]).astype(np.float32)
 def made(**options):
   """(Net, parameters: all random)."""
   net = nets.make(Clip(**SIZES | options))
-  params = net.init(jax.random.key(0), X.shape, dict(tokens=TOKENS[:1], weights=WEIGHTS[:1]))
+  init = lambda key: net.init(key, X.shape, dict(tokens=TOKENS[:1], weights=WEIGHTS[:1]))
+  params = jax.eval_shape(init, jax.random.key(0))
   return net, jax.tree.map(lambda a: RNG.normal(size=np.shape(a)).astype(np.float32) * .3, params)
 
 
