@@ -19,7 +19,7 @@ def pairs(tokens='words', length=0, vocabulary='', flip=False, *, data=None, fac
   task = text_to_image(tokens, length, vocabulary, flip, data=data, facts=facts, fitted=fitted)
   if data is not None:
     captions = np.unique(np.asarray(data.arrays['captions'][:]))
-    if len(captions) < 2:
+    if len(captions) < 2 <= len(data.arrays['captions']):
       raise InputError(f'all {len(data.arrays["captions"])} captions are {str(captions[0])[:60]!r}: nothing tells the '
                        'pairs apart; use data with different captions')
   return task._replace(prepare=partial(_prepare, task.prepare), takes=('prompt',),
