@@ -36,5 +36,5 @@ def get_config(name=''):
   c.learning_rate, c.optimizer = 1e-3, 'adamw(b2=.98, eps=1e-6, weight_decay=.1, vectors=False)'
   c.ema_decay = .99
   c.val_every = c.save_every = 200
-  c.evaluate.templates = 'a {} | a red {} | a blue {}'
+  c.evaluate.templates = 'a red {} | a blue {} | a green {} | a yellow {} | a purple {} | a gray {}'
   return variant(c, name, pod=pod)

@@ -33,7 +33,7 @@ def get_config(name=''):
   c.learning_rate, c.optimizer = 1e-3, 'adamw(b2=.95, weight_decay=1e-4, vectors=False)'
   c.ema_decay = .99
   c.val_every = c.save_every = 200
-  c.evaluate.templates = 'a {} | a red {} | a blue {}'
+  c.evaluate.templates = 'a red {} | a blue {} | a green {} | a yellow {} | a purple {} | a gray {}'
   c = variant(c, name, pod=pod)
   c.grid = default().grid  # tiny sets one, and this draws nothing
   return c

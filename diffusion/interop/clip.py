@@ -36,7 +36,7 @@ def load(path, heads=0, text_heads=0, activation=''):
 
   Args:
     path: of the .safetensors, or of a folder with it and config.json (Hugging Face) or open_clip_config.json.
-    heads, text_heads: attention heads of the towers; 0: as the JSON says, or one for 64 channels, as all published have.
+    heads, text_heads: attention heads; 0: as the JSON says, or one for 64 channels, as all published have.
     activation: gelu, quick_gelu or gelu_tanh; '': as the JSON says; SigLIP has gelu_tanh.
   Raises:
     InputError: a file that is no CLIP or SigLIP, is damaged, lacks tensors or has others; an activation that is neither
@@ -147,8 +147,8 @@ def save(path, params, dialect):
   ours = {path for rule in found for path, _ in rule.ours}
   odd = sorted(ours ^ set(flat))
   if odd:
-    raise InputError(f'dialect={dialect!r} has other parameters than this model ({", ".join(odd[:3])}): expected one of '
-                     'its own form (siglip or not) and not a noised one, which has no published form')
+    raise InputError(f'dialect={dialect!r} has other parameters than this model ({", ".join(odd[:3])}): it must '
+                     'be of the form of the dialect, siglip or not, and not noised, which has no published form')
   made = {}
   for rule in found:
     made |= to_theirs(rule, flat)

@@ -117,7 +117,7 @@ def contrastive(loss='softmax', chunks=1, noised=False, *, net, schedule, exampl
   x0, cond = example
   _check(loss, chunks, noised, cond, batch)
   (measure, start), network = LOSSES[loss], net(timed=noised)
-  draw = times.draw_levels(timesteps, schedule) if noised else None
+  draw, levels = (times.draw_levels(timesteps, schedule), schedule) if noised else (None, None)
 
   def init(key):
     return network.init(key, shape=x0.shape, cond=cond) | start(batch), ()
@@ -125,24 +125,34 @@ def contrastive(loss='softmax', chunks=1, noised=False, *, net, schedule, exampl
   def of_batch(key, params, x0, cond, *, train=True, part=None, **unused):
     level_key, eps_key, net_key = jax.random.split(key, 3)
     noise = draw(level_key, len(x0)) if noised else None
-    x, time = _seen(x0, noise, predict, jax.random.normal(eps_key, x0.shape) if noised else 0.)
+    x = q_sample(x0, noise, jax.random.normal(eps_key, x0.shape)) if noised else x0
     def embed(i, rows):
-      x, time, cond = rows
+      (x, time), cond = rows
       found = network.apply(params, x, time, None, train, {'dropout': jax.random.fold_in(net_key, i)})
       return i + 1, (unit(found), unit(network.prepare(params, cond)))
-    _, (images, texts) = over_parts(embed, 0, (x, time, cond), part or 1)
+    _, (images, texts) = over_parts(embed, 0, (_inputs(x, noise, predict), cond), part or 1)
     scale = jnp.exp(params['logit_scale'])
     each = measure(images, texts, scale, params.get('logit_bias', 0.), cond['same'], chunks)
     metrics = dict(contrastive=each, each=each, logit_scale=scale)
     return jnp.mean(each), metrics | (dict(logsnr=noise.logsnr) if noised else {})
 
+  return Objective('contrastive', init, of_batch, _towers(network, predict, levels), ('contrastive', 'contrastive loss'),
+                   lambda params: levels, gradient=cached_gradient, after=clamped)
+
+
+def _inputs(x, noise, predict):
+  """(x_t as the image tower takes it, its time [B]); noise: None for images without noise."""
+  if noise is None:
+    return x, jnp.zeros(len(x))
+  return predict(expand_to(noise, x)).scale * x, jnp.broadcast_to(jnp.asarray(noise.time, jnp.float32), x.shape[:1])
+
+
+def _towers(network, predict, schedule):
+  """(params, memory, frozen) -> the Model; schedule: None for images without noise."""
   def model(params, memory, frozen):
     def embed_image(x, noise=None):
-      if noised:
-        noise = evaluate(schedule, 0.) if noise is None else noise
-        level = expand_to(noise, x)
-        x, time = predict(level).scale * x, jnp.broadcast_to(jnp.asarray(noise.time, jnp.float32), x.shape[:1])
-      return unit(network.apply(params, x, time if noised else jnp.zeros(len(x)), None))
+      noise = evaluate(schedule, 0.) if noise is None and schedule is not None else noise
+      return unit(network.apply(params, *_inputs(x, None if schedule is None else noise, predict), None))
 
     def embed_text(cond):
       L = cond['tokens'].shape[-1]
@@ -152,17 +162,7 @@ def contrastive(loss='softmax', chunks=1, noised=False, *, net, schedule, exampl
       shares = cond['weights'][..., :1]  # of each text in a mix [B, P, L]: the weight of its first token
       return unit(jnp.sum(shares * found.reshape(*shares.shape[:2], -1), 1))
     return Model(embed_image=embed_image, embed_text=embed_text)
-
-  levels = schedule if noised else None
-  return Objective('contrastive', init, of_batch, model, ('contrastive', 'contrastive loss'), lambda params: levels,
-                   gradient=cached_gradient, after=clamped)
-
-
-def _seen(x0, noise, predict, eps):
-  """(the input of the image tower, its time [B])."""
-  if noise is None:
-    return x0, jnp.zeros(len(x0))
-  return predict(expand_to(noise, x0)).scale * q_sample(x0, noise, eps), noise.time
+  return model
 
 
 def clamped(params, step):

@@ -49,7 +49,8 @@ def text_to_image(tokens='words', length=0, vocabulary='', flip=False, *, data=N
 
 
 def _batch(data, indices):
-  return {name: data.arrays[name][indices] for name in ('images', 'tokens', 'counts', 'same') if name in data.arrays}
+  names = [name for name in ('images', 'tokens', 'counts', 'same') if name in data.arrays]
+  return {name: data.arrays[name][indices] for name in names}
 
 
 def _encode(flip, frozen, key, batch):

@@ -8,7 +8,7 @@ import pytest
 
 from diffusion.core import schedules
 from diffusion.data import sources
-from diffusion.data.arrays import image_dataset, to_unit
+from diffusion.data.arrays import image_dataset
 from diffusion.data.dataset import Source
 from diffusion.errors import InputError
 from diffusion.evaluation import clip_score, retrieval, zero_shot
@@ -70,7 +70,8 @@ def known(task, named=None, config=None, heard=COLOURS, **more):
     table[ids[name]] = np.array(colour) / 255 * 2 - 1
   unit = lambda a: a / jnp.maximum(jnp.linalg.norm(a, axis=-1, keepdims=True), 1e-6)
   heard_in = lambda cond: jnp.sum(jnp.asarray(table)[cond['tokens']] * (cond['weights'] > 0)[..., None], 1)
-  model = Model(embed_image=lambda x, noise=None: unit(jnp.mean(x, (1, 2))), embed_text=lambda cond: unit(heard_in(cond)))
+  model = Model(embed_image=lambda x, noise=None: unit(jnp.mean(x, (1, 2))),
+                embed_text=lambda cond: unit(heard_in(cond)))
   return SimpleNamespace(
     task=task, mesh=sharding.make_mesh(devices=jax.devices()[:1]), model=lambda weights: model, schedule=None,
     encode=lambda frozen, key, batch: task.encode(frozen, key, batch), can=frozenset(['embed_image', 'embed_text']),

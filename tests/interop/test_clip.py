@@ -1,6 +1,7 @@
 """CLIP and SigLIP of other libraries: vectors and logits side by side where installed; else the vision tower of
 nets/pretrained, which was compared with transformers, and files that come back bit for bit."""
 import json
+from functools import partial
 
 import jax
 import numpy as np
@@ -18,8 +19,8 @@ RNG = np.random.default_rng(0)
 X = RNG.uniform(-1, 1, (2, 28, 28, 3)).astype(np.float32)
 TOKENS = np.array([[1, 5, 7, 9, 19, 0], [1, 3, 19, 0, 0, 0]])
 WEIGHTS = (np.arange(6) < np.array([5, 3])[:, None]).astype(np.float32)
-SIZES = dict(width=24, blocks=2, heads=3, hidden=40, text_width=16, text_blocks=1, text_heads=2, text_hidden=28, size=10,
-             patch=7, vocabulary=20, length=6)
+SIZES = dict(width=24, blocks=2, heads=3, hidden=40, text_width=16, text_blocks=1, text_heads=2, text_hidden=28,
+             size=10, patch=7, vocabulary=20, length=6)
 
 
 def net_of(opened):
@@ -123,8 +124,9 @@ def test_transformers_gives_the_same_vectors_and_logits(kind, tmp_path):
     pixels = ((X + 1) / 2 - [.48145466, .4578275, .40821073]) / [.26862954, .26130258, .27577711]
   model = randomised(model)
   model.save_pretrained(tmp_path)
+  pixels = torch.tensor(pixels.transpose(0, 3, 1, 2), dtype=torch.float32)
   with torch.no_grad():
-    asked = dict(input_ids=torch.tensor(TOKENS), pixel_values=torch.tensor(pixels.transpose(0, 3, 1, 2), dtype=torch.float32))
+    asked = dict(input_ids=torch.tensor(TOKENS), pixel_values=pixels)
     out = model(**asked, **({} if kind == 'siglip' else dict(attention_mask=torch.tensor(WEIGHTS))))
   opened = clip.load(tmp_path)
   compared(opened, out.image_embeds, out.text_embeds, out.logits_per_image)
@@ -145,13 +147,12 @@ def test_open_clip_gives_the_same_vectors_and_logits(kind, tmp_path):
     pytest.importorskip('timm')
     text |= dict(no_causal_mask=True, proj_bias=True, pool_type='last', norm_kwargs=dict(eps=1e-6),
                  act_kwargs=dict(approximate='tanh'))
-    vision = dict(image_size=28, timm_model_name='vit_base_patch16_siglip_224', timm_model_pretrained=False, timm_pool='map',
-                  timm_proj='none')
+    vision = dict(image_size=28, timm_model_name='vit_base_patch16_siglip_224', timm_model_pretrained=False,
+                  timm_pool='map', timm_proj='none')
     model = _small_siglip(open_clip, dict(embed_dim=24, init_logit_bias=-10., text_cfg=text, vision_cfg=vision))
     pixels = X
   else:
-    options = {name: value for name, value in told.items()}
-    model = open_clip.CLIP(**options)
+    model = open_clip.CLIP(**told)
     pixels = ((X + 1) / 2 - [.48145466, .4578275, .40821073]) / [.26862954, .26130258, .27577711]
   model = randomised(model)
   arrays = {name: value.detach().numpy() for name, value in model.state_dict().items()}
@@ -169,16 +170,13 @@ def test_open_clip_gives_the_same_vectors_and_logits(kind, tmp_path):
 
 def _small_siglip(open_clip, told):
   """open_clip's SigLIP with a trunk of timm's own class, small: its towers' sizes are in timm's registry."""
-  import timm
+  import torch
   from timm.models.vision_transformer import VisionTransformer
   model = open_clip.CustomTextCLIP(**told)
-  from functools import partial
-  import torch
   model.visual.trunk = VisionTransformer(
     img_size=28, patch_size=7, embed_dim=24, depth=2, num_heads=3, mlp_ratio=40 / 24, class_token=False,
     global_pool='map', num_classes=0, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
     act_layer=partial(torch.nn.GELU, approximate='tanh'))
-  assert timm
   return model
 
 
