@@ -290,6 +290,9 @@ def report_next_steps(run, workdir, step):
              f"{command} --mode=sample --config.sampler=ddpm --config.grid='trailing(200)'", *tries]
   elif run.predicts:
     tries = [f'{command} --mode=sample' + (' --config.sample.show=all' if run.task.tiles else ''), *tries]
+  elif 'embed_text' in run.can:
+    guide = f"--config.guide='cfg(2) | clip_guidance({workdir}, 50)'"
+    tries.append(f'python -m diffusion.main --mode=sample --workdir=RUN_OF_A_MODEL --prompt=TEXT {guide}')
   elif 'log_prob' in run.can:
     guide = f"--config.guide='classifier({workdir}, 2)'"
     tries.insert(0, f'python -m diffusion.main --mode=sample --workdir=RUN_OF_A_MODEL {guide}')

@@ -23,13 +23,14 @@ def test_every_recipe_fits_together_at_full_size(path):
     check(recipe(variant))
 
 
-def test_the_pod_of_text_to_image_fits_together_with_a_vocabulary(tmp_path):
+@pytest.mark.parametrize('recipe', ['text_to_image', 'clip', 'siglip', 'noised_clip'])
+def test_a_pod_of_texts_fits_together_with_a_vocabulary(recipe, tmp_path):
   folder = tmp_path / 'vocabulary'
   write_folder(folder, merges(40))
-  config = runpy.run_path(str(ROOT / 'configs/text_to_image.py'))['get_config']('pod')
+  config = runpy.run_path(str(ROOT / f'configs/{recipe}.py'))['get_config']('pod')
   with pytest.raises(InputError, match='bpe_simple_vocab_16e6.txt.gz'):
     check(config)
-  config.task = f"text_to_image(tokens=clip, vocabulary='{folder}')"
+  config.task = f"{config.task.split('(')[0]}(tokens=clip, vocabulary='{folder}')"
   check(config)
 
 

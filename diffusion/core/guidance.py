@@ -166,6 +166,23 @@ def classifier(denoise, log_prob, scale=1.):
   return guided
 
 
+def cosine(embed, texts, estimate=None):
+  """The log_prob of `classifier` for a CLIP: (x, noise) -> cosine of the image's vector and the text's, [B].
+
+  Without the temperature, which the log-probability has as a factor: GLIDE's gradient includes exp(logit_scale) = 100,
+  so that its scale 3 is 300 here.
+
+  Args:
+    embed: (x, noise) -> unit vectors [B, D] of noised images (GLIDE, arXiv:2112.10741, section 2.4), or of clean ones.
+    texts: unit vectors [B, D].
+    estimate: of a CLIP of clean images, (x, noise) -> x0, the estimate of the denoiser, through which the gradient
+      goes; None: the CLIP sees x_t itself.
+  """
+  def of_clean(x, noise):
+    return jnp.sum(embed(estimate(x, noise), None) * texts, -1)
+  return of_clean if estimate else lambda x, noise: jnp.sum(embed(x, noise) * texts, -1)
+
+
 # ---- calling the network
 def separate_pair(cond, null):
   """The pair (x, noise) -> (conditional Pred, null Pred) of two denoisers."""

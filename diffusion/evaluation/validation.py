@@ -72,8 +72,8 @@ def _bin(low, high, values):
 def table(result):
   """The result as text."""
   lines = [f'held-out {result["what"]} {result["loss"]:.5f} +- {result["loss_error"]:.5f} '
-           f'({result["number"]} examples, {result["draws"]} draws each)',
-           '     log-SNR          loss           +-    draws']
+           f'({result["number"]} examples, {result["draws"]} draws each)']
+  lines += ['     log-SNR          loss           +-    draws'] if result['bins'] else []
   lines += [f'{b["low"]:5g} to {b["high"]:5g}  {b["mean"]:12.5f} {b["error"]:12.5f} {b["count"]:8d}'
             for b in result['bins']]
   return '\n'.join(lines)

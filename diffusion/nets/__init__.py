@@ -9,6 +9,7 @@ A network declares as fields which of these values it takes, and `sized` passes 
   classes       number of classes in the data, 0 if none
   out_channels  channels of the output if not those of x, for self-conditioning and a learned variance
   constrain     function that keeps activations split by batch, to be called between blocks
+  timed         whether an image tower is told the noise level, given by the objective
   vocabulary, length   number of token ids and most tokens of a text, where the task gives tokens
 
 Two more fields are optional, and read by `setting`:
@@ -27,12 +28,12 @@ import jax
 import jax.numpy as jnp
 
 from diffusion.errors import InputError
-from diffusion.nets import classifier, initializers, mlp, transformer, unet, unet1d, with_text
+from diffusion.nets import classifier, clip, initializers, mlp, transformer, unet, unet1d, with_text
 
 NETS = dict(unet=unet.UNet, classifier=classifier.Classifier, mlp=mlp.Mlp,
-            unet1d=unet1d.UNet1d, transformer=transformer.Transformer, with_text=with_text.WithText)
+            unet1d=unet1d.UNet1d, transformer=transformer.Transformer, with_text=with_text.WithText, clip=clip.Clip)
 TINY = dict(unet=unet.TINY, classifier=classifier.TINY, mlp=mlp.TINY, unet1d=unet1d.TINY,
-            transformer=transformer.TINY, with_text=with_text.TINY)
+            transformer=transformer.TINY, with_text=with_text.TINY, clip=clip.TINY)
 DEFAULTS = dict(dtype='float32', remat=False)  # for networks without these fields
 
 

@@ -5,9 +5,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion.errors import InputError
+from diffusion.errors import InputError, unknown
 from diffusion.nets import layers
 from diffusion.nets.attention import attend
+
+
+ACTIVATIONS = dict(gelu_tanh=nn.gelu, gelu=lambda x: nn.gelu(x, approximate=False),
+                   quick_gelu=lambda x: x * nn.sigmoid(1.702 * x))
 
 
 class Cache(NamedTuple):
@@ -30,11 +34,17 @@ class Sequence(nn.Module):
     blocks, heads: their numbers; heads divides the width of the input.
     causal: a place sees itself and those before it, not those after it.
     dtype: of the activations, float32 or bfloat16; normalisation and softmax are in float32.
+    hidden: width between the two dense layers; 0: 4 times that of the input.
+    activation: after the first of them: gelu_tanh, gelu or quick_gelu (CLIP's).
+    eps: of the normalisations.
   """
   blocks: int
   heads: int
   causal: bool = False
   dtype: str = 'float32'
+  hidden: int = 0
+  activation: str = 'gelu_tanh'
+  eps: float = 1e-6
 
   @nn.compact
   def __call__(self, x, mask=None, cache=None):
@@ -49,6 +59,8 @@ class Sequence(nn.Module):
     """
     if x.shape[-1] % self.heads:
       raise InputError(f'heads={self.heads} do not divide the width {x.shape[-1]}; change either')
+    if self.activation not in ACTIVATIONS:
+      raise InputError(f'activation={self.activation!r}: {unknown(self.activation, ACTIVATIONS)}')
     if cache is not None and not self.causal:
       raise InputError('only a causal sequence has a cache: other places would change with every new one')
     kept = []
@@ -56,7 +68,7 @@ class Sequence(nn.Module):
       old = None if cache is None else (cache.keys[i], cache.values[i], cache.filled)
       x, new = self._block(x, mask, old, i)
       kept.append(new)
-    y = nn.LayerNorm(dtype='float32', name='norm')(x).astype(self.dtype)
+    y = nn.LayerNorm(self.eps, dtype='float32', name='norm')(x).astype(self.dtype)
     if cache is None:
       return y
     keys, values = (jnp.stack([new[j] for new in kept]) for j in (0, 1))
@@ -65,7 +77,7 @@ class Sequence(nn.Module):
   def _block(self, x, mask, old, i):
     width = x.shape[-1]
     dense = lambda features, name: layers.Dense(features, dtype=self.dtype, name=f'{name}_{i}')
-    norm = lambda name: nn.LayerNorm(dtype='float32', name=f'{name}_{i}')
+    norm = lambda name: nn.LayerNorm(self.eps, dtype='float32', name=f'{name}_{i}')
     qkv = dense(3 * width, 'qkv')(norm('norm_a')(x)).reshape(*x.shape[:2], 3, self.heads, -1)
     q, k, v = (qkv[:, :, j] for j in range(3))
     start = 0
@@ -78,7 +90,7 @@ class Sequence(nn.Module):
       before = jnp.arange(k.shape[1]) <= start + jnp.arange(x.shape[1])[:, None]
       seen = before if seen is None else seen & before
     x = x + dense(width, 'attended')(attend(q, k, v, seen).reshape(x.shape))
-    hidden = nn.gelu(dense(4 * width, 'hidden')(norm('norm_b')(x)))
+    hidden = ACTIVATIONS[self.activation](dense(self.hidden or 4 * width, 'hidden')(norm('norm_b')(x)))
     return x + dense(width, 'add')(hidden), (k, v)
 
 
@@ -87,7 +99,7 @@ class TextEncoder(nn.Module):
 
   Fields:
     vocabulary: number of token ids. length: most tokens of a text.
-    width, blocks, heads, causal, dtype: of the sequence.
+    width, blocks, heads, causal, dtype, hidden, activation, eps: of the sequence.
   """
   vocabulary: int
   length: int
@@ -96,10 +108,13 @@ class TextEncoder(nn.Module):
   heads: int = 4
   causal: bool = False
   dtype: str = 'float32'
+  hidden: int = 0
+  activation: str = 'gelu_tanh'
+  eps: float = 1e-6
 
   @nn.compact
   def __call__(self, tokens, mask):
-    """tokens int [B, L], ids below `vocabulary`, L at most `length`; mask bool [B, L].
+    """tokens int [B, L], ids below `vocabulary`, L at most `length`; mask bool [B, L], or None: all.
 
     Returns:
       (encoded tokens [B, L, width], their embeddings without places [B, L, width]). What a token outside of the mask is
@@ -109,4 +124,6 @@ class TextEncoder(nn.Module):
     embedded = self.param('tokens', small, (self.vocabulary, self.width))[tokens]
     places = self.param('places', small, (self.length, self.width))[:tokens.shape[1]]
     h = (embedded + places).astype(self.dtype)
-    return Sequence(self.blocks, self.heads, self.causal, self.dtype, name='sequence')(h, mask), embedded
+    sequence = Sequence(self.blocks, self.heads, self.causal, self.dtype, self.hidden, self.activation, self.eps,
+                        name='sequence')
+    return sequence(h, mask), embedded

@@ -43,7 +43,8 @@ class Objective(NamedTuple):
   error: tuple = ('', '')  # the metric [B] that is reported by log-SNR (metrics['logsnr']), and what it is in words
   schedule: Callable = lambda params: None  # params, or None before training -> schedule; None: not Gaussian
   remember: Callable = lambda memory, metrics: memory  # once a step, with the metrics of the whole batch
-  gradient: Callable = mean_of_parts  # (loss, params, parts) -> ((value, metrics), gradient); None: never in parts
+  gradient: Callable = mean_of_parts  # (loss, params, parts) -> ((value, metrics), gradient); it chooses what `part` of
+                                      # the loss is; None: never in parts
   after: Callable = lambda params, step: params  # after each update, before the averages
   group: Callable = lambda path: ''  # path of a parameter -> its group in config.optimizer
   frozen: Any = ()  # given weights, such as a teacher: an argument of compiled functions
@@ -58,6 +59,8 @@ class Model(NamedTuple):
   draw: Callable = None         # (keys [B], cond, shape) -> x0 [B, ...], where no shared loop draws
   log_prob: Callable = None     # cond -> (x, noise) -> log p(cond | x_t), [B]
   embed: Callable = None        # (x0, cond) -> features [B, ...]
+  embed_image: Callable = None  # (x, noise, or None for clean x) -> unit vectors [B, D], in one space with
+  embed_text: Callable = None   # cond -> unit vectors [B, D]
   reconstruct: Callable = None  # (key, x0, cond) -> x0 [B, ...]
   attention: Callable = None    # cond -> (x, noise) -> [[B, heads, pixels, tokens] of each layer that reads the text]
   prior: Callable = None        # (keys [B], levels, shape) -> x at the noisiest level; None: Gaussian noise

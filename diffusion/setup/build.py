@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from diffusion import nets, samplers
-from diffusion.core import ema, gaussian
+from diffusion.core import ema, gaussian, guidance
 from diffusion.core.gaussian import Noise
 from diffusion.errors import InputError
 from diffusion.objectives.base import Objective
@@ -109,8 +109,13 @@ class Experiment(NamedTuple):
     """What sampling starts from."""
     return (self.model(weights).prior or samplers.prior)(keys, levels, shape)
 
-  def log_prob(self, weights, cond):
-    return self.model(weights).log_prob(cond)
+  def log_prob(self, weights, cond, estimate):
+    """(x, noise) -> log p(cond | x_t), [B], of a model that guides another one, whose estimate (x, noise) -> x0 is."""
+    model = self.model(weights)
+    if model.log_prob:
+      return model.log_prob(cond)
+    noised = self.schedule is not None
+    return guidance.cosine(model.embed_image, model.embed_text(cond), None if noised else estimate)
 
   def encode(self, frozen, key, batch):
     """(x0, cond) of a batch; frozen: given weights by owner."""
@@ -224,7 +229,8 @@ def build(config, task, example, mesh, parts=None, open_model=None):
     InputError: anything that does not fit, before the first expensive step.
   """
   parts = parts or check(config)
-  named = parts._asdict() | {key: config[key] for key in ('logvar_channels', 'self_condition', 'condition_dropout')}
+  others = ('logvar_channels', 'self_condition', 'condition_dropout', 'batch')
+  named = parts._asdict() | {key: config[key] for key in others}
   objective = make('objective', config.objective, net=partial(_net, config, mesh, task), task=task, example=example,
                    open_model=open_model, **named)
   params, schedule = _abstract_params(config, objective), objective.schedule(None)

@@ -120,12 +120,15 @@ def _evaluate():
   """Evaluation, with --mode=evaluate."""
   e = ml_collections.ConfigDict()
   e.parts = ''                 # '' all of the task; of images: loss (held-out), samples (their distances to the data),
-                               # bound, ode (bits per dimension), text (whether they do what their captions say)
+                               # bound, ode (bits per dimension), text (whether they do what their captions say),
+                               # clip_score (what a CLIP says of that); of CLIP: retrieval, zero_shot
   e.num_samples = 500          # classes as in the data, or those of config.sample.classes
   e.features = 'own'           # own (trained on this data, cached), inception(path), dinov2(path), clip(path)
   e.split = 'train'            # the reference: train or heldout
   e.statistics = ''            # .npz with mu and sigma, as FID tools write it, as reference of fd and fd_infinity
   e.likelihood_samples = 64    # held-out images whose likelihood is computed
+  e.clip = ''                  # work directory of the CLIP of clip_score, not the one that guided the samples
+  e.templates = 'a {}'         # of zero_shot: texts of a class, such as 'a {} | a red {}', whose vectors are averaged
   e.seed = 1                   # of the samples and of everything drawn to measure them
   e.folder = ''                # output folder; '' a new, numbered folder under evaluations/
   e.at_end = False             # whether training ends with an evaluation

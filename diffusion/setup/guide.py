@@ -48,6 +48,14 @@ def classifier(model, scale=1.):
   return Part(lambda guided, cond, null, log_prob: guidance.classifier(guided, log_prob, scale), model=model)
 
 
+def clip_guidance(model, scale=50.):
+  """Towards the text by the cosine of a CLIP (see guidance.cosine); alone it guides the unconditional model."""
+  def apply(guided, cond, null, log_prob):
+    towards = guidance.classifier(guided, log_prob, scale)  # refuses a scale that is none
+    return towards if scale else guided
+  return Part(apply, model=model)
+
+
 def rescale(phi=.7):
   return Part(lambda guided, cond, null, log_prob: guidance.rescale(guided, cond, phi))
 
@@ -64,9 +72,10 @@ def clip(low=-1., high=1.):
   return Part(lambda guided, cond, null, log_prob: gaussian.clip(guided, low, high))
 
 
-GUIDE = dict(cfg=cfg, apg=apg, autoguidance=autoguidance, classifier=classifier, rescale=rescale, interval=interval,
-             dynamic_threshold=dynamic_threshold, clip=clip)
+GUIDE = dict(cfg=cfg, apg=apg, autoguidance=autoguidance, classifier=classifier, clip_guidance=clip_guidance,
+             rescale=rescale, interval=interval, dynamic_threshold=dynamic_threshold, clip=clip)
 STARTS = ('cfg', 'apg', 'autoguidance')
+SCORED = ('classifier', 'clip_guidance')  # by the gradient of what a second model says of x
 
 
 class Guide(NamedTuple):
@@ -84,6 +93,11 @@ class Guide(NamedTuple):
   def doubles(self):
     """Whether it needs a second prediction of the network itself, with the null or a negative condition."""
     return bool(self.start and self.start.scale != 1 and not self.start.model)
+
+  @property
+  def scored(self):
+    """The part that needs the log_prob of a second model: 'classifier', 'clip_guidance' or ''."""
+    return next((name for name in self.names if name in SCORED), '')
 
   @property
   def model(self):
@@ -112,7 +126,7 @@ def parse(text):
   except (InputError, TypeError) as error:
     raise InputError(f'config.guide={text!r}: {error}') from error
   for name, part in zip(names, guide.parts):
-    if name in ('autoguidance', 'classifier') and not (isinstance(part.model, str) and part.model):
+    if name in ('autoguidance', *SCORED) and not (isinstance(part.model, str) and part.model):
       raise InputError(f'config.guide={text!r}: {name} needs the work directory of a model, such as {name}(runs/x, 2)')
   if any(name in STARTS for name in names[1:]):
     raise InputError(f'config.guide={text!r}: {", ".join(STARTS)} must come first and appear only once; '
@@ -140,21 +154,24 @@ def denoiser(guide, plain, null, away, clip, unconditional, second=None):
     unconditional: whether the model has learned to do without its condition.
     second: the Experiment that guide.model names, or None.
   """
-  by_classifier = 'classifier' in guide.names
+  def alone(weights, cond):
+    """The one prediction that is guided, or that guidance from two starts from."""
+    return plain(weights, null(cond) if guide.scored and unconditional and not guide.start else cond)
 
   def predictions(weights, cond):
-    if guide.model and not by_classifier:
+    if guide.model and not guide.scored:
       return _both(plain(weights, cond), second.plain(weights.frozen['guide'], cond))
     if cond is not None and guide.doubles:
-      return guidance.doubled(lambda conds: plain(weights, conds), cond, null(cond) if by_classifier else away(cond))
-    alone = by_classifier and unconditional and not guide.start
-    single = plain(weights, null(cond) if alone else cond)
+      return guidance.doubled(lambda conds: plain(weights, conds), cond, null(cond) if guide.scored else away(cond))
+    single = alone(weights, cond)
     return lambda x, noise, *previous: (single(x, noise, *previous),) * 2  # one call, whatever the stack makes of it
 
   def denoise(weights, cond):
     predict = predictions(weights, cond)
-    log_prob = second.log_prob(weights.frozen['guide'], cond) if by_classifier else None
+    estimated = alone(weights, cond) if guide.scored else None
     def guided(x, noise, *previous):
+      estimate = lambda x, noise: estimated(x, noise, *previous).x0
+      log_prob = second.log_prob(weights.frozen['guide'], cond, estimate) if guide.scored else None
       stacked = guidance.shared_predictions(lambda x, noise: predict(x, noise, *previous),
                                             lambda cond, null: guide.stack(cond, null, log_prob))
       return clip(stacked)(x, noise)

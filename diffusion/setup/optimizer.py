@@ -24,12 +24,15 @@ def _check_decay(name, weight_decay):
     raise InputError(f'{name}(weight_decay={weight_decay!r}): expected a number of at least 0')
 
 
-def adamw(b1=.9, b2=.999, eps=1e-8, weight_decay=0.):
-  """Adam with decoupled weight decay (arXiv:1711.05101)."""
+def adamw(b1=.9, b2=.999, eps=1e-8, weight_decay=0., vectors=True):
+  """Adam with decoupled weight decay (arXiv:1711.05101), of biases and gains too unless vectors=False."""
   _check('adamw', b1=b1, b2=b2)
   check_positive('adamw', eps=eps)
   _check_decay('adamw', weight_decay)
-  return lambda rate, mask=None: optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
+  if not isinstance(vectors, bool):
+    raise InputError(f'adamw(vectors={vectors!r}): expected True or False')
+  chosen = lambda mask: mask if vectors else lambda params: jax.tree.map(lambda a: a.ndim > 1, params)
+  return lambda rate, mask=None: optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=chosen(mask))
 
 
 def adam(b1=.9, b2=.999, eps=1e-8):
@@ -86,7 +89,8 @@ def _as_matrices(params):
 
 
 OPTIMIZERS = dict(adamw=adamw, adam=adam, radam=radam, sgd=sgd, lion=lion, muon=muon)
-UNDECAYED = ('uncertainty', 'curve')  # parameters that are not the network's: weight decay leaves them alone
+# Parameters that are not the network's: weight decay leaves them alone.
+UNDECAYED = ('uncertainty', 'curve', 'logit_scale', 'logit_bias')
 
 
 # ---- groups of parameters

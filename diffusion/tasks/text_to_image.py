@@ -45,11 +45,12 @@ def text_to_image(tokens='words', length=0, vocabulary='', flip=False, *, data=N
     _batch, partial(_encode, flip), null=partial(_null, encoded('')), decode=_decode,
     ask=partial(_ask, encoded, facts['examples']), show=_show, save=_save, facts=facts, fitted=tokenizer.fitted,
     prepare=partial(_prepare, tokenizer), tiles=lambda outputs: outputs['images'], takes=TAKES, gives='images',
-    bounds=(-1., 1.), levels=256, between=_between, evaluators=('loss', 'samples', 'text', 'bound', 'ode'))
+    bounds=(-1., 1.), levels=256, between=_between, evaluators=('loss', 'samples', 'text', 'clip_score', 'bound', 'ode'))
 
 
 def _batch(data, indices):
-  return {name: data.arrays[name][indices] for name in ('images', 'tokens', 'counts')}
+  names = [name for name in ('images', 'tokens', 'counts', 'same') if name in data.arrays]
+  return {name: data.arrays[name][indices] for name in names}
 
 
 def _encode(flip, frozen, key, batch):
@@ -62,7 +63,8 @@ def _encode(flip, frozen, key, batch):
     x0 = mirror(flip_key, x0) if flip else x0
     chosen = jax.random.randint(choice_key, (len(x0),), 0, jnp.sum(batch['counts'] > 0, 1))
   ids, counts = batch['tokens'][row, chosen], batch['counts'][row, chosen]
-  return x0, dict(tokens=ids, weights=(np.arange(ids.shape[-1]) < counts[:, None]).astype(np.float32))
+  same = dict(same=batch['same'][row, chosen]) if 'same' in batch else {}  # of the task pairs
+  return x0, dict(tokens=ids, weights=(np.arange(ids.shape[-1]) < counts[:, None]).astype(np.float32)) | same
 
 
 def _decode(frozen, x0, cond):

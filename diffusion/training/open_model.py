@@ -218,6 +218,9 @@ def with_guide_model(run, weights, asked=''):
     run = build.on_schedule(run, schedule)
   if not guide.model or not run.guided:
     return run, weights
+  if guide.scored == 'clip_guidance':
+    second, params = _open_clip(run, guide)
+    return run._replace(denoise=run.guided(second)), weights._replace(frozen=weights.frozen | dict(guide=params))
   second, params = _open_second(run, guide)
   if 'classifier' in guide.names:
     if 'log_prob' not in second.can or run.example[1] is None:
@@ -234,6 +237,38 @@ def with_guide_model(run, weights, asked=''):
   return run._replace(denoise=run.guided(second)), weights
 
 
+def _open_clip(run, guide):
+  """(Experiment, Weights) of the CLIP that guides a run."""
+  field = f'config.guide={guide.text!r}'
+  if 'tokens' not in run.task.facts:
+    raise InputError(f'{field}: a CLIP guides to a text, and config.task={run.config.task!r} takes none')
+  second, params, _ = open_at(guide.model)
+  if 'embed_text' not in second.can:
+    raise InputError(f'{field}: expected the work directory of configs/clip.py, siglip.py or noised_clip.py, and '
+                     f'{guide.model} has the objective {second.objective.name}')
+  _require_facts(field, guide.model, second.task.facts, run.task.facts, ('shape', 'tokens'))
+  if second.schedule is not None:
+    _require_schedule(field, guide.model, second.config, run.config)
+  return second, params
+
+
+def _require_facts(field, where, there, here, names):
+  """Raises InputError where facts of two models differ."""
+  short = lambda value: str(value) if len(str(value)) <= 80 else str(value)[:80] + ' ..'
+  there, here = (json.loads(json.dumps(facts)) for facts in (there, here))
+  gaps = [f'{key} {short(there.get(key))} there, {short(here.get(key))} here' for key in names
+          if there.get(key) != here.get(key)]
+  if gaps:
+    raise InputError(f'{field}: {where} was trained on other data: {"; ".join(gaps)}')
+
+
+def _require_schedule(field, where, there, here):
+  """Raises InputError unless two configs have the same schedule: its times would be other noise levels."""
+  if specs.parse(there.schedule) != specs.parse(here.schedule):
+    raise InputError(f'{field}: {where} was trained on config.schedule={there.schedule!r}, the model on '
+                     f'{here.schedule!r}; use one with the same schedule')
+
+
 def _open_second(run, guide):
   """(Experiment, Weights) of 'WORKDIR' or 'WORKDIR@STEP'."""
   field = f'config.guide={guide.text!r}'
@@ -242,16 +277,10 @@ def _open_second(run, guide):
   newest = checkpoints.latest_meta()
   if newest is None:
     raise InputError(f'{field}: {workdir} holds no checkpoint')
-  facts, here = record_of(newest[1]).facts, json.loads(json.dumps(run.task.facts))
-  short = lambda value: str(value) if len(str(value)) <= 80 else str(value)[:80] + ' ..'
-  gaps = [f'{key} {short(facts.get(key))} there, {short(value)} here' for key, value in here.items()
-          if key not in OF_DATA and facts.get(key) != value]
-  if gaps:
-    raise InputError(f'{field}: {workdir} was trained on other data: {"; ".join(gaps)}')
+  here = run.task.facts
+  _require_facts(field, workdir, record_of(newest[1]).facts, here, [key for key in here if key not in OF_DATA])
   config = filled(ConfigDict(newest[1]['config']))
-  if specs.parse(config.schedule) != specs.parse(run.config.schedule):  # its times would be other noise levels
-    raise InputError(f'{field}: {workdir} was trained on config.schedule={config.schedule!r}, the model on '
-                     f'{run.config.schedule!r}; use one with the same schedule')
+  _require_schedule(field, workdir, config, run.config)
   second = build.build(config, run.task, run.example, run.mesh, open_model=open_at)
   state = checkpoints.restore(abstract_state(second), step).state
   return second, Weights(merged(state.ema, state.base), state.memory, placed_frozen(second))
