@@ -57,7 +57,7 @@ def _measure(run, weights, data, folder, report):
   if 'low' not in batch:
     metrics['input_distance'] = record.mean(view_distance(run, samples[:, 0], cond, peak))
   write_atomic(folder / 'ranks.png', histogram(found, p, covered))
-  page(inputs, truth, samples, average, peak, run.config).save(folder / 'restoration.png')
+  pages.save_png(page(inputs, truth, samples, average, peak, run.config), folder / 'restoration.png')
   notes = (f'psnr_mean and ssim_mean are of the mean of {AVERAGED} samples; psnr_gain is its PSNR above that of the '
            'degraded image as the network sees it; input_distance is how far a sample, degraded, is from that image, in '
            'steps of 255',
