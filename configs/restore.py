@@ -5,7 +5,7 @@ r"""Restoration: a model that sees a degraded image beside x, trained on pairs t
   python -m diffusion.main --config=configs/restore.py:colour                      grey to RGB, sprites
   python -m diffusion.main --config=configs/restore.py:mri                         a third of k-space, phantoms
   python -m diffusion.main --config=configs/restore.py:ct                          20 directions of rays, phantoms
-  python -m diffusion.main --config=configs/restore.py:tiny                        :sr in seconds, for tests; so :mri_tiny
+  python -m diffusion.main --config=configs/restore.py:tiny                 :sr in seconds, for tests; or :mri_tiny
   python -m diffusion.main --workdir=runs/sr --mode=evaluate                       PSNR, spread and its calibration
   python -m diffusion.main --workdir=runs/sr --mode=edit --config.edit.task=restore --config.edit.image=small.png
 

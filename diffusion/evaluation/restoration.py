@@ -59,8 +59,8 @@ def _measure(run, weights, data, folder, report):
   write_atomic(folder / 'ranks.png', histogram(found, p, covered))
   pages.save_png(page(inputs, truth, samples, average, peak, run.config), folder / 'restoration.png')
   notes = (f'psnr_mean and ssim_mean are of the mean of {AVERAGED} samples; psnr_gain is its PSNR above that of the '
-           'degraded image as the network sees it; input_distance is how far a sample, degraded, is from that image, in '
-           'steps of 255',
+           'degraded image as the network sees it; input_distance is how far a sample, degraded, is from that image, '
+           'in steps of 255',
            f'90 % intervals cover {100 * covered.value:.1f} % of the true values ({100 * covered.low:.1f} to '
            f'{100 * covered.high:.1f} %); ranks of the truth among samples are '
            + ('too few to test' if np.isnan(p) else f'uniform with p = {p:.2g}'))

@@ -72,8 +72,6 @@ def conditioned(how, shape, y):
     raise InputError(f"ddnm takes a measurement without noise, and {how.degradation.name} has some: use tmpd, pigdm or "
                      'ddnm_plus, or noise=0')
   if how.method == 'ddnm':
-    if how.degradation.name.startswith('ct'):  # its inverse, to the end
-      operator = operator._replace(inverse=operators.pseudo_inverse(operator.forward, shape))
     return lambda denoise: operators.ddnm(denoise, operator, y), False, None
   if how.method in ('ddnm_plus', 'ddrm'):
     return same, False, getattr(spectral, how.method)(operator, y, noise)

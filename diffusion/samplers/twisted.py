@@ -1,8 +1,8 @@
 """Particles that sample x0 given a measurement for any data: exact as their number grows (TDS, arXiv:2306.17775).
 
-A step proposes with the denoiser of posterior.pigdm. What it got wrong becomes the weight of a particle: its p(x_s | x_t)
-over that of the proposal, and log p(y | x_t), which ends in the exact one of x0. When weights become unequal, particles
-are drawn anew in their proportion.
+A step proposes with the denoiser of posterior.pigdm. What it got wrong becomes the weight of a particle: its
+p(x_s | x_t) over that of the proposal, and p(y | x_t), which ends in the exact one of x0. When weights become unequal,
+particles are drawn anew in their proportion.
 """
 from typing import Any, NamedTuple
 

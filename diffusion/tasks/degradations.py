@@ -1,7 +1,7 @@
 """What is measured of an image, and what the network sees of it: degradations that a config can name.
 
-A degradation is y = A x0 + noise * z with A of core/operators.py. The network sees the `view` of y, an image of the size of
-x0. To add one, write a function that returns a Degradation, and list it in DEGRADATIONS.
+A degradation is y = A x0 + noise * z with A of core/operators.py. The network sees the `view` of y, an image of
+the size of x0. To add one, write a function that returns a Degradation, and list it in DEGRADATIONS.
 """
 from typing import Callable, NamedTuple
 

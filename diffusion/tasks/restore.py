@@ -188,8 +188,8 @@ def disagreement(degradation, images, low, most=64):
   if factor > 1 and x0.shape[-1] == y.shape[-1]:
     strided = float(np.sqrt(np.mean((x0[:, ::factor, ::factor] - y) ** 2)))
     hint = ': they are every so many-th pixel (aliased), not means' if strided < gap / 4 else ''
-  return [f'the low images differ from {degradation.name} by {127.5 * gap:.2g} of 255 (root mean square), and its noise '
-          f'explains {127.5 * allowed:.2g}{hint}; a model for one does not serve the other']
+  return [f'the low images differ from {degradation.name} by {127.5 * gap:.2g} of 255 (root mean square), and its '
+          f'noise explains {127.5 * allowed:.2g}{hint}; a model for one does not serve the other']
 
 
 # ---- pages

@@ -63,7 +63,7 @@ def test_pigdm_and_dps_err_as_derived(level):
   seen = A @ spread @ A.T
   needed = lambda matrix: spread @ A.T @ matrix
   change = residual @ needed(np.linalg.inv(seen + NOISE ** 2 * np.eye(2))).T
-  np.testing.assert_allclose(of_x + change, exact, atol=1e-8)  # the derivation itself, by Bayes' rule and by conditioning
+  np.testing.assert_allclose(of_x + change, exact, atol=1e-8)  # the derivation, against conditioning
   dps = posterior.dps(plain(), LINEAR, Y.astype(np.float32), NOISE)(x, level).x0
   factor = np.eye(2) + seen / NOISE ** 2
   derived = residual @ (needed(np.linalg.inv(seen + NOISE ** 2 * np.eye(2))) @ factor).T
