@@ -1,9 +1,16 @@
 """PSNR, SSIM, ranks and coverage, against closed forms and distributions that are known."""
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy import stats
 
+from diffusion.data.dataset import Dataset, Source
+from diffusion.data.pairs import from_unit_of
+from diffusion.evaluation import restoration as report
 from diffusion.evaluation.metrics import restoration
+from diffusion.setup.config import default
+from diffusion.tasks import degradations, restore
 
 
 def test_psnr_is_that_of_noise_of_a_known_strength():
@@ -73,3 +80,28 @@ def test_p_is_uniform_where_the_spread_is_right_and_small_where_it_is_not():
   assert np.isnan(restoration.rank_test(np.arange(4), 19))
   samples, truth = made(300, 19, .5)
   assert restoration.inside(restoration.ranks(samples, truth, 0), 19)[:, :, 2:].mean() < .75  # too sure
+
+
+def test_a_report_of_exact_posterior_samples_says_so(monkeypatch, tmp_path):
+  """Independent pixels N(0, .3^2) with noise .3: the posterior is N(y / 2, .3^2 / 2), and every number is known."""
+  rng, std = np.random.default_rng(0), .3
+  pixels = lambda n: np.clip(np.round(127.5 * (1 + std * rng.standard_normal((n, 8, 10, 1)))), 0, 255).astype(np.uint8)
+  data = Source(Dataset(dict(images=pixels(20))), Dataset(dict(images=pixels(120))))
+  task = restore.restore(degradations.denoise(std), data=data.train)
+  config = default()
+  config.evaluate.num_samples = 19 * 110
+  run = SimpleNamespace(config=config, task=task, frozen={}, draws=True, encode=task.encode, decode=task.decode)
+  def exact(run, weights, cond, seed, each):
+    mean = cond['image'][:, None] / 2
+    return from_unit_of(mean + std / 2 ** .5 * rng.standard_normal((len(mean), each, 8, 10, 1)), 255)
+  monkeypatch.setattr(report, 'draw', exact)
+  assert report.EVALUATOR.needs(run, data) == ''
+  measured = report.EVALUATOR.measure(run, None, data, tmp_path, lambda label, text: None)
+  db = lambda variance: 10 * np.log10(4 / variance)
+  assert measured.metrics['psnr_mean'].value == pytest.approx(db(std ** 2 / 2 * (1 + 1 / 8)), abs=.15)
+  assert measured.metrics['psnr'].value == pytest.approx(db(std ** 2), abs=.15)
+  assert measured.metrics['psnr_gain'].value == pytest.approx(10 * np.log10(2 / (1 + 1 / 8)), abs=.15)
+  details = measured.details['restoration']
+  assert details['coverage']['low'] - .01 < .9 < details['coverage']['high'] + .01 and details['rank_p'] > .001
+  assert sum(details['ranks']) == 110 * 80 and measured.protocol['psnr']['number'] == 110
+  assert {path.name for path in tmp_path.iterdir()} == {'ranks.png', 'restoration.png'}
