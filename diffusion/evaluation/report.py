@@ -145,7 +145,8 @@ def table(made):
       better, interval = 'higher' if key in record.HIGHER else 'lower', f'{show(m["low"])} to {show(m["high"])}'
       heldout = show(real['value']) if real else ''
       lines.append(f'| {key} | {better} | {show(m["value"])} | {interval} | {m["n"]} | {heldout} |')
-  below = [key for key, m in made['metrics'].items() if m['value'] is not None and m['value'] < 0]
+  below = [key for key, m in made['metrics'].items() if m['value'] is not None and m['value'] < 0
+           and not key.endswith('_gain')]
   negative = f'{" and ".join(below)}: an unbiased estimate of a value near 0 may be negative'
   notes = made['notes'] + [negative] * bool(below)
   return '\n'.join([*lines, '', *notes]).rstrip() + '\n'

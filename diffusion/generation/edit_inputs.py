@@ -5,21 +5,26 @@ model's; others are refused, or scaled and cropped with config.edit.resize.
 """
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from diffusion.core import operators
 from diffusion.data.decode_images import decoder, reason
+from diffusion.data.pairs import as_unit, from_unit_of, read_image
 from diffusion.errors import InputError
-from diffusion.generation import requests
+from diffusion.generation import requests, restoring
 from diffusion.samplers import constraints
 from diffusion.setup import specs
 from diffusion.setup.build import require
 from diffusion.system.files import user_path
 from diffusion.tasks.classes import split_names
+from diffusion.tasks.restore import eight_bits, to_measurement
 from diffusion.tasks.text_to_image import prompts_of
 
 # The tasks, and the file that each needs besides the image.
 TASKS = dict(inpaint='mask', repaint='mask', outpaint='', img2img='', invert='', interpolate='target', colourise='',
-             upscale='')
+             upscale='', restore='')
 MASKED = ('inpaint', 'repaint', 'outpaint')  # known pixels are replaced at every level
 FILLED = ('inpaint', 'outpaint')  # what a model of tokens can do: known ones stay as they are
 RANGES = dict(num_samples=(1, 10_000), factor=(2, 64), jump=(1, 10_000), repeats=(1, 10_000), strength=(0, 1))
@@ -34,14 +39,18 @@ class Inputs(NamedTuple):
   source_cond: Any         # [1, ...] or None
   labels: list             # one per result
   notes: tuple = ()        # lines for the user on what was asked for
+  measured: Any = None     # of a restore: its numbers y, float32
 
 
 def check(options):
   """Raises InputError for what is wrong with config.edit for any model."""
-  if options.task not in TASKS:
+  task = name_of(options.task)
+  if task not in TASKS:
     raise InputError(f'config.edit.task={options.task!r}: {specs.unknown(options.task, TASKS)}')
+  if task == 'restore':
+    restoring.parse(options.task)
   for field in ('image', 'mask', 'target'):
-    needed = field in ('image', TASKS[options.task])
+    needed = field in ('image', TASKS[task])
     if needed and not options[field]:
       raise InputError(f'config.edit.task={options.task!r} needs a file: give --config.edit.{field}=FILE')
     if options[field] and not needed:
@@ -52,6 +61,11 @@ def check(options):
       raise InputError(f'config.edit.{field}={options[field]}: expected a number from {low} to {high}')
   if len(options.shift) != 2 or not all(type(n) is int for n in options.shift):
     raise InputError(f'config.edit.shift={tuple(options.shift)}: expected pixels (down, right), such as (4, 0)')
+
+
+def name_of(task):
+  """The name of a task; of 'restore(..)' without its arguments."""
+  return 'restore' if restoring.is_restore(task) else task
 
 
 def read(run):
@@ -66,6 +80,11 @@ def read(run):
             if run.predicts else '; give the work directory of a diffusion model')
   if run.task.gives != 'images':
     raise InputError(f'--mode=edit takes a model of images, and config.task={run.config.task!r} is none')
+  if name_of(options.task) == 'restore':
+    return _to_restore(run)
+  if 'image' in run.task.takes:
+    raise InputError(f'config.edit.task={options.task!r}: config.task={run.config.task!r} restores images; use '
+                     '--config.edit.task=restore')
   size = _input_size(run)
   if options.task in MASKED and run.predicts == 'denoise':
     constraints.inpaint(run.sampler, 0., True).plan(run.levels)  # refuses samplers that skip levels
@@ -79,6 +98,54 @@ def read(run):
   target = _image(options, 'target', size, run.shape[-1]) if options.target else None
   labels = labels or [f'variant {i}' for i in range(options.num_samples)]
   return Inputs(image, target, mask, cond, source_cond, labels, notes)
+
+
+def _to_restore(run):
+  """The Inputs of a restore, by a model that has learned to, or by any other one and what is measured."""
+  options, how = run.config.edit, restoring.parse(run.config.edit.task)
+  learned, setting = 'image' in run.task.takes, f'config.edit.task={options.task!r}'
+  labels = [f'variant {i}' for i in range(options.num_samples)]
+  if learned and how.degradation:
+    raise InputError(f'{setting}: this model has learned what it restores, config.task={run.config.task!r}; use '
+                     '--config.edit.task=restore')
+  if learned:
+    path = f'config.edit.image={options.image!r}'
+    cond = requests.ask(run, dict(image=options.image), np.arange(options.num_samples), options.seed, '').cond
+    shown = run.decode(run.frozen, jnp.zeros((1, *run.shape)), jax.tree.map(lambda a: a[:1], cond))['inputs']
+    return Inputs(eight_bits(np.asarray(shown))[0], None, None, cond, None, labels)
+  require(run, 'denoise')
+  if not how.degradation:
+    raise InputError(f"{setting}: say what was measured, such as 'restore(super_resolution(4))'")
+  y, shown = _measurement(options, how.degradation, run.shape)
+  try:
+    restoring.conditioned(how, run.shape, jnp.asarray(y)[None])
+  except InputError as error:
+    raise InputError(f'{setting}: {error}') from error
+  particles = how.particles if how.method == 'smc' else 0
+  if particles and len(wanted(run)) > 1:
+    raise InputError(f'{setting}: particles are of one posterior; ask for one class')
+  if particles and particles < options.num_samples:
+    raise InputError(f'{setting}: {particles} particles for config.edit.num_samples={options.num_samples}; set more')
+  cond, asked, _, notes = _conditions(run, 'classes', particles or options.num_samples)
+  return Inputs(shown, None, None, cond, None, (asked or labels)[:options.num_samples], notes, y)
+
+
+def _measurement(options, degradation, shape):
+  """(y float32, what to show of it, uint8 of about the size of the model's images)."""
+  setting, path = f'config.edit.image={options.image!r}', user_path(options.image)
+  try:
+    operator = degradation.operator(shape)
+  except InputError as error:
+    raise InputError(f'config.edit.task={options.task!r}: {error}') from error
+  if str(path).endswith('.npy') or not degradation.picture:
+    y = to_measurement(degradation, read_image(path, setting), shape, setting)
+  else:
+    *size, channels = jax.eval_shape(operator.forward, jax.ShapeDtypeStruct(shape, jnp.float32)).shape
+    image = _image(options, 'image', tuple(size), shape[-1])
+    x = as_unit(image)
+    y = np.asarray(operators.luma().forward(x)) if channels < shape[-1] else x
+  view = np.asarray(degradation.view(jnp.asarray(y)[None], shape))[0]
+  return y, from_unit_of(view, 255)
 
 
 def _input_size(run):

@@ -8,16 +8,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from diffusion import samplers
 from diffusion.core import operators
 from diffusion.core.gaussian import clip
-from diffusion.generation import sampling, strips
-from diffusion.generation.edit_inputs import wanted
+from diffusion.generation import restoring, sampling, strips
+from diffusion.generation.edit_inputs import name_of, wanted
 from diffusion.samplers import constraints
+from diffusion.setup.build import without_clip
 from diffusion.system import sharding
 from diffusion.system.files import numbered_folder, write_atomic, write_npz
 from diffusion.tasks import pages
+from diffusion.tasks.restore import eight_bits
 from diffusion.training.open_model import with_guide_model
 
 COLUMNS = 8  # of before_after.png
@@ -161,8 +164,22 @@ def _constrained(run, weights, inputs, operator, y):
   return draw(run._replace(denoise=denoise), weights, inputs.cond, len(inputs.labels))
 
 
+def restore(run, weights, inputs):
+  """Images of which the input may be a degraded one: samples of the posterior."""
+  how = restoring.parse(run.config.edit.task)
+  if how.degradation is None:
+    images, facts = draw(run, weights, inputs.cond, len(inputs.labels)), {}
+  else:
+    images, facts = restoring.draw(run, weights, how, inputs.measured, inputs.cond, len(inputs.labels))
+  average = np.round(images.mean(0)).astype(images.dtype)
+  before = [('input', inputs.image), (f'mean of {len(images)}', eight_bits(average))]
+  arrays = dict(spread=images.std(0)) | ({} if inputs.measured is None else dict(measured=inputs.measured))
+  return Result(images, inputs.labels, before, arrays, facts)
+
+
 OPERATIONS = dict(inpaint=inpaint, repaint=repaint, outpaint=repaint, img2img=img2img, invert=invert,
-                  interpolate=interpolate, colourise=colourise, upscale=upscale)
+                  interpolate=interpolate, colourise=colourise, upscale=upscale,
+                  restore=restore)
 
 
 # ---- what is written
@@ -178,8 +195,10 @@ def write(run, inputs, parent, weights, step, versions):
   Returns:
     The folder.
   """
+  name = name_of(run.config.edit.task)
+  run = without_clip(run) if name == 'restore' and inputs.measured is not None else run
   with numbered_folder(parent, step) as folder:
-    result = OPERATIONS[run.config.edit.task](
+    result = OPERATIONS[name](
       *with_guide_model(run, weights, run.config.edit.classes or 'none'), inputs)
     _write_result(folder, run, inputs, result, step, versions)
   return folder
@@ -187,17 +206,23 @@ def write(run, inputs, parent, weights, step, versions):
 
 def _write_result(folder, run, inputs, result, step, versions):
   config, task = run.config, run.config.edit.task
-  tiles = [_rgb(image) for _, image in result.before] + [_rgb(image) for image in result.images]
+  tiles = [_rgb(image) for _, image in result.before] + [_rgb(image) for image in eight_bits(result.images)]
   labels = [label for label, _ in result.before] + list(result.labels)
   sampler = 'ddim' if task in ('invert', 'interpolate') else config.sampler
   title = f'{task}, step {step}, {sampler}, {config.grid}'
   pages.save_png(pages.grid(np.stack(tiles), COLUMNS, labels, title), folder / 'before_after.png')
   for i, image in enumerate(result.images):
-    pages.save_png(image, folder / f'edit_{i:02d}.png')
+    pages.save_png(_file(image), folder / f'edit_{i:02d}.png')
   write_npz(folder / 'samples.npz', dict(images=result.images, picture=inputs.image) | result.arrays)
   record = dict(step=step, config=json.loads(config.to_json()), classes=list(run.classes), labels=labels,
                 versions=versions)
   write_atomic(folder / 'record.json', json.dumps(record | result.facts, indent=2).encode())
+
+
+def _file(image):
+  """What a PNG can hold of an image: all of 8 bits, and grey of 16."""
+  whole = image.dtype == np.uint8 or image.shape[-1] > 1
+  return eight_bits(image) if whole else Image.fromarray(np.ascontiguousarray(image[..., 0]))
 
 
 def _rgb(image):

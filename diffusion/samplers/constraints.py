@@ -1,4 +1,4 @@
-"""Editing with any solver: constraints on samplers, and starting points (constraints on denoisers: core/operators.py).
+"""Editing with any solver: constraints on samplers (on denoisers: core/posterior.py), and starting points.
 
 A mask is 1 where x is generated and 0 where it is known; known values and masks broadcast against x.
 

@@ -268,6 +268,13 @@ def _with_guidance(run, parts):
   return run._replace(guided=guided, denoise=guided(None))
 
 
+def without_clip(run):
+  """The experiment whose denoiser does not keep x0 in its bounds: for what differentiates it."""
+  config = run.config.copy_and_resolve_references()
+  config.clip_x0 = False
+  return _with_guidance(run._replace(config=config), check(config))._replace(config=run.config)
+
+
 def on_schedule(run, schedule):
   """The experiment with the sampler and the grid on another schedule, such as one that was learned."""
   levels = make_grid(run.config, schedule)

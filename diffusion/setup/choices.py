@@ -8,11 +8,13 @@ from diffusion.nets import NETS
 from diffusion.setup import specs
 from diffusion.setup.optimizer import LR_SCHEDULES, OPTIMIZERS
 from diffusion.tasks import TASKS
+from diffusion.tasks.degradations import DEGRADATIONS
 
 
 CHOICES = dict(
   data=SOURCES,
   task=TASKS,
+  degradation=DEGRADATIONS,
   objective=objectives.OBJECTIVES,
   net=NETS,
   schedule=core.SCHEDULES | objectives.SCHEDULES,

@@ -98,7 +98,8 @@ def _sample(c):
 def _edit():
   """Editing your own images, with --mode=edit."""
   e = ml_collections.ConfigDict()
-  e.task = 'inpaint'           # inpaint, repaint, outpaint, img2img, invert, interpolate, colourise, upscale
+  e.task = 'inpaint'           # inpaint, repaint, outpaint, img2img, invert, interpolate, colourise, upscale,
+                               # 'restore(super_resolution(4), tmpd)'; restore alone where the model is one
   e.image = ''                 # the file, any format, of the model's size
   e.mask = ''                  # inpaint, repaint: a file of the same size, white where the image is repainted
   e.target = ''                # interpolate: the other image

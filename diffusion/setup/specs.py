@@ -1,14 +1,14 @@
 """Parts of a config as one string, `name` or `name(argument, key=value)`.
 
 Arguments are Python literals; anything else is a string, so that `folder(/my/images, size=32)` needs no quotes. An
-argument called schedule, grid, sampler, predict or net may be a spec itself, as in `shift(cosine(None), 3)`.
+argument called schedule, grid, sampler, predict, net or degradation may be a spec itself, as in `shift(cosine(None), 3)`.
 """
 import ast
 import inspect
 
 from diffusion.errors import InputError, unknown
 
-NESTED = {'schedule', 'grid', 'sampler', 'predict', 'net'}
+NESTED = {'schedule', 'grid', 'sampler', 'predict', 'net', 'degradation'}
 HIDDEN = ('self', 'parent', 'name', 'constrain')  # fields of a Flax module that no spec sets
 
 

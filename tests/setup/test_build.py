@@ -156,8 +156,8 @@ def test_every_choice_of_every_field_can_be_built_from_its_bare_name_or_says_wha
   needs = dict(from_betas='betas', scaled='predict', table='weights', shift='ratio', times='values', sigmas='values',
                sub_vp='schedule', zero_terminal='schedule', with_text='net')
   extra = dict(schedule=schedules.cosine(), levels=grids.trailing(10)(schedules.cosine()), classes=2)
-  for field in ('task', 'net', 'schedule', 'predict', 'timesteps', 'loss_weight', 'loss_type', 'noise_type',
-                'optimizer', 'lr_schedule', 'sampler', 'grid'):
+  for field in ('task', 'degradation', 'net', 'schedule', 'predict', 'timesteps', 'loss_weight', 'loss_type',
+                'noise_type', 'optimizer', 'lr_schedule', 'sampler', 'grid'):
     for name in build.CHOICES[field]:
       if name in needs and field != 'task':
         with pytest.raises(InputError, match=needs[name]):

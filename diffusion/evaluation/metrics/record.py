@@ -25,7 +25,7 @@ LOWER = ('fd_infinity', 'fd', 'kid', 'sliced_wasserstein', 'copies', 'heldout_er
 HIGHER = ('precision', 'recall', 'density', 'coverage', 'inception_score', 'class_accuracy', 'attribute_accuracy',
           'diversity', 'authenticity', 'tstr', 'tstr_ratio', 'rare_categories', 'caption_class', 'caption_kind',
           'caption_colour', 'caption_second', 'clip_score', 'recall_text_1', 'recall_text_5', 'recall_image_1',
-          'recall_image_5', 'zero_shot')
+          'recall_image_5', 'zero_shot', 'psnr', 'psnr_mean', 'psnr_gain', 'ssim_mean')
 # Metrics of families have names that end in one of these; lower is better.
 ENDINGS = ('_distance', '_nll', '_error')
 # The expected value depends on n.

@@ -1,0 +1,66 @@
+r"""Restoration: a model that sees a degraded image beside x, trained on pairs that a degradation makes.
+
+  python -m diffusion.main --config=configs/restore.py:sr --workdir=runs/sr        4x4 to 16x16 pixels, sprites
+  python -m diffusion.main --config=configs/restore.py:deblur                      blur and noise, sprites
+  python -m diffusion.main --config=configs/restore.py:colour                      grey to RGB, sprites
+  python -m diffusion.main --config=configs/restore.py:mri                         a third of k-space, phantoms
+  python -m diffusion.main --config=configs/restore.py:ct                          20 directions of rays, phantoms
+  python -m diffusion.main --config=configs/restore.py:tiny                 :sr in seconds, for tests; or :mri_tiny
+  python -m diffusion.main --workdir=runs/sr --mode=evaluate                       PSNR, spread and its calibration
+  python -m diffusion.main --workdir=runs/sr --mode=edit --config.edit.task=restore --config.edit.image=small.png
+
+Your own pairs, of files with the same names in two folders, 8 or 16 bits:
+  --config.task=restore --config.data='pairs(good, degraded)'
+Ten minutes each; see docs/restoration.md for what was measured.
+"""
+from diffusion.setup.config import default, tiny, variant
+
+HEADS = 'phantoms(32)'
+
+
+def sr(c):
+  return c
+
+
+def deblur(c):
+  c.task = 'restore(deblur(1, noise=.05))'
+  return c
+
+
+def colour(c):
+  c.task = 'restore(colour)'
+  return c
+
+
+def mri(c):
+  c.data, c.task = HEADS, 'restore(mri(3, noise=.05))'
+  return c
+
+
+def ct(c):
+  c.data, c.task = HEADS, 'restore(ct(20, noise=.02))'
+  return c
+
+
+VARIANTS = dict(sr=sr, deblur=deblur, colour=colour, mri=mri, ct=ct)
+
+
+def small(c):
+  """A variant in its tiny form."""
+  c = tiny(c)
+  c.data = 'phantoms(16, n=64, heldout=16)' if c.data == HEADS else c.data
+  return c
+
+
+def get_config(name=''):
+  c = default()
+  c.task = 'restore(super_resolution(4))'
+  c.guide, c.condition_dropout = '', 0.
+  c.sampler, c.grid = 'ddim(eta=1)', 'trailing(25)'
+  c.minutes, c.batch = 10., 32
+  c.val_every = c.save_every = 600
+  c.sample_every = 1000
+  c.sample.num_samples = 32
+  c.evaluate.num_samples = 1900  # 19 of each of 100 images
+  return variant(c, name, **VARIANTS, tiny=small,
+                 **{f'{key}_tiny': lambda c, make=make: small(make(c)) for key, make in VARIANTS.items()})
