@@ -64,8 +64,10 @@ def reported(measured, error):
   """What is logged of an objective's metrics {name: [] or [B]}: their means, and sums of `error` by log-SNR.
 
   'each', 'time' and 'logsnr' are not: the mean of the first is the loss, and the others say where it was measured.
+  Nor is what begins with _, which is for the objective alone.
   """
-  means = {name: jnp.mean(a) for name, a in measured.items() if name not in ('each', 'time', 'logsnr')}
+  means = {name: jnp.mean(a) for name, a in measured.items()
+           if name not in ('each', 'time', 'logsnr') and not name.startswith('_')}
   if 'logsnr' not in measured:
     return means
   total, count = error_by_logsnr(measured[error], measured['logsnr'])
