@@ -86,7 +86,7 @@ def _as_matrices(params):
 
 
 OPTIMIZERS = dict(adamw=adamw, adam=adam, radam=radam, sgd=sgd, lion=lion, muon=muon)
-UNDECAYED = ('uncertainty', 'curve')  # parameters that are not the network's: weight decay leaves them alone
+UNDECAYED = ('uncertainty', 'curve', 'log_scale')  # parameters that are not the network's: weight decay leaves them alone
 
 
 # ---- groups of parameters
