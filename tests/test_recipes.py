@@ -18,7 +18,7 @@ NET = '--config.net=unet(channels=16, multipliers=(1,), blocks=1, attention=(), 
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem)
 def test_every_recipe_fits_together_at_full_size(path):
   recipe = runpy.run_path(str(path))['get_config']
-  others = dict(cifar10=('pod',), imagenet64=('pod', 'quarter'), captions_discrete=('pod',), patients=('mixed',))
+  others = dict(kl=('adversarial', 'pod'), vq=('pod',), latent=('pod',), cifar10=('pod',), imagenet64=('pod', 'quarter'), captions_discrete=('pod',), patients=('mixed',))
   for variant in ('', 'tiny', *others.get(path.stem, ())):
     check(recipe(variant))
 

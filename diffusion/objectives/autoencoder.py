@@ -111,7 +111,11 @@ def _minus_log_prob(likelihood, params, x0, made):
 
 
 def _model(network, bottleneck, likelihood, critic, shape):
-  """(params, memory, frozen) -> Model."""
+  """(params, memory, frozen) -> Model.
+
+  Its `inspect` also has what an image costs, in nats or bits for each value: the likelihood given a sampled latent, and
+  the KL of the latents or their codes, all equally likely.
+  """
   def model(params, memory, frozen):
     encode = lambda x0: network.call(params, 'encode', x0)
     decode = lambda z: network.call(params, 'decode', bottleneck.decoded(z, memory))[0]
@@ -124,16 +128,16 @@ def _model(network, bottleneck, likelihood, critic, shape):
 
     def inspect(key, x0):
       moments, values = encode(x0), int(np.prod(x0.shape[1:]))
-      noise = bottleneck.noise(key, (len(x0), *shape))
-      z = bottleneck.latent(None, moments)
-      passed = bottleneck.through(moments, noise, memory, values)
+      z, found = bottleneck.latent(None, moments), bottleneck.inspect(moments, memory)
+      passed = bottleneck.through(moments, bottleneck.noise(key, (len(x0), *shape)), memory, values)
       made = network.call(params, 'decode', passed.z)[0]
-      found = bottleneck.inspect(moments, memory) | dict(
-        latent=z, minus_log_prob=_minus_log_prob(likelihood, params, x0, made))
+      rate = jnp.sum(found['kl'], (1, 2, 3)) if 'kl' in found else np.prod(shape[:2]) * np.log(bottleneck.codes)
+      nelbo = _minus_log_prob(likelihood, params, x0, made) + rate / values
+      bound = dict(bits_bound=nelbo / np.log(2)) if likelihood.discrete else dict(elbo_nll=nelbo)
       judged = lambda x: jnp.mean(network.call(params, 'judge', x), (1, 2))
-      return found | (dict(real=judged(x0), made=judged(decode(z))) if critic else {})
+      return found | bound | dict(latent=z) | (dict(real=judged(x0), made=judged(decode(z))) if critic else {})
     return Model(reconstruct=reconstruct, inspect=inspect, encode=encode, latent=bottleneck.latent, decode=decode,
-                 draw=draw if bottleneck.prior else None)
+                 draw=draw if bottleneck.prior else None, codes=bottleneck.codes)
   return model
 
 

@@ -67,4 +67,5 @@ class Model(NamedTuple):
   decode: Callable = None       # z -> x0
   inspect: Callable = None      # (key, x0) -> {name: [B, ...]} for an evaluation
   attention: Callable = None    # cond -> (x, noise) -> [[B, heads, pixels, tokens] of each layer that reads the text]
+  codes: int = 0                # number of values of a position, of an autoencoder with codes
   prior: Callable = None        # (keys [B], levels, shape) -> x at the noisiest level; None: Gaussian noise

@@ -152,7 +152,7 @@ def test_before_the_critic_is_trained_nothing_of_it_counts(game):
 def test_a_codebook_moves_the_same_whether_a_batch_is_whole_or_accumulated():
   made = built(bottlenecks.vq(8, decay=.5, least=0.), features=2)
   params, book = made.init(jax.random.key(0))
-  book = book._replace(codes=rng.normal(size=(8, 2)).astype(np.float32) * 3)
+  book = book._replace(codes=jnp.asarray(rng.normal(size=(8, 2)) * 3, jnp.float32))
   x0 = jnp.asarray(rng.normal(size=(12, 1, 1, 6)), jnp.float32)
   loss = lambda params, part=None: made.loss(jax.random.key(0), params, x0, None, memory=book, part=part)
   found = {}
