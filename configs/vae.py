@@ -1,4 +1,4 @@
-r"""A plain variational autoencoder (arXiv:1312.6114) of 16x16 game sprites, with an exact bound on the bits of an image.
+r"""A plain variational autoencoder (arXiv:1312.6114) of 16x16 game sprites, with a bound on the bits of an image.
 
   python -m diffusion.main --config=configs/vae.py
   python -m diffusion.main --workdir=runs/vae --mode=sample         drawn from N(0, 1): blurred, as of any plain VAE

@@ -80,11 +80,7 @@ def autoencoder(bottleneck, likelihood=None, adversarial=None, *, net, example, 
     metrics = dict(nelbo=each, minus_log_prob=minus_log_prob, error=square, psnr=psnr(square)) | passed.metrics
     if not (critic and train):
       return jnp.mean(each), metrics | dict(each=each)
-    more = adversary_of.terms(
-      adversarial, step, lambda disc, x: network.call(params | dict(disc=disc), 'judge', x),
-      lambda final, h: network.call(with_last(params, final), 'last', h),
-      (params['disc'], params['decoder']['conv_out']), x0, made, h,
-      lambda x: jnp.mean(_minus_log_prob(likelihood, jax.lax.stop_gradient(params), x0, x)))
+    more = _adversarial(adversarial, step, network, likelihood, params, x0, made, h)
     return jnp.mean(each) + more.value, metrics | more.metrics | dict(each=each)
 
   made = Objective('autoencoder', init, loss, _model(network, bottleneck, likelihood, critic, shape),
@@ -92,6 +88,15 @@ def autoencoder(bottleneck, likelihood=None, adversarial=None, *, net, example, 
                    evaluators=('reconstruction',))
   groups = dict(group=lambda path: 'disc' if path.startswith('disc/') else '', gradient=None)
   return made._replace(**groups) if critic else made
+
+
+def _adversarial(adversary, step, network, likelihood, params, x0, made, h):
+  """The adversarial.Terms of a batch."""
+  judge = lambda disc, x: network.call(params | dict(disc=disc), 'judge', x)
+  last = lambda final, h: network.call(with_last(params, final), 'last', h)
+  fixed = jax.lax.stop_gradient(params)
+  return adversary_of.terms(adversary, step, judge, last, (params['disc'], params['decoder']['conv_out']), x0, made, h,
+                            lambda x: jnp.mean(_minus_log_prob(likelihood, fixed, x0, x)))
 
 
 def psnr(square):

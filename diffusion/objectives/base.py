@@ -39,9 +39,9 @@ class Objective(NamedTuple):
   """
   name: str
   init: Callable   # key -> (params, memory); memory: what changes in training and is no parameter, () if nothing does
-  loss: Callable   # (key, params, x0, cond, *, memory, frozen, ema, step, train, part) -> (scalar, {name: [] or [B, ...]})
+  loss: Callable   # (key, params, x0, cond, *, memory, frozen, ema, step, train, part)
+                   # -> (scalar, {name: [] or [B, ...]}); names with _ before them are for `remember`, not logged
   model: Callable  # (params, memory, frozen) -> Model: only makes closures, and may be called without values
-                   # names that begin with _ are for `remember` alone and are not logged
   error: tuple = ('', '')  # the metric [B] that is reported by log-SNR (metrics['logsnr']), and what it is in words
   schedule: Callable = lambda params: None  # params, or None before training -> schedule; None: not Gaussian
   remember: Callable = lambda memory, metrics: memory  # once a step, with the metrics of the whole batch

@@ -106,7 +106,8 @@ def bounded(z, levels):
   """
   L = np.asarray(levels)
   half, offset = (L - 1) * (1 + 1e-3) / 2, np.where(L % 2, 0., .5)
-  return jnp.tanh(z + np.arctanh(offset / half).astype(np.float32)) * half.astype(np.float32) - offset.astype(np.float32)
+  half, offset, shift = (np.float32(a) for a in (half, offset, np.arctanh(offset / half)))
+  return jnp.tanh(z + shift) * half - offset
 
 
 def scalar_index(rounded, levels):
@@ -216,7 +217,7 @@ def fsq(levels=(8, 5, 5, 5)):
   levels: of each channel; their product is the number of codes.
   """
   if not isinstance(levels, (tuple, list)) or not levels or not all(type(n) is int and n > 1 for n in levels):
-    raise InputError(f'fsq(levels={levels!r}): expected whole numbers of at least 2, one per channel, such as (8, 5, 5)')
+    raise InputError(f'fsq(levels={levels!r}): expected whole numbers of at least 2, one per channel: (8, 5, 5)')
   half = np.float32(np.asarray(levels) // 2)
   snapped = lambda z: jnp.round(z * half) / half
 

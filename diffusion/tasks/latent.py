@@ -1,8 +1,8 @@
-"""Another task in the latents of an autoencoder: x0 is what the autoencoder makes of its images, one standard deviation
-wide in each channel.
+"""Another task in the latents of an autoencoder: x0 is what it makes of images, with mean 0 and deviation 1 a channel.
 
-The autoencoder is given weights: an argument of compiled functions, and in the checkpoint by its hash alone. The mean and
-standard deviation of each channel are measured here, kept in the checkpoint, and used in `encode` and `decode` alone.
+The autoencoder is given weights: an argument of compiled functions, and in the checkpoint by its hash alone. The mean
+and standard deviation of each channel are measured here, kept in the checkpoint, and used in `encode` and `decode`
+alone.
 """
 from functools import partial
 
@@ -40,11 +40,7 @@ def latent(autoencoder, task, cached=True, *, data=None, facts=None, fitted=None
   opened = open_autoencoder(autoencoder, open_model)
   _check(autoencoder, task, opened)
   weights = given(opened)
-  own = tensors.digest(weights)
-  known = (facts or {}).get('autoencoder', own)
-  if known != own:
-    raise InputError(f'autoencoder={autoencoder!r}: its weights have the hash {own[:8]}, and this model was trained on '
-                     f'latents of {known[:8]}; give that autoencoder, or train anew in another --workdir')
+  own = _same(autoencoder, weights, facts or {})
   model = lambda frozen: opened.run.model(frozen['autoencoder'])
   frozen = dict(autoencoder=weights, task=task.frozen)
   if data is not None:
@@ -82,6 +78,16 @@ def given(opened):
   group, weights = opened.run.objective.group, sharding.fetch(opened.weights)
   params = {name: tree for name, tree in weights.params.items() if not group(name + '/')}
   return weights._replace(params=params)
+
+
+def _same(where, weights, facts):
+  """The hash of the weights; raises InputError if a model with these facts was trained with others."""
+  own = tensors.digest(weights)
+  known = facts.get('autoencoder', own)
+  if known != own:
+    raise InputError(f'autoencoder={where!r}: its weights have the hash {own[:8]}, and this model was trained on '
+                     f'latents of {known[:8]}; give that autoencoder, or train anew in another --workdir')
+  return own
 
 
 def _check(where, task, opened):

@@ -123,7 +123,8 @@ def test_each_player_gets_the_gradient_of_its_own_term_alone(game):
   moments = z.encode(x0)
   image = z.decode(bottlenecks.sample(*bottlenecks.posterior(moments), eps))
   judge = lambda w, x: jnp.tanh(x @ w)
-  critic = lambda w: .5 * jnp.mean(jnp.maximum(0, 1 - judge(w, x0))) + .5 * jnp.mean(jnp.maximum(0, 1 + judge(w, image)))
+  over = lambda a: jnp.mean(jnp.maximum(0, a))
+  critic = lambda w: .5 * over(1 - judge(w, x0)) + .5 * over(1 + judge(w, image))
   np.testing.assert_allclose(warm['disc']['w'], jax.grad(critic)(params['disc']['w']), rtol=1e-5, atol=1e-7)
   both, _ = parts_of(made, params, x0, 12)  # the autoencoder's term moves the critic not at all
   np.testing.assert_allclose(both['disc']['w'], warm['disc']['w'], rtol=1e-6)
