@@ -61,6 +61,17 @@ def test_an_autoencoder_with_a_discriminator_is_trained_and_measured(kl):
     assert page.size[0] > 300
 
 
+@pytest.mark.parametrize('name, metric', [('vq', 'perplexity'), ('vae', 'rate')])
+def test_other_autoencoders_are_trained_and_one_draws(name, metric, tmp_path):
+  commands.train(recipe(name), epath.Path(tmp_path))
+  assert np.isfinite(read_metrics(tmp_path / 'metrics.jsonl')[-1][metric])
+  assert (tmp_path / 'samples').exists() == (name == 'vae')
+  if name == 'vq':
+    loaded = diffusion.load(tmp_path)
+    count = np.asarray(loaded.weights.memory.count)
+    assert np.all(np.isfinite(count)) and count.sum() > 0  # started from data, and in the checkpoint
+
+
 def test_a_model_of_latents_is_trained_resumed_drawn_and_evaluated(latent, kl):
   meta = stored_meta(latent)
   assert set(meta['hashes']) == {'task'} and meta['example'][0] == ['float32', [1, 8, 8, 4]]

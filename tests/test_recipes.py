@@ -34,7 +34,7 @@ def test_the_pod_of_text_to_image_fits_together_with_a_vocabulary(tmp_path):
 
 
 @pytest.mark.parametrize('recipe', ['linear_ddpm', 'offset_cosine', 'sprites_course', 'fashion_mnist', 'cifar10',
-                                    'learned_variance', 'own_folder'])
+                                    'learned_variance', 'own_folder', 'denoising_ae'])
 def test_every_recipe_runs_in_its_tiny_form(recipe, command, tmp_path):
   data = []
   if recipe == 'fashion_mnist':
