@@ -147,7 +147,7 @@ def write_examples(run, workdir, data):
   """data.png: examples of the training data, as the model's samples will look."""
   index = np.arange(min(64, size(data)))
   x0, cond = run.encode(run.frozen, None, run.task.batch(data, index))
-  outputs = jax.device_get(run.decode(run.frozen, x0, cond))
+  outputs = jax.device_get(jax.jit(run.decode)(run.frozen, x0, cond))
   labels = captions(data, index)
   if 'prompt' in run.task.takes:
     labels = [str(text) for text in first_captions(data)[index]]

@@ -45,5 +45,6 @@ def needs_likelihood(run, data):
   return first(
     '' if 'denoise' in run.can else f'the objective {run.objective.name} draws nothing',
     'the likelihood takes a model without self-conditioning' if run.self_condition else '',
+    'the bits of latents lack the part of their autoencoder' if 'autoencoder' in run.task.facts else '',
     '' if run.task.levels else 'x0 is continuous and has no bits',
     'x0 lives in a subspace' if run.task.project else '', needs_heldout(data))

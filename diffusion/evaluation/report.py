@@ -45,7 +45,7 @@ def prepare(run, data):
   options = run.config.evaluate
   named = split_names(options.parts)
   names, reasons = [], {}
-  for name in named or run.task.evaluators:
+  for name in named or (*run.objective.evaluators, *run.task.evaluators):
     reason = EVALUATORS[name].needs(run, data)
     if reason:
       reasons.setdefault(reason, []).append(name)

@@ -26,6 +26,7 @@ from diffusion.tasks.text_to_image import prompts_of
 TASKS = dict(inpaint='mask', repaint='mask', outpaint='', img2img='', invert='', interpolate='target', colourise='',
              upscale='', restore='')
 MASKED = ('inpaint', 'repaint', 'outpaint')  # known pixels are replaced at every level
+MEASURED = ('colourise', 'upscale', 'restore')  # what is measured is that of pixels
 FILLED = ('inpaint', 'outpaint')  # what a model of tokens can do: known ones stay as they are
 RANGES = dict(num_samples=(1, 10_000), factor=(2, 64), jump=(1, 10_000), repeats=(1, 10_000), strength=(0, 1))
 
@@ -80,22 +81,25 @@ def read(run):
             if run.predicts else '; give the work directory of a diffusion model')
   if run.task.gives != 'images':
     raise InputError(f'--mode=edit takes a model of images, and config.task={run.config.task!r} is none')
+  if run.task.coarse and name_of(options.task) in MEASURED:
+    raise InputError(f'config.edit.task={options.task!r} measures pixels, and this model has latents; use img2img, '
+                     'inpaint or repaint, or a model of pixels')
   if name_of(options.task) == 'restore':
     return _to_restore(run)
   if 'image' in run.task.takes:
     raise InputError(f'config.edit.task={options.task!r}: config.task={run.config.task!r} restores images; use '
                      '--config.edit.task=restore')
-  size = _input_size(run)
+  size, channels = _input_size(run), picture_shape(run)[-1]
   if options.task in MASKED and run.predicts == 'denoise':
     constraints.inpaint(run.sampler, 0., True).plan(run.levels)  # refuses samplers that skip levels
   number = max(1, len(wanted(run))) if options.task == 'invert' else options.num_samples
   cond, labels, _, notes = _conditions(run, 'classes', number)
   source_cond = _conditions(run, 'source_class', 1).cond
   if options.task == 'outpaint':
-    image, mask = _canvas(options, size, run.shape[-1])
+    image, mask = _canvas(options, size, channels)
   else:
-    image, mask = _image(options, 'image', size, run.shape[-1]), _mask(options, size) if options.mask else None
-  target = _image(options, 'target', size, run.shape[-1]) if options.target else None
+    image, mask = _image(options, 'image', size, channels), _mask(options, size) if options.mask else None
+  target = _image(options, 'target', size, channels) if options.target else None
   labels = labels or [f'variant {i}' for i in range(options.num_samples)]
   return Inputs(image, target, mask, cond, source_cond, labels, notes)
 
@@ -148,11 +152,17 @@ def _measurement(options, degradation, shape):
   return y, from_unit_of(view, 255)
 
 
+def picture_shape(run):
+  """(height, width, channels) of the images of a model, whatever its x0 is."""
+  return tuple(run.task.facts['shape']) if run.task.coarse else run.shape
+
+
 def _input_size(run):
   """(height, width) of the image that the task takes."""
-  options, size = run.config.edit, tuple(run.shape[:2])
-  if options.task == 'colourise' and run.shape[-1] != 3:
-    raise InputError(f"config.edit.task='colourise': this model has {run.shape[-1]} channels, expected 3 (RGB)")
+  options, (*size, channels) = run.config.edit, picture_shape(run)
+  size = tuple(size)
+  if options.task == 'colourise' and channels != 3:
+    raise InputError(f"config.edit.task='colourise': this model has {channels} channels, expected 3 (RGB)")
   if options.task != 'upscale':
     return size
   if any(side % options.factor for side in size):

@@ -61,7 +61,7 @@ def inpaint(run, weights, inputs):
     tokens = np.repeat(np.where(inputs.mask, -1, known)[None], len(inputs.labels), 0)
     named = {} if inputs.cond is None else dict(cond=inputs.cond)
     return _painted(run, weights, inputs._replace(cond=named | dict(known=tokens)), run.sampler)
-  return _painted(run, weights, inputs, constraints.inpaint(run.sampler, known, inputs.mask))
+  return _painted(run, weights, inputs, constraints.inpaint(run.sampler, known, _mask(run, inputs)))
 
 
 def repaint(run, weights, inputs):
@@ -69,13 +69,20 @@ def repaint(run, weights, inputs):
   options = run.config.edit
   if run.predicts == 'logits':
     return inpaint(run, weights, inputs)
-  sampler = constraints.repaint(run.sampler, encoded(run, weights, inputs.image[None])[0], inputs.mask,
+  sampler = constraints.repaint(run.sampler, encoded(run, weights, inputs.image[None])[0], _mask(run, inputs),
                                 options.jump, options.repeats)
   return _painted(run, weights, inputs, sampler)
 
 
+def _mask(run, inputs):
+  """The mask of x0."""
+  return run.task.coarse(inputs.mask, run.shape) if run.task.coarse else inputs.mask
+
+
 def _painted(run, weights, inputs, sampler):
   images = draw(run, weights, inputs.cond, len(inputs.labels), sampler=sampler)
+  if run.task.coarse:  # what comes out of an autoencoder is not quite what went in
+    images = np.where(inputs.mask, images, inputs.image)
   marked = np.where(inputs.mask, TINT, _rgb(inputs.image)).astype(np.uint8)
   return Result(images, inputs.labels, [('input', inputs.image), ('to paint', marked)], dict(mask=inputs.mask))
 

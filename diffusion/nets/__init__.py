@@ -10,6 +10,7 @@ A network declares as fields which of these values it takes, and `sized` passes 
   out_channels  channels of the output if not those of x, for self-conditioning and a learned variance
   constrain     function that keeps activations split by batch, to be called between blocks
   timed         whether an image tower is told the noise level, given by the objective
+  moments, critic      numbers for each latent value, and whether there is a discriminator, given by the objective
   vocabulary, length   number of token ids and most tokens of a text, where the task gives tokens
 
 Two more fields are optional, and read by `setting`:
@@ -28,12 +29,13 @@ import jax
 import jax.numpy as jnp
 
 from diffusion.errors import InputError
-from diffusion.nets import classifier, clip, initializers, mlp, transformer, unet, unet1d, with_text
+from diffusion.nets import autoencoder, classifier, clip, initializers, mlp, transformer, unet, unet1d, with_text
 
 NETS = dict(unet=unet.UNet, classifier=classifier.Classifier, mlp=mlp.Mlp,
-            unet1d=unet1d.UNet1d, transformer=transformer.Transformer, with_text=with_text.WithText, clip=clip.Clip)
+            unet1d=unet1d.UNet1d, transformer=transformer.Transformer, with_text=with_text.WithText, clip=clip.Clip,
+            autoencoder=autoencoder.Autoencoder)
 TINY = dict(unet=unet.TINY, classifier=classifier.TINY, mlp=mlp.TINY, unet1d=unet1d.TINY,
-            transformer=transformer.TINY, with_text=with_text.TINY, clip=clip.TINY)
+            transformer=transformer.TINY, with_text=with_text.TINY, clip=clip.TINY, autoencoder=autoencoder.TINY)
 DEFAULTS = dict(dtype='float32', remat=False)  # for networks without these fields
 
 
@@ -61,11 +63,12 @@ def setting(module, name):
 
 
 class Net(NamedTuple):
-  """A network as three pure functions."""
+  """A network as pure functions."""
   init: Callable     # (key, shape, cond=None) -> params
   apply: Callable    # (params, x, time, cond=None, train=False, rngs=None) -> out
   prepare: Callable  # (params, cond) -> cond, called once per sample and once per loss; mostly the identity
   look: Callable = None  # (params, x, time, cond) -> its attention to a context, a list of [B, heads, pixels, keys]
+  call: Callable = None  # (params, name, *arrays) -> what the module's method of that name returns
 
 
 def make(module):
@@ -81,6 +84,7 @@ def make(module):
         rngs: {'dropout': key} in training, if the network has dropout.
       prepare: (params, cond) -> cond.
       look: (params, x, time, cond) -> [weights [B, heads, pixels, keys] of each layer that attends to a context].
+      call: (params, name, *arrays) -> what another method of the module returns, such as encode.
   """
   prepares = hasattr(module, 'prepare')
 
@@ -106,5 +110,8 @@ def make(module):
     _, found = module.apply({'params': params}, x, time, cond, False, mutable=['intermediates'])
     return jax.tree.leaves(found)
 
-  return Net(init, apply, prepare, look)
+  def call(params, name, *arrays):
+    return module.apply({'params': params}, *arrays, method=name)
+
+  return Net(init, apply, prepare, look, call)
 

@@ -60,18 +60,19 @@ def _per_channel(v):
   return v.reshape(v.shape[0], 1, 1, v.shape[1]) if v.ndim == 2 else v
 
 
-def conv(x, kernel, stride=1, fast=None):
+def conv(x, kernel, stride=1, fast=None, padding=None):
   """Convolution (cross-correlation) of an odd kernel with (k - 1)/2 zeros on each side. No bias.
 
   Args:
     x: [B, H, W, C]. kernel: [k, k, C, F]. stride: int. fast: see the module docstring.
+    padding: other numbers of zeros, (above and to the left, below and to the right).
   Returns:
     [B, ceil(H/stride), ceil(W/stride), F].
   """
   k = kernel.shape[0]
   if k == 1 and stride == 1 and choose(fast):
     return dot(x, kernel[0, 0])
-  return _conv(x, kernel, stride, [(k // 2, k // 2)] * 2)
+  return _conv(x, kernel, stride, [padding or (k // 2, k // 2)] * 2)
 
 
 def _conv(x, kernel, stride, padding):
@@ -159,6 +160,7 @@ class Conv(nn.Module):
   zero: bool = False
   dtype: str = 'float32'
   fast: bool | None = None
+  padding: tuple | None = None  # as in `conv`
 
   @nn.compact
   def __call__(self, x):
@@ -167,7 +169,7 @@ class Conv(nn.Module):
     kernel = self.param(name, start, shape)
     bias = self.param('bias', ZEROS, (self.features,))
     x, kernel, bias = x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype)
-    y = up_conv(x, kernel, self.fast) if self.up else conv(x, kernel, self.stride, self.fast)
+    y = up_conv(x, kernel, self.fast) if self.up else conv(x, kernel, self.stride, self.fast, self.padding)
     return y + bias
 
 
@@ -175,6 +177,7 @@ class Norm(nn.Module):
   """Group normalisation, learned scale and shift, optionally a pair per example (FiLM). [B, H, W, C] -> same."""
   groups: int
   fast: bool | None = None
+  eps: float = 1e-5
 
   @nn.compact
   def __call__(self, x, film=None):
@@ -184,4 +187,4 @@ class Norm(nn.Module):
     if film is not None:
       more, add = jnp.split(film, 2, -1)
       scale, shift = scale * (1 + more), shift * (1 + more) + add
-    return group_norm(x, scale, shift, self.groups, fast=self.fast)
+    return group_norm(x, scale, shift, self.groups, self.eps, self.fast)

@@ -9,8 +9,8 @@ def mean_of_parts(loss, params, parts):
   """The gradient of a loss that is a mean over examples: of the whole batch, or accumulated over micro-batches.
 
   Args:
-    loss: (params, part=None) -> (mean over the examples of `part`, {name: [] or [examples]}); part: None for the whole
-      batch, or (i, parts) for its i-th micro-batch.
+    loss: (params, part=None) -> (mean over the examples of `part`, {name: [] or [examples, ...]}); part: None for the
+      whole batch, or (i, parts) for its i-th micro-batch.
     params: tree of arrays.
     parts: number of micro-batches. The activations of only one of them are held at a time.
   Returns:
@@ -26,7 +26,8 @@ def mean_of_parts(loss, params, parts):
   zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
   total, metrics = jax.lax.scan(add, zeros, jnp.arange(parts))
   value, grads = jax.tree.map(lambda a: a / parts, total)
-  return (value, {name: jnp.ravel(a) if a.ndim > 1 else jnp.mean(a) for name, a in metrics.items()}), grads
+  whole = lambda a: a.reshape(-1, *a.shape[2:]) if a.ndim > 1 else jnp.mean(a)
+  return (value, jax.tree.map(whole, metrics)), grads
 
 
 class Objective(NamedTuple):
@@ -38,7 +39,8 @@ class Objective(NamedTuple):
   """
   name: str
   init: Callable   # key -> (params, memory); memory: what changes in training and is no parameter, () if nothing does
-  loss: Callable   # (key, params, x0, cond, *, memory, frozen, ema, step, train, part) -> (scalar, {name: [] or [B]})
+  loss: Callable   # (key, params, x0, cond, *, memory, frozen, ema, step, train, part)
+                   # -> (scalar, {name: [] or [B, ...]}); names with _ before them are for `remember`, not logged
   model: Callable  # (params, memory, frozen) -> Model: only makes closures, and may be called without values
   error: tuple = ('', '')  # the metric [B] that is reported by log-SNR (metrics['logsnr']), and what it is in words
   schedule: Callable = lambda params: None  # params, or None before training -> schedule; None: not Gaussian
@@ -48,6 +50,7 @@ class Objective(NamedTuple):
   after: Callable = lambda params, step: params  # after each update, before the averages
   group: Callable = lambda path: ''  # path of a parameter -> its group in config.optimizer
   frozen: Any = ()  # given weights, such as a teacher: an argument of compiled functions
+  evaluators: tuple = ()  # names of what measures it (evaluation.EVALUATORS), beside those of the task
 
 
 class Model(NamedTuple):
@@ -61,6 +64,11 @@ class Model(NamedTuple):
   embed: Callable = None        # (x0, cond) -> features [B, ...]
   embed_image: Callable = None  # (x, noise, or None for clean x) -> unit vectors [B, D], in one space with
   embed_text: Callable = None   # cond -> unit vectors [B, D]
-  reconstruct: Callable = None  # (key, x0, cond) -> x0 [B, ...]
+  reconstruct: Callable = None  # (key or None, x0, cond) -> x0 [B, ...]
+  encode: Callable = None       # x0 -> moments [B, ...]: all that an autoencoder keeps of it
+  latent: Callable = None       # (key or None, moments) -> z [B, h, w, c]; None: the mean
+  decode: Callable = None       # z -> x0
+  inspect: Callable = None      # (key, x0) -> {name: [B, ...]} for an evaluation
   attention: Callable = None    # cond -> (x, noise) -> [[B, heads, pixels, tokens] of each layer that reads the text]
+  codes: int = 0                # number of values of a position, of an autoencoder with codes
   prior: Callable = None        # (keys [B], levels, shape) -> x at the noisiest level; None: Gaussian noise

@@ -235,7 +235,7 @@ def build(config, task, example, mesh, parts=None, open_model=None):
                    open_model=open_model, **named)
   params, schedule = _abstract_params(config, objective), objective.schedule(None)
   model = objective.model(None, (), ())._asdict()
-  can = frozenset(name for name, value in model.items() if value and name != 'prior')
+  can = frozenset(name for name, value in model.items() if value and name not in ('prior', 'codes'))
   if schedule is None:
     _check_gaussian(config, objective)
   if config.grad_accumulation > 1 and objective.gradient is None:

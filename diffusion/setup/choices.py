@@ -28,6 +28,10 @@ CHOICES = dict(
   lr_schedule=LR_SCHEDULES,
   sampler=samplers.SAMPLERS,
   grid=core.GRIDS,
+  # Not settings of their own, but arguments of config.objective.
+  bottleneck=objectives.BOTTLENECKS,
+  likelihood=objectives.LIKELIHOODS,
+  adversarial=objectives.ADVERSARIES,
 )
 
 

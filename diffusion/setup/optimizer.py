@@ -90,7 +90,7 @@ def _as_matrices(params):
 
 OPTIMIZERS = dict(adamw=adamw, adam=adam, radam=radam, sgd=sgd, lion=lion, muon=muon)
 # Parameters that are not the network's: weight decay leaves them alone.
-UNDECAYED = ('uncertainty', 'curve', 'logit_scale', 'logit_bias')
+UNDECAYED = ('uncertainty', 'curve', 'logit_scale', 'logit_bias', 'log_scale')
 
 
 # ---- groups of parameters

@@ -1,14 +1,15 @@
 """Parts of a config as one string, `name` or `name(argument, key=value)`.
 
 Arguments are Python literals; anything else is a string, so that `folder(/my/images, size=32)` needs no quotes. An
-argument called schedule, grid, sampler, predict, net or degradation may be a spec itself, as in `shift(cosine(None), 3)`.
+argument called as one of NESTED may be a spec itself, as in `shift(cosine(None), 3)`.
 """
 import ast
 import inspect
 
 from diffusion.errors import InputError, unknown
 
-NESTED = {'schedule', 'grid', 'sampler', 'predict', 'net', 'degradation'}
+PARTS = {'bottleneck', 'likelihood', 'adversarial', 'degradation'}  # arguments that are no settings by themselves
+NESTED = {'schedule', 'grid', 'sampler', 'predict', 'net', 'task', *PARTS}
 HIDDEN = ('self', 'parent', 'name', 'constrain')  # fields of a Flax module that no spec sets
 
 
@@ -72,6 +73,16 @@ def usage(name, function, given=()):
   return f'{name}({", ".join(str(p.replace(annotation=p.empty)) for p in fields)})'
 
 
+def _nested(choices, key, spec, outer, extra):
+  """The object that an argument describes; outer: the setting, for messages."""
+  try:
+    return resolve(choices, key, spec, **extra)
+  except InputError as error:
+    if key not in PARTS:
+      raise
+    raise InputError(f'{outer}: {str(error).removeprefix("config.")}') from error
+
+
 def resolve(choices, field, spec, **extra):
   """The object that a spec describes.
 
@@ -105,7 +116,7 @@ def resolve(choices, field, spec, **extra):
     raise InputError(f'config.{field}={spec!r}: {wrong[0]}; expected {expected}')
   for key in NESTED & bound.arguments.keys():
     if isinstance(bound.arguments[key], str):
-      bound.arguments[key] = resolve(choices, key, bound.arguments[key], **extra)
+      bound.arguments[key] = _nested(choices, key, bound.arguments[key], f'config.{field}={spec!r}', extra)
   try:
     return function(*bound.args, **bound.kwargs)
   except InputError as error:

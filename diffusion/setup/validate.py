@@ -137,7 +137,7 @@ def _check_training(config, parts):
                      'every level; use one of them')
   name = objective_name(config)
   for objective, field, value in (('vdm', 'schedule', 'learned'), ('classifier', 'net', 'classifier'),
-                                  ('contrastive', 'net', 'clip')):
+                                  ('contrastive', 'net', 'clip'), ('autoencoder', 'net', 'autoencoder')):
     if (name == objective) != (spec_name(config, field) == value):
       wanted = objective if name != objective else 'denoising'
       raise InputError(f"config.objective={config.objective!r} with config.{field}={config[field]!r}: the objective "
@@ -145,7 +145,10 @@ def _check_training(config, parts):
   if name == 'classifier':
     _expect(config, f'config.net={config.net!r}: a classifier does not use some of the settings', logvar_channels=0,
             self_condition=False, variance='fixed', noise_type='gaussian', loss_type='mse')
-  if loss_aware and name in ('classifier', 'mixed', 'discrete', 'contrastive'):
+  if name == 'autoencoder':
+    _expect(config, 'an autoencoder does not use some of the settings', logvar_channels=0, self_condition=False,
+            variance='fixed', noise_type='gaussian', loss_type='mse')
+  if loss_aware and name in ('classifier', 'mixed', 'discrete', 'contrastive', 'autoencoder'):
     raise InputError(f"the objective {name} does not take config.timesteps='loss_aware'")
   if name in ('mixed', 'discrete'):
     _expect(config, f'the objective {name} does not use some of the settings', logvar_channels=0,

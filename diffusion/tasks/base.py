@@ -50,6 +50,7 @@ class Task(NamedTuple):
   categories: Any = None    # of integer entries of x0: how many values each has, one number or one for each of the last
                             # axis; None: x0 has none
   project: Callable = None  # (x, cond) -> x, linear: the subspace x0 lives in, such as without padding; None: all
+  coarse: Callable = None   # (mask of an image, bool [H, W, 1]; shape of x0) -> that of x0, where it is no image
   between: Callable = blend  # conditions [1, ...] and [1, ...] -> [N, ...] on the way
   evaluators: tuple = ()    # names of what measures it (evaluation.EVALUATORS)
 

@@ -14,6 +14,7 @@ import optax
 from diffusion.data.dataset import read_batch
 from diffusion.data.prefetch import feed
 from diffusion.errors import InputError
+from diffusion.objectives.base import mean_of_parts
 from diffusion.setup.build import Weights
 from diffusion.setup.optimizer import merged
 from diffusion.system import multihost, sharding
@@ -50,7 +51,7 @@ def train_step(state, batch, key, frozen={}, *, encode, objective, optimizer, em
     return objective.loss(
       loss_key, merged(params, state.base), x0, cond, memory=state.memory, frozen=frozen.get('objective', ()),
       ema=state.ema, step=state.step, train=True, part=part)
-  (value, measured), grads = objective.gradient(loss, state.params, accumulate)
+  (value, measured), grads = (objective.gradient or mean_of_parts)(loss, state.params, accumulate)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = objective.after(optax.apply_updates(state.params, updates), state.step)
   average = lambda old, decay: optax.incremental_update(params, old, 1 - decay(state.step))
@@ -64,8 +65,10 @@ def reported(measured, error):
   """What is logged of an objective's metrics {name: [] or [B]}: their means, and sums of `error` by log-SNR.
 
   'each', 'time' and 'logsnr' are not: the mean of the first is the loss, and the others say where it was measured.
+  Nor is what begins with _, which is for the objective alone.
   """
-  means = {name: jnp.mean(a) for name, a in measured.items() if name not in ('each', 'time', 'logsnr')}
+  means = {name: jnp.mean(a) for name, a in measured.items()
+           if name not in ('each', 'time', 'logsnr') and not name.startswith('_')}
   if 'logsnr' not in measured:
     return means
   total, count = error_by_logsnr(measured[error], measured['logsnr'])

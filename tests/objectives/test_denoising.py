@@ -166,3 +166,25 @@ def test_every_wrapper_of_the_loss_is_what_is_written_out_by_hand():
 def test_bad_input_is_named():
   with pytest.raises(InputError, match='above 0'):
     denoising.huber(0)
+
+
+def test_a_denoising_autoencoder_is_best_where_it_knows_the_score():
+  """Vincent 2011: of N(0, S) with noise s, the best r is S (S + s^2)^-1, and r(x) - x = s^2 grad log p(x).
+
+  Data and noise have exactly these second moments, so that the gradient is 0 but for rounding.
+  """
+  rng, D, s = np.random.default_rng(0), 4, .5
+  design = np.linalg.qr(rng.normal(size=(64, 2 * D)))[0] * 8
+  factor = rng.normal(size=(D, D))
+  S = factor @ factor.T
+  x0, eps = design[:, :D] @ factor.T, design[:, D:]
+  best = S @ np.linalg.inv(S + s ** 2 * np.eye(D))
+  np.testing.assert_allclose(best - np.eye(D), -s ** 2 * np.linalg.inv(S + s ** 2 * np.eye(D)), atol=1e-12)  # s^2 score
+  net = lambda W, x, time, cond, train, rngs: x @ W.T
+  level = lambda key, batch: Noise(*(jnp.full(batch, value) for value in (0., 1., s, -2 * np.log(s))))
+  with jax.enable_x64(True):
+    loss = lambda W: denoising.loss(KEY, net, W, jnp.asarray(x0), None, draw=level, predict=gaussian.predict_x0(),
+                                    weight=weighting.one(), corrupt=lambda key, x0: (jnp.asarray(eps),) * 2)[0]
+    value, slope = jax.value_and_grad(loss)(jnp.asarray(best))
+  np.testing.assert_allclose(slope, 0, atol=1e-10)
+  assert float(value) == pytest.approx(np.trace(S - best @ S) / D)
