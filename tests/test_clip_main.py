@@ -56,4 +56,5 @@ def test_mistakes_are_named_before_anything_is_trained(command, tmp_path):
                   cwd=tmp_path), 'not one {}')
   images = np.zeros((64, 16, 16, 3), np.uint8)
   np.savez(tmp_path / 'same.npz', images=images, captions=np.array(['a hero'] * 64))
-  refused(command(recipe, f'--config.data=npz({tmp_path}/same.npz, heldout=0)', '--workdir=a', cwd=tmp_path), 'captions are')
+  same = f'--config.data=npz({tmp_path}/same.npz, heldout=0)'
+  refused(command(recipe, same, '--workdir=a', cwd=tmp_path), 'captions are')

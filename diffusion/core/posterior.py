@@ -1,7 +1,7 @@
 """Sampling x0 given a measurement y = A x0 + noise * z with any model: functions from denoisers to denoisers.
 
 By Bayes' rule E[x0 | x_t, y] = x0 + (sigma^2 / alpha) grad log p(y | x_t), with x0 = E[x0 | x_t]. With
-J = d x0 / d x_t, and V = (sigma^2 / alpha) J, which for the exact denoiser is the covariance of x0 given x_t, the methods are
+J = d x0 / d x_t, and V = (sigma^2 / alpha) J, which for the exact denoiser is the covariance of x0 given x_t, these are
 
            x0 +                                                       exact for Gaussian data
   ddnm     A^+ (y - A x0)                                             no        in operators.py; noise = 0

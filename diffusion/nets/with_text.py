@@ -57,7 +57,8 @@ class WithText(nn.Module):
         'context': [B, P * L, width], the encoded tokens;
         'context_weights': [B, P * L];
         'text': [B, 2 * width], the weighted sum of the encoded tokens and of their embeddings, each of mean square 1,
-          over the root of their number. The embeddings are a bag of words, by which a word reaches the network without the encoder.
+          over the root of their number. The embeddings are a bag of words, by which a word reaches the network
+          without the encoder.
     """
     tokens, weights = cond['tokens'], cond['weights']
     L = tokens.shape[-1]

@@ -136,8 +136,8 @@ def contrastive(loss='softmax', chunks=1, noised=False, *, net, schedule, exampl
     metrics = dict(contrastive=each, each=each, logit_scale=scale)
     return jnp.mean(each), metrics | (dict(logsnr=noise.logsnr) if noised else {})
 
-  return Objective('contrastive', init, of_batch, _towers(network, predict, levels), ('contrastive', 'contrastive loss'),
-                   lambda params: levels, gradient=cached_gradient, after=clamped)
+  return Objective('contrastive', init, of_batch, _towers(network, predict, levels),
+                   ('contrastive', 'contrastive loss'), lambda params: levels, gradient=cached_gradient, after=clamped)
 
 
 def _inputs(x, noise, predict):

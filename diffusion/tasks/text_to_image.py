@@ -45,7 +45,8 @@ def text_to_image(tokens='words', length=0, vocabulary='', flip=False, *, data=N
     _batch, partial(_encode, flip), null=partial(_null, encoded('')), decode=_decode,
     ask=partial(_ask, encoded, facts['examples']), show=_show, save=_save, facts=facts, fitted=tokenizer.fitted,
     prepare=partial(_prepare, tokenizer), tiles=lambda outputs: outputs['images'], takes=TAKES, gives='images',
-    bounds=(-1., 1.), levels=256, between=_between, evaluators=('loss', 'samples', 'text', 'clip_score', 'bound', 'ode'))
+    bounds=(-1., 1.), levels=256, between=_between,
+    evaluators=('loss', 'samples', 'text', 'clip_score', 'bound', 'ode'))
 
 
 def _batch(data, indices):
