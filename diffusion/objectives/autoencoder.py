@@ -77,7 +77,7 @@ def autoencoder(bottleneck, likelihood=None, adversarial=None, *, net, example, 
     minus_log_prob = _minus_log_prob(likelihood, params, x0, made)
     each = minus_log_prob + passed.cost
     square = jnp.mean(jnp.square(made - x0), (1, 2, 3))
-    metrics = dict(nelbo=each, minus_log_prob=minus_log_prob, error=square, psnr=psnr(square)) | passed.metrics
+    metrics = dict(minus_log_prob=minus_log_prob, error=square, psnr=psnr(square)) | passed.metrics
     if not (critic and train):
       return jnp.mean(each), metrics | dict(each=each)
     more = _adversarial(adversarial, step, network, likelihood, params, x0, made, h)

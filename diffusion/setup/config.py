@@ -24,8 +24,9 @@ def default():
 def _model(c):
   # Data and network.
   c.data = 'sprites(size=16)'
-  c.task = 'image(flip=False)'   # what the data mean: image, points, series (tasks/)
-  c.objective = 'denoising'      # what is trained: denoising, vdm (with schedule 'learned'), classifier (objectives/)
+  c.task = 'image(flip=False)'   # what the data mean: image, points, latent(runs/kl, task=image), .. (tasks/)
+  c.objective = 'denoising'      # what is trained: denoising, vdm (with schedule 'learned'), classifier, discrete, ..,
+                                 # autoencoder(kl) (objectives/)
   c.net = 'unet(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(4,))'
 
   # The diffusion process and the loss.
