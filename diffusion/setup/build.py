@@ -109,7 +109,7 @@ class Experiment(NamedTuple):
     """What sampling starts from."""
     return (self.model(weights).prior or samplers.prior)(keys, levels, shape)
 
-  def log_prob(self, weights, cond, estimate):
+  def log_prob(self, weights, cond, estimate=None):
     """(x, noise) -> log p(cond | x_t), [B], of a model that guides another one, whose estimate (x, noise) -> x0 is."""
     model = self.model(weights)
     if model.log_prob:
