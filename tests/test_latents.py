@@ -108,3 +108,11 @@ def test_another_autoencoder_in_its_place_is_refused(latent, tmp_path):
   commands.train(recipe('kl', steps=1, seed=1), other)
   with pytest.raises(InputError, match='its weights have the hash'):
     commands.train(recipe('latent', task=f"latent('{other}', task=image)", steps=4), latent)
+
+
+def test_a_model_of_latents_is_exported_with_its_decoder(latent):
+  c = diffusion.load(latent).run.config
+  commands.export(c, latent)
+  [folder] = (latent / 'exports').iterdir()
+  names = {path.name for path in folder.iterdir()}
+  assert {'weights.safetensors', 'frozen.safetensors', 'sampler.stablehlo', 'sample.py'} <= names
