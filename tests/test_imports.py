@@ -7,9 +7,9 @@ import pytest
 ROOT = Path(__file__).parents[1] / 'diffusion'
 BELOW = {'errors': ''}  # what each package may import, itself aside
 BELOW |= {name: 'errors' for name in ('core', 'system')}
-BELOW |= dict(nets='errors', text='errors system', data='errors system text')
+BELOW |= dict(nets='errors', text='errors system', interop='nets system errors', data='errors system text')
 BELOW |= dict(samplers='core errors', objectives='samplers core errors')
-BELOW |= dict(tasks='objectives samplers core nets data text system errors')
+BELOW |= dict(tasks='objectives samplers core nets interop data text system errors')
 UPPER = 'tasks setup training generation evaluation commands main'.split()
 for lower, name in zip(UPPER, UPPER[1:]):
   BELOW[name] = f'{lower} {BELOW[lower]} system'

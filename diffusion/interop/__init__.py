@@ -1,0 +1,1 @@
+"""Other people's files: folders of diffusers, in and out."""
