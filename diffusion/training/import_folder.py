@@ -18,7 +18,6 @@ from diffusion.training.record import to_meta
 from diffusion.training.state import abstract_state, init_state
 
 KEPT = 'diffusers'  # folder of a work directory with the files of the pipeline that are no weights
-SMALL = 10 ** 7     # bytes of the largest file that is kept there
 
 
 def import_folder(config, source, workdir, report, variant=''):
@@ -52,7 +51,7 @@ def import_folder(config, source, workdir, report, variant=''):
                      base)
   checkpoints.save(0, state, to_meta(config, run) | dict(source=str(user_path(source))))
   checkpoints.close()
-  _keep_small_files(user_path(source), workdir / KEPT)
+  _copy_files(user_path(source), workdir / KEPT)
   report('checkpoint', workdir / 'checkpoints' / '0')
 
 
@@ -69,9 +68,11 @@ def _run_of(config, source, report):
   return build.build(config, task, example, sharding.make_mesh(1), parts, open_at)
 
 
-def _keep_small_files(source, target):
-  for path in source.glob('**/*'):
-    if path.is_file() and path.suffix in ('.json', '.txt', '.model') and path.stat().length < SMALL:
+def _copy_files(source, target):
+  """Copies the files of a pipeline that are no weights, nor their index."""
+  for path in (*source.iterdir(), *(path for part in source.iterdir() if part.is_dir() for path in part.iterdir())):
+    kept = path.suffix in ('.json', '.txt') and '.safetensors.' not in path.name and '.bin.' not in path.name
+    if path.is_file() and kept:
       copy = target / path.relative_to(source)
       copy.parent.mkdir(parents=True, exist_ok=True)
       write_atomic(copy, path.read_bytes())
@@ -93,11 +94,7 @@ def export_folder(run, params, workdir, folder):
   if not (kept / 'model_index.json').exists():
     return _new_folder(run, arrays, folder)
   name, parts, index = pipelines.read_index(kept)
-  for path in kept.glob('**/*'):
-    if path.is_file() and not path.name.endswith('.index.json'):
-      copy = folder / path.relative_to(kept)
-      copy.parent.mkdir(parents=True, exist_ok=True)
-      write_atomic(copy, path.read_bytes())
+  _copy_files(kept, folder)
   config = folders.read_json(kept / parts.net / 'config.json')
   kind, _, module = models.describe(config, str(kept))
   models.write(folder / parts.net, models.Model(kind, config, module, arrays))

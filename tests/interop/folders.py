@@ -59,7 +59,7 @@ def same_outputs_and_gradients(model, params, apply, call, arrays, tolerance=1e-
   close(ours, from_torch(out), tolerance, 'output')
   for i, (a, t) in enumerate(zip(grads[1:], tensors)):
     close(a, from_torch(t.grad), tolerance, f'gradient of input {i}')
-  theirs = {name: a for name, a in model.named_parameters() if a.grad is not None}
+  theirs = {name.removeprefix('vision_model.'): a for name, a in model.named_parameters() if a.grad is not None}
   missing = set(theirs) ^ set(grads[0])
   assert not missing, missing
   largest = max(float(a.grad.abs().max()) for a in theirs.values())

@@ -1,5 +1,12 @@
-"""Tiny pipelines with random weights, made and written by diffusers itself."""
-from tests.interop.folders import randomised, torch_of
+"""Tiny pipelines with random weights, made and written by diffusers itself; as a program, those of tests/fixtures."""
+import pathlib
+import shutil
+import sys
+import tempfile
+
+import numpy as np
+
+from tests.interop.folders import from_torch, normal, randomised, to_torch, torch_of
 from tests.text import vocabularies
 
 SD = dict(beta_schedule='scaled_linear', beta_start=.00085, beta_end=.012)
@@ -16,6 +23,9 @@ LATENT = dict(down_block_types=('DownEncoderBlock2D',) * 2, up_block_types=('UpD
 DIT = dict(num_attention_heads=2, attention_head_dim=4, num_layers=1, sample_size=4, in_channels=4, out_channels=8,
            num_embeds_ada_norm=1000)
 LENGTH = 9
+STEPS, PROMPTS = 6, ('abc bé', 'cad')
+TEXTS = ('StableDiffusionPipeline', 'StableDiffusionXLPipeline')
+NAMES = ('DDPMPipeline', 'LDMPipeline', 'DiTPipeline', *TEXTS)
 
 
 def tokenizer(folder, pad='<|endoftext|>'):
@@ -47,7 +57,7 @@ def make(name, folder):
     vq = randomised(diffusers.VQModel(**LATENT, latent_channels=3, num_vq_embeddings=16, scaling_factor=1.), 3)
     made = diffusers.LDMPipeline(vq, randomised(diffusers.UNet2DModel(**UNET)), diffusers.DDIMScheduler(**LATER))
   elif name == 'DiTPipeline':
-    labels = {i: f'thing {i}, other name' for i in range(1000)}
+    labels = {i: f'thing {i}' for i in range(1000)}
     made = diffusers.DiTPipeline(randomised(diffusers.DiTTransformer2DModel(**DIT)), kl(), ddim, labels)
   elif name == 'StableDiffusionPipeline':
     made = diffusers.StableDiffusionPipeline(
@@ -61,3 +71,46 @@ def make(name, folder):
   made.save_pretrained(folder)
   made.set_progress_bar_config(disable=True)
   return made
+
+
+def drawn(name, theirs, x):
+  """(x0, images in [0, 1]) that a pipeline draws from noise x [2, H, W, C], guidance 7.5, 6 steps; NumPy [2, H, W, C].
+
+  DDPMPipeline: (the network's eps at the level 981, nothing).
+  """
+  import unittest.mock
+  torch, noise, kept = torch_of(), to_torch(x), []
+  with torch.no_grad():
+    if name == 'DDPMPipeline':
+      return from_torch(theirs.unet(noise, 981).sample), np.zeros(0, np.float32)
+    if name in TEXTS:
+      given = dict(latents=noise, guidance_scale=7.5, num_inference_steps=STEPS)
+      latents = theirs(list(PROMPTS), **given, output_type='latent').images
+      return from_torch(latents), theirs(list(PROMPTS), **given, output_type='np').images
+    part = theirs.vqvae if name == 'LDMPipeline' else theirs.vae
+    decode = part.decode
+    more = dict(batch_size=2) if name == 'LDMPipeline' else dict(class_labels=[3, 999], guidance_scale=7.5)
+    with unittest.mock.patch(f'{type(theirs).__module__}.randn_tensor', lambda *a, **k: noise), \
+        unittest.mock.patch.object(part, 'decode', lambda z: kept.append(z) or decode(z)):
+      images = theirs(**more, num_inference_steps=STEPS, output_type='np').images
+    return from_torch(kept[0] * part.config.scaling_factor), images
+
+
+def noise_for(name):
+  shape = dict(DDPMPipeline=(8, 8, 3), LDMPipeline=(8, 8, 3)).get(name, (4, 4, 4))
+  return normal(7, 2, *shape)
+
+
+def ship(folder):
+  """Writes each pipeline as a zip, with what it draws: what tests without the library read."""
+  folder = pathlib.Path(folder)
+  for name in NAMES:
+    with tempfile.TemporaryDirectory() as place:
+      theirs = make(name, pathlib.Path(place) / 'folder')
+      x0, images = drawn(name, theirs, noise_for(name))
+      np.savez(pathlib.Path(place) / 'folder' / 'drawn.npz', x0=x0, images=images)
+      shutil.make_archive(str(folder / name), 'zip', pathlib.Path(place) / 'folder')
+
+
+if __name__ == '__main__':  # python -m tests.interop.made_pipelines FOLDER
+  ship(sys.argv[1])

@@ -1,110 +1,128 @@
-"""Whole pipelines: read from folders that diffusers wrote, sampled beside it, and written back."""
-import json
+"""Whole pipelines: folders that diffusers wrote, sampled to what it drew, and written back.
 
+Those of tests/fixtures/interop were made by made_pipelines.py, with the library's own samples; they have random weights.
+"""
+import json
+import zipfile
+from pathlib import Path
+
+from etils import epath
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from diffusion import samplers
-from diffusion.interop import models, pipelines
+from diffusion.core.gaussian import take
+from diffusion.errors import InputError
+from diffusion.interop import pipelines
 from diffusion.setup.config import default
 from diffusion.training.import_folder import export_folder, import_folder
 from diffusion.training.open_model import load
 from tests.interop import made_pipelines
-from tests.interop.folders import normal, to_torch, torch_of
-from etils import epath
+from tests.interop.made_pipelines import NAMES, noise_for, PROMPTS, STEPS, TEXTS
 
-STEPS, PROMPTS = 6, ('abc bé', 'cad')
-TEXTS = ('StableDiffusionPipeline', 'StableDiffusionXLPipeline')
+FIXTURES = Path(__file__).parents[1] / 'fixtures' / 'interop'
 
 
-def imported(name, tmp_path):
-  """(their pipeline, the folder, a work directory with it)."""
-  theirs = made_pipelines.make(name, tmp_path / 'folder')
+def shipped(name, tmp_path):
+  """(the folder of a pipeline, what the library drew with it)."""
+  with zipfile.ZipFile(FIXTURES / f'{name}.zip') as file:
+    file.extractall(tmp_path / 'folder')
+  with np.load(tmp_path / 'folder' / 'drawn.npz') as found:
+    expected = found['x0'], found['images']
+  (tmp_path / 'folder' / 'drawn.npz').unlink()
+  return tmp_path / 'folder', expected
+
+
+def imported(folder, tmp_path):
+  """A work directory with a pipeline."""
   workdir = epath.Path(tmp_path / 'work')
-  import_folder(default(), str(tmp_path / 'folder'), workdir, lambda label, text: None)
-  return theirs, tmp_path / 'folder', workdir
+  import_folder(default(), str(folder), workdir, lambda label, text: None)
+  return workdir
 
 
-def sampled(run, weights, x, request):
-  """(x0, images) from the noise x."""
+def draw(run, weights, x, request):
+  """(x0, images uint8) from the noise x."""
   cond = run.task.ask(request, np.arange(len(x)), 0).cond
   keys = samplers.sample_keys(0, np.arange(len(x)))
-  @jax.jit
-  def draw(weights, x, cond):
+  def both(weights, x, cond):
     x0 = samplers.sample(keys, run.denoise(weights, cond), run.sampler, run.levels, x)
     return x0, run.decode(weights.frozen, x0, cond)['images']
-  return draw(weights, x, cond)
+  return jax.jit(both)(weights, x, cond)
 
 
-@pytest.mark.parametrize('name', ['LDMPipeline', 'DiTPipeline', *TEXTS])
-def test_samples_are_those_of_diffusers(name, tmp_path, monkeypatch):
-  theirs, folder, workdir = imported(name, tmp_path)
-  torch = torch_of()
+def check_drawn(name, folder, workdir, expected):
+  """Six steps with guidance 7.5, from the same noise."""
   settings = pipelines.settings(folder, STEPS)
   guide = '' if name == 'LDMPipeline' else 'cfg(7.5)'
   run, weights, step = load(workdir, sampler=settings['sampler'], grid=settings['grid'], guide=guide)
+  request = {} if name == 'LDMPipeline' else dict(classes='thing 3, thing 999')
+  request = dict(prompt='\n'.join(PROMPTS)) if name in TEXTS else request
+  x0, images = draw(run, weights, noise_for(name), request)
   assert step == 0
-  x = normal(7, 2, *run.shape)
-  start = x / run.levels.sigma[0] * run.levels.sigma[0]
-  if name in TEXTS:
-    request = dict(prompt='\n'.join(PROMPTS))
-    with torch.no_grad():
-      given = dict(latents=to_torch(x), guidance_scale=7.5, num_inference_steps=STEPS)
-      expected = theirs(list(PROMPTS), **given, output_type='latent').images
-      images = theirs(list(PROMPTS), **given, output_type='np').images
+  assert np.abs(x0 - expected[0]).max() <= 2e-4 * np.abs(expected[0]).max()
+  assert np.abs(np.asarray(images, float) - 255 * expected[1]).max() < 1.01
+  return run, weights
+
+
+@pytest.mark.parametrize('name', NAMES[1:])
+def test_a_shipped_pipeline_draws_what_the_library_drew(name, tmp_path):
+  folder, expected = shipped(name, tmp_path)
+  workdir = imported(folder, tmp_path)
+  run, weights = check_drawn(name, folder, workdir, expected)
+  check_back(run, weights, folder, workdir, tmp_path)
+
+
+def check_back(run, weights, folder, workdir, tmp_path):
+  """The folder that we write holds the same tensors, names and configs as the one that was read."""
+  out = Path(export_folder(run, weights.params, workdir, tmp_path / 'out'))
+  for path in sorted(folder.glob('**/*')):
+    copy = out / path.relative_to(folder)
+    if path.suffix == '.safetensors':
+      a, b = load_file(path), load_file(copy)
+      a = {(f'text_model.{key}' if 'encoder' in path.parent.name and 'text_model' not in key and 'projection' not in key
+            else key): value for key, value in a.items()}  # as published files have it
+      assert a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a), path
+    elif path.suffix == '.json':
+      assert json.loads(copy.read_text()) == json.loads(path.read_text()), path
+
+
+def test_a_shipped_pipeline_of_pixels(tmp_path):
+  folder, (eps, _) = shipped('DDPMPipeline', tmp_path)
+  workdir = imported(folder, tmp_path)
+  run, weights, _ = load(workdir)
+  assert run.config.sampler == "ddpm('small')" and run.config.clip_x0 and run.task.bounds == (-1., 1.)
+  x, level = noise_for('DDPMPipeline'), take(run.schedule, 981)
+  pred = jax.jit(lambda weights, x: run.denoise(weights, None)(x, level))(weights, x)
+  np.testing.assert_allclose(pred.x0, np.clip((x - level.sigma * eps) / level.alpha, -1, 1), atol=2e-4)
+  check_back(run, weights, folder, workdir, tmp_path)
+  (workdir / 'diffusers' / 'model_index.json').unlink()  # as of a model that was trained here
+  out = Path(export_folder(run, weights.params, workdir, tmp_path / 'new'))
+  again = pipelines.settings(out)
+  assert again['net'] == run.config.net and again['task'] == 'image'
+  a, b = (load_file(path / 'unet' / 'diffusion_pytorch_model.safetensors') for path in (folder, out))
+  assert a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_new_pipeline_and_back_into_the_library(name, tmp_path):
+  theirs = made_pipelines.make(name, tmp_path / 'folder')
+  workdir = imported(tmp_path / 'folder', tmp_path)
+  if name == 'DDPMPipeline':
+    run, weights, _ = load(workdir)
   else:
-    request = {} if name == 'LDMPipeline' else dict(classes='thing 3, thing 999')
-    module = __import__(type(theirs).__module__, fromlist=['x'])
-    monkeypatch.setattr(module, 'randn_tensor', lambda *a, **k: to_torch(x))
-    kept = []
-    decode = (theirs.vqvae if name == 'LDMPipeline' else theirs.vae).decode
-    part = theirs.vqvae if name == 'LDMPipeline' else theirs.vae
-    monkeypatch.setattr(part, 'decode', lambda z: kept.append(z) or decode(z))
-    with torch.no_grad():
-      more = dict(batch_size=2) if name == 'LDMPipeline' else dict(class_labels=[3, 999], guidance_scale=7.5)
-      images = theirs(**more, num_inference_steps=STEPS, output_type='np').images
-    expected = kept[0] * part.config.scaling_factor
-  x0, pixels = sampled(run, weights, start, request)
-  expected = np.moveaxis(expected.numpy(), 1, -1)
-  assert np.abs(x0 - expected).max() <= 2e-4 * np.abs(expected).max()
-  assert np.abs(np.asarray(pixels, float) - 255 * images).max() < 1.01
-  back(run, weights, folder, workdir, theirs, tmp_path)
-
-
-def back(run, weights, folder, workdir, theirs, tmp_path):
-  """The folder that we write is read by the library, and equals the one that it wrote."""
+    run, weights = check_drawn(name, tmp_path / 'folder', workdir, made_pipelines.drawn(name, theirs, noise_for(name)))
   out = export_folder(run, weights.params, workdir, tmp_path / 'out')
-  again = type(theirs).from_pretrained(out, safety_checker=None) if 'StableDiffusionPipeline' == type(theirs).__name__ else (
-    type(theirs).from_pretrained(out))
+  again = type(theirs).from_pretrained(out)
   for key, part in theirs.components.items():
     if hasattr(part, 'state_dict'):
       a, b = part.state_dict(), getattr(again, key).state_dict()
       assert a.keys() == b.keys() and all((a[name] == b[name]).all() for name in a), key
-  for path in folder.glob('**/*.json'):
-    if not path.name.endswith('index.json') or path.name == 'model_index.json':
-      assert json.loads((out / path.relative_to(folder)).read_text()) == json.loads(path.read_text()), path
 
 
-def test_ddpm_pipeline_and_one_of_ours(tmp_path):
-  theirs, folder, workdir = imported('DDPMPipeline', tmp_path)
-  torch = torch_of()
-  run, weights, _ = load(workdir)
-  assert run.config.sampler == "ddpm('small')" and run.config.clip_x0 and run.task.bounds == (-1., 1.)
-  x, time = normal(3, 2, 8, 8, 3), np.float32([981, 981])
-  with torch.no_grad():
-    eps = np.moveaxis(theirs.unet(to_torch(x), 981).sample.numpy(), 1, -1)
-  from diffusion.core.gaussian import take
-  level = take(run.schedule, 981)
-  pred = run.denoise(weights, None)(x, level)
-  clipped = np.clip((x - level.sigma * eps) / level.alpha, -1, 1)
-  np.testing.assert_allclose(pred.x0, clipped, atol=2e-4)
-  back(run, weights, folder, workdir, theirs, tmp_path)
-  import diffusers
-  kept = workdir / 'diffusers' / 'model_index.json'
-  kept.unlink()  # as of a model that was trained here
-  again = diffusers.DDPMPipeline.from_pretrained(export_folder(run, weights.params, workdir, tmp_path / 'new'))
-  assert all((a == again.unet.state_dict()[key]).all() for key, a in theirs.unet.state_dict().items())
-  np.testing.assert_allclose(again.scheduler.alphas_cumprod, theirs.scheduler.alphas_cumprod, rtol=2e-4)
-  assert models.describe(json.loads((tmp_path / 'new' / 'unet' / 'config.json').read_text()), '')[2] == (
-    models.describe(json.loads((folder / 'unet' / 'config.json').read_text()), '')[2])
+def test_a_folder_is_not_imported_over_a_run(tmp_path):
+  folder, _ = shipped('DDPMPipeline', tmp_path)
+  workdir = imported(folder, tmp_path)
+  with pytest.raises(InputError, match='holds a checkpoint already'):
+    import_folder(default(), str(folder), workdir, lambda label, text: None)

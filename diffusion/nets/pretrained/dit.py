@@ -58,21 +58,22 @@ class Dit(nn.Module):
     told = jnp.zeros((B, number)) if cond is None else cond
     if told.shape[-1] != number:
       raise InputError(f'num_embeds_ada_norm={number}: the condition has {told.shape[-1]} classes')
-    told = jnp.concatenate([told, 1 - jnp.sum(told, -1, keepdims=True)], -1).astype(self.dtype)  # the last: no class
+    classes = jnp.concatenate([told, 1 - jnp.sum(told, -1, keepdims=True)], -1).astype(self.dtype)  # the last: none
     wave = sinusoid(time, WAVE, True, 1.).astype(self.dtype)
 
     def embedded(i):
       name = f'transformer_blocks.{i}.norm1.emb'
       table = p(f'{name}.class_embedder.embedding_table.weight', (number + 1, width), 1)
-      return nn.silu(mlp(p, f'{name}.timestep_embedder', wave, width) + jnp.dot(told, table))
+      return nn.silu(mlp(p, f'{name}.timestep_embedder', wave, width) + jnp.dot(classes, table))
     kernel = p('pos_embed.proj.weight', (width, C, patch, patch), C * patch ** 2)
     h = jax.lax.conv_general_dilated(x.astype(self.dtype), kernel, (patch, patch), 'VALID',
                                      dimension_numbers=('NHWC', 'OIHW', 'NHWC')).reshape(B, -1, width)
     h = h + p('pos_embed.proj.bias', (width,), C * patch ** 2) + _places(width, H // patch, self.sample_size // patch)
     h = h.astype(self.dtype)
+    told = [embedded(i) for i in range(self.num_layers)]
     for i in range(self.num_layers):
-      h = self.constrain(self._block(p, f'transformer_blocks.{i}', h, embedded(i)))
-    shift, scale = jnp.split(linear(p, 'proj_out_1', embedded(0), 2 * width)[:, None], 2, -1)
+      h = self.constrain(self._block(p, f'transformer_blocks.{i}', h, told[i]))
+    shift, scale = jnp.split(linear(p, 'proj_out_1', told[0], 2 * width)[:, None], 2, -1)
     h = layer_norm(p, 'norm_out', h, 1e-6, affine=False) * (1 + scale) + shift
     out = self.out_channels or C
     h = linear(p, 'proj_out_2', h, patch ** 2 * out).reshape(B, H // patch, W // patch, patch, patch, out)
