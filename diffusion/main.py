@@ -10,7 +10,7 @@ r"""Train a diffusion model, sample from it, look at it.
   python -m diffusion.main $W --mode=sample --prompt='a red dragon with two eyes' --prompt=@prompts.txt    of texts
   python -m diffusion.main $W --mode=evaluate        held-out loss, distances to the data, copies, likelihood
   python -m diffusion.main $W --mode=export          parameters, and a sampler that runs without this package
-  python -m diffusion.main --workdir=runs/sd --mode=import --from=FOLDER        a pipeline of diffusers, as a trained model
+  python -m diffusion.main --workdir=runs/sd --mode=import --from=FOLDER        a pipeline of diffusers as a model
   python -m diffusion.main $W --mode=export --format=diffusers                  and back
   python -m diffusion.main $W --mode=edit --config.edit.task=repaint --config.edit.image=my.png --config.edit.mask=m.png
 

@@ -14,13 +14,13 @@ def shipped(steps=50, kind='ddim', spacing='leading', offset=0, noise='', end='c
   """The levels that diffusers 0.42 visits.
 
   Args:
-    kind: 'ddim' (also DDPM, PNDM): rows of the table. 'euler' (also Euler ancestral, Heun, LMS): 'linspace' falls between
-      rows, where sigma / alpha is interpolated. 'dpmpp', 'unipc': 'leading' and 'linspace' are those of steps + 1
-      without the last.
+    kind: 'ddim' (also DDPM, PNDM): rows of the table. 'euler' (also Euler ancestral, Heun, LMS): 'linspace' falls
+      between rows, where sigma / alpha is interpolated. 'dpmpp', 'unipc': 'leading' and 'linspace' are those of
+      steps + 1 without the last.
     spacing: 'leading', 'linspace' or 'trailing', in rows.
     offset: of the rows of 'leading'.
-    noise: '' or 'karras' or 'exponential': sigma / alpha spaced so instead, between the ends of the spaced rows (euler) or
-      of the table; the network is told the row there, rounded (euler: interpolated).
+    noise: '' or 'karras' or 'exponential': sigma / alpha spaced so instead, between the ends of the spaced rows (euler)
+      or of the table; the network is told the row there, rounded (euler: interpolated).
     end: 'clean', or 'first', the first row, where those go that have set_alpha_to_one=False.
   Returns:
     schedule -> Noise[steps + 1]. Where 'first' is also the last row visited, that step does nothing and is left out.

@@ -1,4 +1,4 @@
-"""Folders of diffusers and transformers: config.json beside weights in .safetensors files, read one tensor at a time."""
+"""Folders of diffusers and transformers: config.json beside weights in .safetensors, read one tensor at a time."""
 import json
 from typing import Callable, NamedTuple
 

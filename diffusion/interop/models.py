@@ -1,4 +1,4 @@
-"""Networks in folders of diffusers and transformers: config.json as a Flax module, tensors as its parameters, and back."""
+"""Networks of diffusers and transformers: config.json as a Flax module, tensors as its parameters, and back."""
 import dataclasses
 import re
 from typing import Any, Callable, NamedTuple

@@ -32,7 +32,7 @@ def read_index(folder):
   path = folder / 'model_index.json'
   if not path.exists():
     hint = (' (it is one network: give the folder of its pipeline)' if (folder / 'config.json').exists() else '')
-    raise InputError(f'{folder} has no model_index.json; expected the folder of a pipeline, as diffusers saves it{hint}')
+    raise InputError(f'{folder} has no model_index.json; expected a pipeline as diffusers saves it{hint}')
   index = folders.read_json(path)
   name = index.get('_class_name')
   if name not in PIPELINES:

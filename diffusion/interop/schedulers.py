@@ -116,7 +116,7 @@ def _ddpm(name, values, steps):
   if values['clip_sample'] and values['clip_sample_range'] != 1:
     _refuse(name, values, 'clip_sample_range', '1.0')
   if variance == 'large' and (values['timestep_spacing'] == 'trailing' or values['steps_offset']):
-    _refuse(name, values, 'variance_type', "'fixed_small', as this spacing ends above row 0, where noise would be added")
+    _refuse(name, values, 'variance_type', "'fixed_small': this spacing ends above row 0, where noise would be added")
   return f'ddpm({variance!r})', values['clip_sample']
 
 

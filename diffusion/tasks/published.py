@@ -100,7 +100,7 @@ def _save(folder, outputs, cond, labels):
 
 
 def _all_painted(latent, facts):
-  """The mask of an in-painting network, 1 everywhere, and the latents of the grey picture that is left, [1, h, w, 5]."""
+  """The mask of an in-painting network, 1 everywhere, and latents of the grey picture that is left, [1, h, w, 5]."""
   grey = jnp.zeros((1, facts['pixels'], facts['pixels'], 3))
   mean, _ = latent.module.apply(dict(params=latent.params), grey, 'encode')
   return np.concatenate([np.ones((*mean.shape[:3], 1), np.float32), latent.module.scaled(np.asarray(mean))], -1)

@@ -1,4 +1,5 @@
 """Texts as the networks of published pipelines take them: tokenizers and encoders of a folder of diffusers."""
+from functools import partial
 from typing import Callable, NamedTuple
 
 import jax
@@ -12,8 +13,7 @@ from diffusion.interop import folder as folders, models
 
 class Texts(NamedTuple):
   """What a pipeline does with texts. params: those of its encoders, a tuple of {name: array}."""
-  tokens: Callable    # prompts -> int32 [N, encoders, L]
-  context: Callable   # (params, tokens) -> the condition, a dict of arrays [N, ..]; may be traced
+  context: Callable   # (params, tokens int [N, encoders, L]) -> the condition, a dict of arrays [N, ..]; may be traced
   encoded: Callable   # (params, prompt) -> the condition of one, NumPy [1, ..]
   empty: Callable     # params -> that of no prompt
   notes: Callable     # prompts -> lines for the user, of what is cut
@@ -54,16 +54,21 @@ def read_texts(folder, encoders, index, pixels):
       return cond
     return {name: a if name == 'time_ids' else np.zeros_like(a) for name, a in cond.items()}
 
-  def notes(prompts):
-    cut = [f for p in prompts if (f := tokenizers[0].encode(text.base.valid(str(p), 'prompt'))).cut]
-    return tuple(line for f in cut[:3] for line in text.notes(f, 'prompt'))
+  notes = partial(_notes, tokenizers[0])
+  prepared = partial(_prepared, tokens, notes)
+  return Texts(context, encoded, empty, notes, prepared), tuple(model.params for model in found)
 
-  def prepared(data):
-    captions = np.asarray(data.arrays['captions'][:])
-    captions = (captions if captions.ndim == 1 else captions[:, 0]).tolist()
-    columns = data.arrays | dict(tokens=tokens(captions))
-    return data._replace(arrays=columns, facts=data.facts | dict(lost=list(notes(captions))))
-  return Texts(tokens, context, encoded, empty, notes, prepared), tuple(model.params for model in found)
+
+def _notes(tokenizer, prompts):
+  cut = [f for p in prompts if (f := tokenizer.encode(text.base.valid(str(p), 'prompt'))).cut]
+  return tuple(line for f in cut[:3] for line in text.notes(f, 'prompt'))
+
+
+def _prepared(tokens, notes, data):
+  captions = np.asarray(data.arrays['captions'][:])
+  captions = (captions if captions.ndim == 1 else captions[:, 0]).tolist()
+  columns = data.arrays | dict(tokens=tokens(captions))  # int32 [N, encoders, L]
+  return data._replace(arrays=columns, facts=data.facts | dict(lost=list(notes(captions))))
 
 
 def _tokenizer(folder):

@@ -109,8 +109,8 @@ def export_folder(run, params, workdir, folder):
 def _new_folder(run, arrays, folder):
   config = run.config
   if not config.net.startswith('unet2d(') or len(run.example[0].shape) != 4 or run.task.frozen:
-    raise InputError(f"config.net={config.net!r}: diffusers has no such network; --format=diffusers needs net='unet2d(..)' "
-                     'on images, or a work directory made by --mode=import')
+    raise InputError(f"config.net={config.net!r}: diffusers has no such network; --format=diffusers needs "
+                     "net='unet2d(..)' on images, or a work directory made by --mode=import")
   module, shape = make('net', config.net), run.example[0].shape[1:]
   classes = None if run.example[1] is None else run.example[1].shape[-1]
   described = models.config_of('unet2d', module) | dict(
@@ -132,8 +132,8 @@ def scheduler_of(config):
   table = make('schedule', config.schedule)
   target = dict(eps='epsilon', x0='sample', v='v_prediction').get(specs.parse(config.predict)[0])
   if callable(table) or target is None or not np.allclose(table.alpha ** 2 + table.sigma ** 2, 1):
-    raise InputError(f'config.schedule={config.schedule!r}, config.predict={config.predict!r}: a scheduler of diffusers '
-                     "needs a variance-preserving table and the target eps, x0 or v")
+    raise InputError(f'config.schedule={config.schedule!r}, config.predict={config.predict!r}: diffusers needs a '
+                     'variance-preserving table, and the target eps, x0 or v')
   alpha2 = table.alpha ** 2
   betas = 1 - alpha2 / np.append(1., alpha2[:-1])
   return dict(_class_name='DDPMScheduler', _diffusers_version='0.35.0', num_train_timesteps=len(betas),

@@ -72,7 +72,8 @@ def test_vq_model(tmp_path):
   back(tmp_path, ours, theirs)
 
 
-@pytest.mark.parametrize('case', [dict(hidden_act='quick_gelu', eos_token_id=29), dict(hidden_act='gelu', eos_token_id=2)])
+@pytest.mark.parametrize('case', [dict(hidden_act='quick_gelu', eos_token_id=29),
+                                  dict(hidden_act='gelu', eos_token_id=2)])
 @pytest.mark.parametrize('name', ['CLIPTextModel', 'CLIPTextModelWithProjection'])
 def test_clip_text(name, case, tmp_path):
   torch = torch_of()

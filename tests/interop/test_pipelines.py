@@ -1,6 +1,6 @@
 """Whole pipelines: folders that diffusers wrote, sampled to what it drew, and written back.
 
-Those of tests/fixtures/interop were made by made_pipelines.py, with the library's own samples; they have random weights.
+Those of tests/fixtures/interop were made by made_pipelines.py, with the library's own samples and random weights.
 """
 import json
 import zipfile

@@ -143,8 +143,8 @@ def test_what_has_no_meaning_is_refused_by_its_name(config, message):
 
 def test_stable_diffusion_file():
   """The scheduler file of Stable Diffusion 1.5, whose clip_sample its class does not have, at its published numbers."""
-  file = dict(SD, _class_name='PNDMScheduler', _diffusers_version='0.6.0', num_train_timesteps=1000, skip_prk_steps=True,
-              set_alpha_to_one=False, steps_offset=1, trained_betas=None, clip_sample=False)
+  file = dict(SD, _class_name='PNDMScheduler', _diffusers_version='0.6.0', num_train_timesteps=1000,
+              skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1, trained_betas=None, clip_sample=False)
   schedule, levels, *_ = ours(file, 4)
   assert levels.time.tolist() == [751, 501, 251, 1, 0]
   np.testing.assert_allclose(schedule.alpha[0] ** 2, 1 - .00085, rtol=1e-12)

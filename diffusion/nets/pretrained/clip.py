@@ -1,4 +1,4 @@
-"""CLIP's towers as transformers has them (arXiv:2103.00020): CLIPTextModel, CLIPVisionModel, with or without projection.
+"""CLIP's towers as transformers has them (arXiv:2103.00020): CLIPTextModel and CLIPVisionModel, also WithProjection.
 
 Fields have the names of config.json; parameters those of its files without the prefixes text_model and vision_model.
 """

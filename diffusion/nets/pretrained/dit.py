@@ -1,4 +1,4 @@
-"""DiTTransformer2DModel of diffusers (DiT, arXiv:2212.09748) and PriorTransformer (arXiv:2204.06125), as in their configs.
+"""DiTTransformer2DModel (DiT, arXiv:2212.09748) and PriorTransformer (arXiv:2204.06125) of diffusers.
 
 diffusers' DiT is not the original: its frequencies of the time are 10000^(-i / 127) where those of the paper's code are
 10000^(-i / 128), and the normalisation before the feed-forward layers has 1e-5, not 1e-6. Weights are converted without
@@ -24,7 +24,7 @@ def _places(width, size, base):
   at = np.arange(size) / (size / base)
   angles = at[:, None] / 1e4 ** (np.arange(width // 4) / (width / 4))
   wave = np.concatenate([np.sin(angles), np.cos(angles)], 1)
-  grid = [np.broadcast_to(wave[None], (size, size, width // 2)), np.broadcast_to(wave[:, None], (size, size, width // 2))]
+  grid = [np.broadcast_to(a, (size, size, width // 2)) for a in (wave[None], wave[:, None])]
   return np.concatenate(grid, -1).reshape(size * size, width).astype(np.float32)
 
 

@@ -71,7 +71,7 @@ def layer_norm(p, name, x, eps=1e-5, affine=True):
 
 
 def attention(p, name, x, heads, context=None, inner=None, bias=False, mask=None):
-  """Attention of x [B, N, C] to a context [B, K, D], or to itself, with diffusers' names; its output layer has a bias."""
+  """Attention of x [B, N, C] to a context [B, K, D], or to itself, with diffusers' names; the last layer has a bias."""
   inner, source = inner or x.shape[-1], x if context is None else context
   if inner % heads:
     raise InputError(f'attention_head_dim: {heads} heads do not divide {inner} channels at {name}')

@@ -14,7 +14,8 @@ from diffusion.nets.pretrained.torch_layers import activation, conv, group_norm,
 
 TINY = ("unet2d(block_out_channels=(8, 16), down_block_types=('DownBlock2D', 'AttnDownBlock2D'), "
         "up_block_types=('AttnUpBlock2D', 'UpBlock2D'), layers_per_block=1, norm_num_groups=4)")
-TINY_CONDITION = ("with_text(unet2d_condition(block_out_channels=(8, 16), down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'), "
+TINY_CONDITION = ("with_text(unet2d_condition(block_out_channels=(8, 16), "
+                  "down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'), "
                   "up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'), layers_per_block=1, norm_num_groups=4, "
                   "cross_attention_dim=16, attention_head_dim=2), width=16, blocks=1, heads=2)")
 PLAIN, PIXELS, CONTEXT, RESNET = 'DownBlock2D', 'AttnDownBlock2D', 'CrossAttnDownBlock2D', 'ResnetDownsampleBlock2D'
@@ -197,7 +198,7 @@ class UNet2DCondition(_UNet):
     cond holds 'context' [B, K, cross_attention_dim] and perhaps 'context_weights' [B, K], 0 for padding, and, as the
     config says,
       'image': [B, H, W, M], channels beside x, such as a mask and the latent of what is kept (in-painting);
-      'cond': [B, classes], [B] of class_embed_type='timestep', or [B, D] of 'projection', 'simple_projection', 'identity';
+      'cond': [B, classes], [B] of class_embed_type='timestep', or [B, D] of its other kinds;
       'pooled': [B, D] and 'time_ids': [B, 6], of addition_embed_type='text_time' (SDXL).
     """
     x = jnp.concatenate([x, cond['image']], -1) if 'image' in cond else x
