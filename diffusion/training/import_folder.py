@@ -98,8 +98,10 @@ def export_folder(run, params, workdir, folder):
   config = folders.read_json(kept / parts.net / 'config.json')
   kind, _, module = models.describe(config, str(kept))
   models.write(folder / parts.net, models.Model(kind, config, module, arrays))
-  frozen = run.task.frozen or {}
-  for part, weights in zip((parts.latent, *parts.texts), (frozen.get('latent'), *frozen.get('texts', ()))):
+  frozen = run.task.frozen if parts.latent else dict(latent=None, texts=())
+  for part, weights in zip((parts.latent, *parts.texts), (frozen['latent'], *frozen['texts'])):
+    if not part:  # pixels
+      continue
     config = folders.read_json(kept / part / 'config.json')
     kind, _, module = models.describe(config, str(kept))
     models.write(folder / part, models.Model(kind, config, module, weights))
