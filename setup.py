@@ -43,6 +43,6 @@ setup(
     'optuna': ['optuna>=5,<6'],  # sweeps by search
     'parity': ['torch>=2.9,<3', 'torchvision', 'transformers>=5.23,<6', 'pytorch-fid>=0.3,<0.4',
                'torch-fidelity>=0.4,<0.5'],  # features beside PyTorch's
-    'compare': ['torch>=2.9,<3', 'diffusers>=0.35,<1'],  # the other contender of the benchmarks
+    'compare': ['torch>=2.9,<3', 'diffusers>=0.35,<1', 'transformers>=5.23,<6'],  # parity of interop, benchmarks
   },
 )

@@ -28,6 +28,7 @@ from diffusion.training.heldout import make_heldout_loss
 from diffusion.training.loop import fit, Hooks
 from diffusion.tasks import pages
 from diffusion.tasks.classes import quoted
+from diffusion.training.import_folder import export_folder
 from diffusion.training.init_from import start_from
 from diffusion.training.open_model import choose_weights, Loaded, open_run, placed_frozen, restore, with_guide_model
 from diffusion.training.record import to_meta, versions
@@ -251,12 +252,14 @@ def edit(config, workdir):
   report_files(edits.write(run, inputs, workdir / 'edits', weights, int(state.step), versions()))
 
 
-def export(config, workdir):
-  """Writes the newest checkpoint's parameters and its sampler for programs without this package."""
+def export(config, workdir, format='ours'):
+  """Writes the newest checkpoint's parameters and its sampler for programs without this package, or for diffusers."""
   run, checkpoints, *_ = open_run(config, workdir, report=report)
   sample_report.check(run)
   state = restore(run, checkpoints, report=report)
   step, weights = int(state.step), choose_weights(run, state, workdir)
+  if format == 'diffusers':
+    return report('wrote', export_folder(run, weights.params, workdir, workdir / 'exports' / f'step_{step}_diffusers'))
   report('exporting', f'step {step}, {config.sampler}, {config.grid}')
   folder = exporting.write(run, weights, step, workdir / 'exports' / f'step_{step}', versions())
   report_files(folder)

@@ -10,6 +10,8 @@ r"""Train a diffusion model, sample from it, look at it.
   python -m diffusion.main $W --mode=sample --prompt='a red dragon with two eyes' --prompt=@prompts.txt    of texts
   python -m diffusion.main $W --mode=evaluate        held-out loss, distances to the data, copies, likelihood
   python -m diffusion.main $W --mode=export          parameters, and a sampler that runs without this package
+  python -m diffusion.main --workdir=runs/sd --mode=import --from=FOLDER        a pipeline of diffusers as a model
+  python -m diffusion.main $W --mode=export --format=diffusers                  and back
   python -m diffusion.main $W --mode=edit --config.edit.task=repaint --config.edit.image=my.png --config.edit.mask=m.png
 
 Every setting is --config.NAME=VALUE; diffusion/setup/config.py lists them with their defaults. With --workdir alone,
@@ -36,7 +38,7 @@ from diffusion.system.files import read_text, user_path
 
 RECIPES = next((folder for folder in (epath.Path(__file__).parent.parent / 'configs',
                                       epath.Path(__file__).parent / 'recipes') if folder.is_dir()), None)  # installed
-MODES = ('train', 'sample', 'evaluate', 'edit', 'export')
+MODES = ('train', 'sample', 'evaluate', 'edit', 'export', 'import')
 
 
 # ---- the config, from a file or from a checkpoint
@@ -63,7 +65,11 @@ def define_flags(argv):
   """Defines the flags; with --workdir and no --config, the config is the one in the checkpoint."""
   flags.DEFINE_enum('mode', 'train', MODES, 'train: train, then sample; sample: draw images; '
                     'evaluate: measure them; edit: repaint your own image in part or whole; '
-                    'export: parameters, and a sampler for programs without this package.')
+                    'export: parameters, and a sampler for programs without this package; '
+                    'import: a work directory from a folder of diffusers, which --from names.')
+  flags.DEFINE_string('from', None, 'Folder of a pipeline, as diffusers saves it, for --mode=import.')
+  flags.DEFINE_string('variant', '', 'Of its weights, for --mode=import: fp16 or non_ema.')
+  flags.DEFINE_enum('format', 'ours', ('ours', 'diffusers'), 'Of what --mode=export writes.')
   flags.DEFINE_string('workdir', None, 'Where everything is written; runs/NAME_OF_THE_CONFIG if not given.')
   flags.DEFINE_string('profile', None, 'START:END, steps to profile for TensorBoard (tensorboard-plugin-profile).')
   flags.DEFINE_multi_string('prompt', None, 'What samples or an edit should show, for models of texts; repeat it for '
@@ -71,13 +77,15 @@ def define_flags(argv):
   flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where jax does not find the other hosts by itself.')
   flags.DEFINE_integer('processes', None, 'Number of processes, one per host.', 1)
   flags.DEFINE_integer('process', None, 'Number of this process, from 0.', 0)
+  if argument(argv, 'mode') == 'import' and not (argument(argv, 'workdir') and argument(argv, 'from')):
+    raise InputError('--mode=import needs --from=FOLDER, a pipeline as diffusers saves it, and --workdir=DIR')
   recipe = 'Recipe, such as configs/cosine_ddim.py or configs/cosine_ddim.py:tiny.'
   workdir = argument(argv, 'workdir')
   if argument(argv, 'config') is not None:
     config_flags.DEFINE_config_file('config', None, recipe)
-  elif workdir is None:
+  elif workdir is None or argument(argv, 'mode') == 'import':
     config_flags.DEFINE_config_dict('config', default(), recipe)
-    if not any(word in argv for word in ('--help', '-help', '--helpfull', '--helpshort', '-h')):
+    if workdir is None and not any(word in argv for word in ('--help', '-help', '--helpfull', '--helpshort', '-h')):
       raise InputError('nothing to do: give --config=configs/cosine_ddim.py to train, or --workdir=DIR for a trained '
                        'model (see --help)')
   else:
@@ -150,7 +158,13 @@ def main(argv):
   more = dict(profile=span(flags.FLAGS.profile), started=STARTED) if flags.FLAGS.mode == 'train' else {}
   if flags.FLAGS.profile and not more:
     raise InputError(f'--profile works only with --mode=train, not with --mode={flags.FLAGS.mode}')
-  getattr(commands, flags.FLAGS.mode)(flags.FLAGS.config, workdir, **more)
+  if flags.FLAGS.mode == 'import':
+    from diffusion.training.import_folder import import_folder
+    import_folder(flags.FLAGS.config, flags.FLAGS['from'].value, workdir, commands.report, flags.FLAGS.variant)
+    commands.report('try next', f'python -m diffusion.main --workdir={workdir} --mode=sample')
+  else:
+    more |= dict(format=flags.FLAGS.format) if flags.FLAGS.mode == 'export' else {}
+    getattr(commands, flags.FLAGS.mode)(flags.FLAGS.config, workdir, **more)
   consensus.all_gather_text(seconds=3600)  # jax ends those that still work a minute after the first has left
 
 

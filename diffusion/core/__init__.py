@@ -3,7 +3,7 @@
 Below is what a config can name: to add a schedule, a grid, a target or an average, write it and list it here. Guidance
 is listed in setup/guide.py.
 """
-from diffusion.core import ema, gaussian, grids, schedule_transforms, schedules
+from diffusion.core import ema, gaussian, grids, schedule_transforms, schedules, shipped_grids
 
 SCHEDULES = dict(
   linear=schedules.linear, scaled_linear=schedules.scaled_linear, cosine=schedules.cosine,
@@ -16,7 +16,7 @@ GRIDS = dict(
   trailing=grids.trailing, leading=grids.leading, linspace=grids.linspace, quadratic=grids.quadratic, beta=grids.beta,
   shifted=grids.shifted, sections=grids.sections, times=grids.times, karras=grids.karras,
   exponential=grids.exponential, polyexponential=grids.polyexponential, cosine=grids.cosine, angle=grids.angle,
-  sigmas=grids.sigmas, logsnr=grids.exponential)
+  sigmas=grids.sigmas, logsnr=grids.exponential, shipped=shipped_grids.shipped)
 PREDICT = dict(
   eps=gaussian.predict_eps, x0=gaussian.predict_x0, v=gaussian.predict_v, flow=gaussian.predict_flow,
   score=gaussian.predict_score, edm=gaussian.predict_edm, scaled=gaussian.scaled)

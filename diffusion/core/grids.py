@@ -35,7 +35,7 @@ def _ending_clean(name, levels):
   return Noise(*(np.append(a, c) for a, c in zip(levels, CLEAN)))
 
 
-def _check(name, steps, **positive):
+def check_steps(name, steps, **positive):
   if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
     raise InputError(f'{name}({steps!r}): expected a number of steps of at least 1')
   check_positive(name, **{argument: value for argument, value in positive.items() if value is not None})
@@ -44,7 +44,7 @@ def _check(name, steps, **positive):
 # ---- in time
 def _in_time(name, steps, times, **positive):
   """The grid of times(S, T) -> t [S] in (0, 1], noisiest first; a curve counts as a table of max(1000, S) rows."""
-  _check(name, steps, **positive)
+  check_steps(name, steps, **positive)
   def grid(schedule):
     T = max(1000, steps) if callable(schedule) else len(schedule.logsnr)
     if steps > T:
@@ -189,7 +189,7 @@ def _in_noise(name, steps, between, sigma_min, sigma_max, snap, infinite=False):
 
   infinite: whether `between` takes -inf, so that the grid may start without signal.
   """
-  _check(name, steps, sigma_min=sigma_min, sigma_max=sigma_max)
+  check_steps(name, steps, sigma_min=sigma_min, sigma_max=sigma_max)
   def grid(schedule):
     first, last = finite_ends(schedule, infinite)
     first = first if sigma_max is None else -2 * np.log(sigma_max)
@@ -213,7 +213,7 @@ def karras(steps=18, rho=7., sigma_min=None, sigma_max=None, snap=False):
       module).
     snap: whether to take the nearest row of a table.
   """
-  _check('karras', steps, rho=rho)
+  check_steps('karras', steps, rho=rho)
   def power(l):
     return np.exp(-l / (2 * rho))
   return _in_noise('karras', steps, _evenly(power, lambda f: -2 * rho * np.log(f)), sigma_min, sigma_max, snap)
@@ -235,7 +235,7 @@ def polyexponential(steps=18, rho=1., sigma_min=None, sigma_max=None, snap=False
 
   rho = 1 is `exponential`; above 1, more steps near clean. Other arguments as for karras.
   """
-  _check('polyexponential', steps, rho=rho)
+  check_steps('polyexponential', steps, rho=rho)
   def between(first, last, S):
     return last + (first - last) * np.linspace(1, 0, S) ** rho
   return _in_noise('polyexponential', steps, between, sigma_min, sigma_max, snap)
@@ -258,7 +258,7 @@ def angle(steps=50):
   On the schedule cosine(None, s=0) this is `trailing`. With samplers.flow_pc it has the smallest error of all grids
   and samplers at 5 to 10 steps on a mixture of Gaussians (experiments/solvers.py).
   """
-  _check('angle', steps)
+  check_steps('angle', steps)
   def grid(schedule):
     noisiest, cleanest = np.arctan(np.exp(-evaluate(schedule, [1., 0.]).logsnr / 2))
     if noisiest / steps < cleanest:

@@ -15,7 +15,7 @@ def _transformed(schedule, scaling, logsnr):
   return (lambda t: move(schedule(t))) if callable(schedule) else move(schedule)
 
 
-def _expect_vp(name, schedule):
+def expect_vp(name, schedule):
   if scaling_of(schedule) is not vp:
     raise InputError(f'{name}: expected a variance-preserving schedule (alpha^2 + sigma^2 = 1), '
                      'such as linear or cosine')
@@ -47,7 +47,7 @@ def sub_vp(schedule):
   Raises:
     InputError: the schedule is not variance preserving.
   """
-  _expect_vp('sub_vp', schedule)
+  expect_vp('sub_vp', schedule)
   def logsnr(l):  # log(alpha^2 / sigma^4), where sigma^2 = 1 / (1 + exp(l))
     return l + array_module(l).logaddexp(0., l)
   return _transformed(schedule, sub_vp_scaling, logsnr)
@@ -64,7 +64,7 @@ def zero_terminal(schedule):
   """
   if callable(schedule) or len(schedule.logsnr) < 2:
     raise InputError('zero_terminal: expected a table of at least 2 rows; give the schedule a number of levels T')
-  _expect_vp('zero_terminal', schedule)
+  expect_vp('zero_terminal', schedule)
   alpha, gap = schedule.alpha, schedule.sigma ** 2 / (1 + schedule.alpha)  # gap = 1 - alpha, without the cancellation
   first, last = alpha[0], alpha[-1]
   lower = (alpha - last) * first / (first - last)

@@ -30,12 +30,15 @@ import jax.numpy as jnp
 
 from diffusion.errors import InputError
 from diffusion.nets import autoencoder, classifier, clip, initializers, mlp, transformer, unet, unet1d, with_text
+from diffusion.nets.pretrained import dit, unet2d
 
 NETS = dict(unet=unet.UNet, classifier=classifier.Classifier, mlp=mlp.Mlp,
             unet1d=unet1d.UNet1d, transformer=transformer.Transformer, with_text=with_text.WithText, clip=clip.Clip,
-            autoencoder=autoencoder.Autoencoder)
+            autoencoder=autoencoder.Autoencoder, unet2d=unet2d.UNet2D, unet2d_condition=unet2d.UNet2DCondition,
+            dit=dit.Dit)
 TINY = dict(unet=unet.TINY, classifier=classifier.TINY, mlp=mlp.TINY, unet1d=unet1d.TINY,
-            transformer=transformer.TINY, with_text=with_text.TINY, clip=clip.TINY, autoencoder=autoencoder.TINY)
+            transformer=transformer.TINY, with_text=with_text.TINY, clip=clip.TINY, autoencoder=autoencoder.TINY,
+            unet2d=unet2d.TINY, unet2d_condition=unet2d.TINY_CONDITION, dit=dit.TINY)
 DEFAULTS = dict(dtype='float32', remat=False)  # for networks without these fields
 
 

@@ -26,6 +26,7 @@ from diffusion.samplers.best import best
 from diffusion.samplers.corrected import flow_pc, sa_solver, unipc
 from diffusion.samplers.multistep import (deis, dpmpp_2m, dpmpp_3m, dpmpp_3m_shipped, dpmpp_sde_2m, dpmpp_sde_3m,
                                           flow_lms, lms, plms)
+from diffusion.samplers.shipped import ddim_shipped, pndm
 from diffusion.samplers.single_step import dpm_solver_2, dpm_solver_3, dpmpp_2s, dpmpp_3s
 from diffusion.samplers.tokens import ancestral, confident, mixed
 from diffusion.samplers.two_stage import (churn, dpm_2, dpm_2_ancestral, dpmpp_2s_ancestral, dpmpp_sde, flow_heun,
@@ -38,4 +39,5 @@ SAMPLERS = dict(  # what a config can name
   dpmpp_3m_shipped=dpmpp_3m_shipped, dpmpp_sde=dpmpp_sde, dpmpp_sde_2m=dpmpp_sde_2m, dpmpp_sde_3m=dpmpp_sde_3m,
   sa_solver=sa_solver, unipc=unipc, flow_pc=flow_pc, deis=deis, lms=lms, plms=plms, flow_euler=flow_euler,
   flow_heun=flow_heun, flow_lms=flow_lms, langevin=langevin, adaptive=adaptive, consistency=consistency, best=best,
+  ddim_shipped=ddim_shipped, pndm=pndm,  # as diffusers has them
   ancestral=ancestral, confident=confident, mixed=mixed)  # of tokens, and of numbers and categories

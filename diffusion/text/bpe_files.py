@@ -8,7 +8,7 @@ from diffusion.system.files import user_path
 
 START, STOP, WORD_END = '<|startoftext|>', '<|endoftext|>', '</w>'
 MERGES = 49152 - 256 - 2  # lines used of bpe_simple_vocab_16e6.txt, which has more
-EXPECTED = "CLIP's bpe_simple_vocab_16e6.txt, as it is or .gz, or a folder with vocab.json and merges.txt"
+EXPECTED = "CLIP's bpe_simple_vocab_16e6.txt, as it is or .gz, or a folder with vocab.json and merges.txt, or tokenizer.json"
 _VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that Latin-1 shows
 _HIDDEN = sorted({*range(256)} - {*_VISIBLE})
 BYTE_ORDER = [*_VISIBLE, *_HIDDEN]  # of the first 256 ids
@@ -25,7 +25,9 @@ def read(path):
   if not path or not isinstance(path, str):
     raise InputError(f'clip(path={path!r}): expected {EXPECTED}')
   where = user_path(path)
-  if where.is_dir():
+  if where.is_dir() and not (where / 'vocab.json').exists() and (where / 'tokenizer.json').exists():
+    tokens, merges = _of_one_file(where / 'tokenizer.json')
+  elif where.is_dir():
     merges = _pairs(_text(where / 'merges.txt'), where / 'merges.txt')
     tokens = _numbered(_text(where / 'vocab.json'), where / 'vocab.json')
   else:
@@ -57,6 +59,16 @@ def _pairs(text, path, most=None):
   if most and len(pairs) < most:
     raise InputError(f'{path} has {len(pairs)} pairs to merge, not {most} or more: it is not complete; get it again')
   return pairs
+
+
+def _of_one_file(path):
+  """(tokens, merges) of the file that transformers 5 writes instead of both."""
+  try:
+    model = json.loads(_text(path))['model']
+    pairs = [tuple(pair.split() if isinstance(pair, str) else pair) for pair in model['merges']]
+    return _numbered(json.dumps(model['vocab']), path), [(a, b) for a, b in pairs]
+  except (ValueError, TypeError, KeyError, RecursionError) as error:
+    raise InputError(f'{path} is not the tokenizer.json of byte pairs; expected {EXPECTED}') from error
 
 
 def _numbered(text, path):

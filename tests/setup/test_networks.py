@@ -42,7 +42,7 @@ def test_every_network_has_its_own_tiny_spec(name):
   c = default()
   c.net = f'{name}(channels=64)'
   c.objective = 'classifier' if name == 'classifier' else 'denoising'
-  c.task = 'text_to_image' if name == 'with_text' else c.task
+  c.task = 'text_to_image' if name in ('with_text', 'unet2d_condition') else c.task
   assert tiny(c).net == nets.TINY[name]
   run = built(c, dict(unet1d=(8, 1), mlp=(2,)).get(name, (8, 8, 1)))
   assert sum(a.size for a in jax.tree.leaves(jax.eval_shape(run.objective.init, jax.random.key(0)))) < 2e5
