@@ -4,9 +4,9 @@
   python -m diffusion.main --config=configs/cosine_ddim.py --config.minutes=60
   python -m diffusion.main --config=configs/cosine_ddim.py:tiny      the same in seconds, for tests
 
-It takes as many steps as fit into config.minutes. On 2 CPU cores, at 80 to 165 images per second, these were 4,900:
-fd_infinity 1.3 (1.0 to 1.6), class accuracy .945. Expect a loss near 0.037 at the end, clean heroes and side heroes;
-some creatures, spells and weapons come out malformed: give it more minutes. What was tried is in
+It takes as many steps as fit into config.minutes. On 2 CPU cores, at 80 to 170 images per second, these were 4,900 and
+6,000: fd_infinity 1.3 (1.0 to 1.6) and 1.6 (1.1 to 2.0), class accuracy .945 and .959. Expect a loss near 0.036 at the
+end, clean heroes and weapons; some creatures and spells come out malformed: give it more minutes. What was tried is in
 experiments/reports/ten_minutes.
 """
 from diffusion.setup.config import default, variant

@@ -12,7 +12,7 @@ from diffusion.data.dataset import captions, describe, first_captions, size
 from diffusion.errors import InputError
 from diffusion.evaluation import EVALUATORS, report as evaluation, sample_metrics, text as text_evaluation
 from diffusion.evaluation.metrics import record
-from diffusion.generation import edit_inputs, edits, export as exporting, requests, sample_report
+from diffusion.generation import edit_inputs, edits, export as exporting, requests, sample_report, suggestions
 from diffusion.generation.sampling import make_draw
 from diffusion.setup import build
 from diffusion.setup.build import require
@@ -280,24 +280,9 @@ def write_samples(run, workdir, state, data=None):
 
 def report_next_steps(run, workdir, step):
   """The last lines of a training: where things are, and what to do next."""
-  command = f'python -m diffusion.main --workdir={shlex.quote(str(workdir))}'
   report('checkpoint', workdir / 'checkpoints' / str(step))
   logs = shlex.quote(str(workdir / 'tensorboard'))
   report('TensorBoard', f'tensorboard --logdir={logs}    (pip install tensorboard)')
-  tries = [f'{command} --mode=evaluate'] if run.task.evaluators else []
-  if 'denoise' in run.can:
-    guide = (' --prompt=TEXT' if 'prompt' in run.task.takes else '') + (
-      " --config.guide='cfg(2)'" if 'classes' in run.task.takes and run.classes else '')
-    show = ' --config.sample.show=' + ('words' if 'attention' in run.can else 'all') if run.task.tiles else ''
-    tries = [f'{command} --mode=sample{guide}{show}',
-             f"{command} --mode=sample --config.sampler=ddpm --config.grid='trailing(200)'", *tries]
-  elif run.predicts:
-    tries = [f'{command} --mode=sample' + (' --config.sample.show=all' if run.task.tiles else ''), *tries]
-  elif 'embed_text' in run.can:
-    guide = f"--config.guide='cfg(2) | clip_guidance({workdir}, 50)'"
-    tries.append(f'python -m diffusion.main --mode=sample --workdir=RUN_OF_A_MODEL --prompt=TEXT {guide}')
-  elif 'log_prob' in run.can:
-    guide = f"--config.guide='classifier({workdir}, 2)'"
-    tries.insert(0, f'python -m diffusion.main --mode=sample --workdir=RUN_OF_A_MODEL {guide}')
+  tries = suggestions.commands(run, workdir)
   if tries:
     report('try next', '\n'.join(tries))

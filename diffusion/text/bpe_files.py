@@ -8,7 +8,8 @@ from diffusion.system.files import user_path
 
 START, STOP, WORD_END = '<|startoftext|>', '<|endoftext|>', '</w>'
 MERGES = 49152 - 256 - 2  # lines used of bpe_simple_vocab_16e6.txt, which has more
-EXPECTED = "CLIP's bpe_simple_vocab_16e6.txt, as it is or .gz, or a folder with vocab.json and merges.txt, or tokenizer.json"
+EXPECTED = ("CLIP's bpe_simple_vocab_16e6.txt, as it is or .gz, or a folder with vocab.json and merges.txt, or "
+            'tokenizer.json')
 _VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that Latin-1 shows
 _HIDDEN = sorted({*range(256)} - {*_VISIBLE})
 BYTE_ORDER = [*_VISIBLE, *_HIDDEN]  # of the first 256 ids

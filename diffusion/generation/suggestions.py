@@ -1,0 +1,23 @@
+"""What a user may want to do with a model that has been trained."""
+import shlex
+
+
+def commands(run, workdir):
+  """Command lines for an Experiment in `workdir`, the most useful first."""
+  command = f'python -m diffusion.main --workdir={shlex.quote(str(workdir))}'
+  tries = [f'{command} --mode=evaluate'] if run.task.evaluators else []
+  if 'denoise' in run.can:
+    guide = (' --prompt=TEXT' if 'prompt' in run.task.takes else '') + (
+      " --config.guide='cfg(2)'" if 'classes' in run.task.takes and run.classes else '')
+    show = ' --config.sample.show=' + ('words' if 'attention' in run.can else 'all') if run.task.tiles else ''
+    tries = [f'{command} --mode=sample{guide}{show}',
+             f"{command} --mode=sample --config.sampler=ddpm --config.grid='trailing(200)'", *tries]
+  elif run.predicts:
+    tries = [f'{command} --mode=sample' + (' --config.sample.show=all' if run.task.tiles else ''), *tries]
+  elif 'embed_text' in run.can:
+    guide = f"--config.guide='cfg(2) | clip_guidance({workdir}, 50)'"
+    tries.append(f'python -m diffusion.main --mode=sample --workdir=RUN_OF_A_MODEL --prompt=TEXT {guide}')
+  elif 'log_prob' in run.can:
+    guide = f"--config.guide='classifier({workdir}, 2)'"
+    tries.insert(0, f'python -m diffusion.main --mode=sample --workdir=RUN_OF_A_MODEL {guide}')
+  return tries
