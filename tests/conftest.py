@@ -28,7 +28,7 @@ RUN_FAST = dict(xla_backend_optimization_level=2, xla_llvm_disable_expensive_pas
 
 # Files that take longest, the longest first: they start first, so that no worker is left alone with one at the end.
 LONGEST = (
-  'training/test_devices.py', 'test_main.py', 'test_seam.py', 'test_latents.py', 'test_recipes.py',
+  'training/test_devices.py', 'test_main.py', 'test_seam.py', 'test_latents.py', 'test_recipes.py', 'test_clip_main.py',
   'test_old_checkpoints.py', 'system/test_multihost.py', 'evaluation/test_evaluate_command.py',
   'evaluation/test_trained_features.py',
   'training/test_chaos.py', 'nets/test_unet.py', 'generation/test_edits.py', 'objectives/test_vdm.py',
@@ -45,6 +45,7 @@ QUICK_FILES = ('test_imports.py', 'evaluation/test_frechet.py', 'evaluation/test
 NOT_QUICK = {  # files, or single tests, of QUICK_FOLDERS: why not
   'core/test_guidance_calls.py': 'it starts processes, and compiles networks',
   'objectives/test_noisy_classifier.py': 'it compiles networks',
+  'objectives/test_contrastive.py::test_eight_devices_give_what_one_gives': 'it starts a process',
   'objectives/test_vdm.py': 'it trains curves',
   'objectives/test_autoencoder.py': 'it compiles gradients of two players',
   'samplers/test_ancestral.py::test_stochastic_samplers_at_all_levels_give_the_mean_and_spread_of_the_data':
