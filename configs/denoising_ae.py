@@ -5,8 +5,9 @@ r"""A denoising autoencoder (Vincent 2011): the denoiser of one noise level, sig
   python -m diffusion.main --config=configs/denoising_ae.py:tiny    the same in seconds, for tests
 
 It is a diffusion model whose schedule has a single level. The best one is r(x) = x + sigma^2 grad log p(x): it knows
-the score of the data with noise, and no way from noise to data. noising.png has images, the same with noise, and what
-it makes of these; its samples, made of noise alone, mean nothing.
+the score of the data with noise, and no way from noise to data. Its samples, made of noise alone, mean nothing;
+noising.png has images without and with the noise, and --mode=edit --config.edit.task=img2img --config.edit.strength=1.
+--config.edit.image=FILE shows what it makes of a noisy image.
 """
 from diffusion.setup.config import default, tiny as smaller, variant
 

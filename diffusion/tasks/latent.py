@@ -102,18 +102,18 @@ def _check(where, task, opened):
 
 def _check_size(where, task, data, opened, frozen):
   """Raises InputError for images whose size the autoencoder cannot halve."""
-  batch = task.batch(data, np.zeros(1, np.int64))
-  encode = lambda frozen, batch: opened.run.model(frozen['autoencoder']).encode(
-    task.encode(frozen['task'], None, batch)[0])
+  encode = lambda frozen, images: opened.run.model(frozen['autoencoder']).encode(
+    task.encode(frozen['task'], None, dict(images=images))[0])
   try:
-    jax.eval_shape(encode, frozen, batch)
+    jax.eval_shape(encode, frozen, data.arrays['images'][:1])
   except InputError as error:
     raise InputError(f'autoencoder={where!r}: {error}') from error
 
 
 def _require_still(task, data):
   """Raises InputError if the task changes its images at random, which cached latents do not hold."""
-  batch = task.batch(data, np.arange(min(TRIED, size(data))))
+  some = task.prepare(task.frozen, take(data, slice(TRIED)))
+  batch = task.batch(some, np.arange(size(some)))
   as_it_is, drawn = (task.encode(task.frozen, key, batch)[0] for key in (None, jax.random.key(0)))
   if np.any(np.asarray(as_it_is) != np.asarray(drawn)):
     raise InputError('cached=True: latents of the images as they are would be kept, and the task changes images at '
@@ -124,7 +124,7 @@ def _moments(model, task, frozen, data):
   """indices [B] -> moments [B, h, w, ..] of examples, compiled."""
   placed = jax.device_put(frozen)
   encode = jax.jit(lambda frozen, batch: model(frozen).encode(task.encode(frozen['task'], None, batch)[0]))
-  return lambda index: encode(placed, task.batch(data, index))
+  return lambda index: encode(placed, dict(images=data.arrays['images'][index]))
 
 
 def _measured(model, task, frozen, data, own):

@@ -131,6 +131,23 @@ def test_a_latent_is_repainted_where_any_of_its_pixels_is():
   assert coarse.shape == (4, 4, 1) and np.argwhere(coarse).tolist() == [[1, 3, 0]]
 
 
+def test_captions_go_around_latents_as_they_go_around_images():
+  captions = [f'a {name} thing' for name in ('red', 'blue') * 20]
+  data = image_dataset(DATA.arrays['images'], DATA.arrays['labels'], ('a', 'b'), captions)
+  task = task_of('latent(ae, task=text_to_image)', opened(blocks), data)
+  made = task.prepare(task.frozen, data)
+  x0, cond = task.encode(task.frozen, jax.random.key(0), task.batch(made, np.arange(4)))
+  words = make('task', 'text_to_image', data=data)
+  same = words.encode((), None, words.batch(words.prepare((), data), np.arange(4)))[1]
+  jax.tree.map(np.testing.assert_array_equal, cond, same)
+  assert x0.shape == (4, 4, 4, 4)
+  again = task_of('latent(ae, task=text_to_image)', opened(blocks), data=None, facts=task.facts, fitted=task.fitted)
+  asked = [t.ask(dict(prompt='a blue thing'), np.arange(1), 0).cond for t in (again, words)]
+  jax.tree.map(np.testing.assert_array_equal, *asked)
+  with pytest.raises(InputError, match='changes images at random'):
+    task_of('latent(ae, task=text_to_image(flip=True))', opened(blocks), data)
+
+
 # ---- what is refused
 def test_another_autoencoder_than_the_models_is_refused_and_its_discriminator_does_not_matter():
   task = task_of('latent(ae, task=image)', opened(blocks))
