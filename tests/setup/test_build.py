@@ -154,12 +154,12 @@ def test_a_batch_must_divide_over_the_devices():
 
 def test_every_choice_of_every_field_can_be_built_from_its_bare_name_or_says_what_it_needs(mesh):
   needs = dict(from_betas='betas', scaled='predict', table='weights', shift='ratio', times='values', sigmas='values',
-               sub_vp='schedule', zero_terminal='schedule', with_text='net')
+               sub_vp='schedule', zero_terminal='schedule', with_text='net', published='folder')
   extra = dict(schedule=schedules.cosine(), levels=grids.trailing(10)(schedules.cosine()), classes=2)
   for field in ('task', 'net', 'schedule', 'predict', 'timesteps', 'loss_weight', 'loss_type', 'noise_type',
                 'optimizer', 'lr_schedule', 'sampler', 'grid'):
     for name in build.CHOICES[field]:
-      if name in needs and field != 'task':
+      if name in needs and field != 'task' or name == 'published':  # 'table' is a task too
         with pytest.raises(InputError, match=needs[name]):
           build.make(field, name)
       else:
