@@ -57,8 +57,7 @@ def make(name, folder):
     vq = randomised(diffusers.VQModel(**LATENT, latent_channels=3, num_vq_embeddings=16, scaling_factor=1.), 3)
     made = diffusers.LDMPipeline(vq, randomised(diffusers.UNet2DModel(**UNET)), diffusers.DDIMScheduler(**LATER))
   elif name == 'DiTPipeline':
-    labels = {i: f'thing {i}' for i in range(1000)}
-    made = diffusers.DiTPipeline(randomised(diffusers.DiTTransformer2DModel(**DIT)), kl(), ddim, labels)
+    made = diffusers.DiTPipeline(randomised(diffusers.DiTTransformer2DModel(**DIT)), kl(), ddim)
   elif name == 'StableDiffusionPipeline':
     made = diffusers.StableDiffusionPipeline(
       kl(), tower(), tokenizer(folder.parent / 'vocabulary'), unet(CONTEXT),

@@ -57,7 +57,7 @@ def check_drawn(name, folder, workdir, expected):
   settings = pipelines.settings(folder, STEPS)
   guide = '' if name == 'LDMPipeline' else 'cfg(7.5)'
   run, weights, step = load(workdir, sampler=settings['sampler'], grid=settings['grid'], guide=guide)
-  request = {} if name == 'LDMPipeline' else dict(classes='thing 3, thing 999')
+  request = {} if name == 'LDMPipeline' else dict(classes='class 3, class 999')
   request = dict(prompt='\n'.join(PROMPTS)) if name in TEXTS else request
   x0, images = draw(run, weights, noise_for(name), request)
   assert step == 0
