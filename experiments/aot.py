@@ -63,12 +63,14 @@ def devices(topology, chips=0):
 
 def accelerated(net):
   """The spec of a network with the accelerator form of its layers, although this process runs on a CPU."""
+  from diffusion.nets import NETS  # jax: not before the platform is chosen
   name, args, kwargs = parse(net)
   inside = kwargs.get('net', args[0] if args else '')
   if name == 'with_text':
     return net.replace(inside, accelerated(inside), 1)
   arguments = net.partition('(')[2].rpartition(')')[0]
-  return net if 'fast' in kwargs else f'{name}({(arguments + ", fast=False").lstrip(", ")})'
+  chooses = name in NETS and 'fast' in NETS[name].__dataclass_fields__
+  return net if 'fast' in kwargs or not chooses else f'{name}({(arguments + ", fast=False").lstrip(", ")})'
 
 
 def example(data, shape, classes):

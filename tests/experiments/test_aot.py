@@ -157,7 +157,8 @@ def test_layers_take_the_accelerators_forms():
   for spec, expected in (('unet', 'unet(fast=False)'), ('unet()', 'unet(fast=False)'),
                          ('unet(channels=8)', 'unet(channels=8, fast=False)'),
                          ('unet(8, attention=(4,))', 'unet(8, attention=(4,), fast=False)'),
-                         ('unet(fast=True)', 'unet(fast=True)')):
+                         ('unet(fast=True)', 'unet(fast=True)'), ('clip(width=64)', 'clip(width=64)'),
+                         ('with_text(unet(8), width=4)', 'with_text(unet(8, fast=False), width=4)')):
     assert aot.accelerated(spec) == expected
 
 
