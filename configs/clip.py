@@ -37,6 +37,4 @@ def get_config(name=''):
   c.ema_decay = .99
   c.val_every = c.save_every = 200
   c.evaluate.templates = 'a red {} | a blue {} | a green {} | a yellow {} | a purple {} | a gray {}'
-  c = variant(c, name, pod=pod)
-  c.grid = default().grid  # tiny sets one, and this draws nothing
-  return c
+  return variant(c, name, pod=pod)

@@ -2,6 +2,8 @@
 import difflib
 import numbers
 
+MANY = 100  # names beyond which a message does not list them all
+
 
 class InputError(ValueError):
   """Invalid input. The message is one line: the value, what was expected, what to do."""
@@ -15,9 +17,12 @@ def check_positive(name, **arguments):
 
 
 def unknown(name, names):
-  """'unknown x; did you mean y? Valid: y, z': the end of an error message."""
-  close = difflib.get_close_matches(name, names, 1, .5)
-  return f'unknown {name!r}' + (f'; did you mean {close[0]!r}? Valid: ' if close else '; valid: ') + ', '.join(names)
+  """'unknown x; did you mean y? Valid: y, z': the end of an error message. Of very many names it lists the first."""
+  names = list(names)
+  close, few = difflib.get_close_matches(name, names, 1, .5), names if len(names) <= MANY else names[:MANY // 2]
+  rest = f', .. ({len(names)} in all)' if len(few) < len(names) else ''
+  return (f'unknown {name!r}' + (f'; did you mean {close[0]!r}? Valid: ' if close else '; valid: ') + ', '.join(few) +
+          rest)
 
 
 def shown(text):

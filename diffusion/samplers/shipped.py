@@ -27,27 +27,28 @@ def _ends(schedule, levels, rows):
   return Noise(*(np.where(rows < 0, b, a) for a, b in zip(found, last)))
 
 
-def _visited(levels, table, steps):
-  """(rows visited, rows from one level to the next)."""
-  rows = np.round(levels.time[:-1]).astype(int)
-  return rows, len(table.time) // (steps or len(rows))
+def _visited(part, table, steps, levels):
+  """(rows visited, rows from one level to the next) of a part of the grid `levels`, or of all of it (None)."""
+  rows = np.round(part.time[:-1]).astype(int)
+  return rows, len(table.time) // (steps or len((part if levels is None else levels).time) - 1)
 
 
-def ddim_shipped(schedule, eta=0., clip=0., steps=0):
+def ddim_shipped(schedule, eta=0., clip=0., steps=0, levels=None):
   """DDIM of diffusers.
 
   Args:
     eta: as for ddim.
     clip: x0 is clipped to [-clip, clip], and eps left as it is; 0: it is not clipped.
     steps: S, if another than the number of levels visited; 0: that number.
+    levels: the whole grid, of which an edit visits a part.
   """
   if not 0 <= eta <= 1 or not 0 <= clip < np.inf:
     raise InputError(f'ddim_shipped({eta=}, {clip=}): expected eta from 0 to 1, and a range of at least 0')
   table = _table('ddim_shipped', schedule)
 
-  def plan(levels):
-    rows, jump = _visited(levels, table, steps)
-    t, s = take(levels, slice(0, -1)), _ends(table, levels, rows - jump)
+  def plan(part):
+    rows, jump = _visited(part, table, steps, levels)
+    t, s = take(part, slice(0, -1)), _ends(table, part, rows - jump)
     return Step(t, s, (s.logsnr - t.logsnr) / 2, np.arange(1, len(rows) + 1, dtype=np.uint32))
 
   def step(keys, denoise, state, step):
@@ -76,22 +77,22 @@ class Coefficients(NamedTuple):
   slope: Any
 
 
-def pndm(schedule, steps=0):
+def pndm(schedule, steps=0, levels=None):
   """PNDM without Runge-Kutta steps, as diffusers has it (skip_prk_steps): Stable Diffusion's own sampler.
 
   Adams-Bashforth of eps with the weights of equal steps (arXiv:2202.09778, equation 12); the first step is made twice,
-  the second time with the mean of eps at both of its ends, so a grid of S levels takes S + 1 evaluations. steps: as for
-  ddim_shipped.
+  the second time with the mean of eps at both of its ends, so a grid of S levels takes S + 1 evaluations. steps, levels:
+  as for ddim_shipped.
   """
   table = _table('pndm', schedule)
 
-  def plan(levels):
-    rows, jump = _visited(levels, table, steps)
+  def plan(part):
+    rows, jump = _visited(part, table, steps, levels)
     twice = len(rows) > 1
     asked = np.concatenate([rows[:1 + twice], rows[1:2] if twice else [], rows[2:]]).astype(int)
     again = np.arange(len(asked)) == (1 if twice else -1)
     start = np.where(again, asked + jump, asked)
-    t, s = take(table, asked), _ends(table, levels, np.where(again, asked, asked - jump))
+    t, s = take(table, asked), _ends(table, part, np.where(again, asked, asked - jump))
     start = take(table, np.minimum(start, len(table.time) - 1))
     weights = np.zeros((len(asked), 4))
     for i in range(len(asked)):

@@ -204,6 +204,14 @@ def _check_gaussian(config, objective):
                      'levels and does not use it; leave it at its default')
 
 
+def _fits(name, parts, can):
+  """Whether a sampler, by its bare name, takes the schedule and what the model can do."""
+  try:
+    return make('sampler', name, schedule=parts.schedule, levels=parts.levels).on in can
+  except InputError:  # it needs another schedule
+    return False
+
+
 def _sampler(config, parts, can):
   """The sampler, or None for the model's own; raises InputError for one that needs what the model lacks."""
   if parts.sampler.on in can:
@@ -211,8 +219,7 @@ def _sampler(config, parts, can):
   if config.sampler == default().sampler or not can & set(DRAWING):
     own = [name for field, name in OWN.items() if field in can]
     return make('sampler', own[0]) if own else None
-  made = {name: make('sampler', name, schedule=parts.schedule, levels=parts.levels) for name in CHOICES['sampler']}
-  fits = [name for name, sampler in made.items() if sampler.on in can]
+  fits = [name for name in CHOICES['sampler'] if _fits(name, parts, can)]
   raise InputError(f'config.sampler={config.sampler!r} needs a model with {parts.sampler.on!r}, and this one has '
                    f'{", ".join(sorted(can))}; use {", ".join(fits) or "its own, " + repr(default().sampler)}')
 

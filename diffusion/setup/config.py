@@ -195,7 +195,7 @@ def tiny(c):
   c.batch, c.steps, c.minutes, c.lr_schedule = 16, 8, 0., c.lr_schedule.split('(')[0] + '(warmup=2)'
   c.fsdp = c.grad_accumulation = 1
   c.data_workers = 0
-  if not c.objective.startswith('autoencoder'):  # which has no grid
+  if not c.objective.startswith(('autoencoder', 'contrastive')):  # which have no grid
     c.grid = c.grid.split('(')[0] + '(4)'
   c.log_every = c.val_every = c.sample_every = c.save_every = 4
   c.val_samples = 16

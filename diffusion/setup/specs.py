@@ -83,6 +83,11 @@ def _nested(choices, key, spec, outer, extra):
     raise InputError(f'{outer}: {str(error).removeprefix("config.")}') from error
 
 
+def _is_switch(parameter):
+  """Whether an argument is True or False and nothing else."""
+  return type(parameter.default) is bool and parameter.annotation in (parameter.empty, bool)
+
+
 def resolve(choices, field, spec, **extra):
   """The object that a spec describes.
 
@@ -106,7 +111,7 @@ def resolve(choices, field, spec, **extra):
   wrong = [f'unknown argument {key!r}' for key in kwargs if key not in signature.parameters or key in hidden]
   wrong += ['too many positional arguments'] * (len(args) > len(free))
   wrong += [f'{key}={value!r}: expected True or False' for key, value in (dict(zip(free, args)) | kwargs).items()
-            if key in signature.parameters and type(signature.parameters[key].default) is bool is not type(value)]
+            if key in signature.parameters and _is_switch(signature.parameters[key]) and type(value) is not bool]
   try:
     bound = signature.bind(**(dict(zip(free, args)) | kwargs | given)) if not wrong else None
     wrong += [f'{key!r} is given twice' for key in kwargs if key in free[:len(args)]]
