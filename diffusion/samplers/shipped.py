@@ -81,8 +81,8 @@ def pndm(schedule, steps=0, levels=None):
   """PNDM without Runge-Kutta steps, as diffusers has it (skip_prk_steps): Stable Diffusion's own sampler.
 
   Adams-Bashforth of eps with the weights of equal steps (arXiv:2202.09778, equation 12); the first step is made twice,
-  the second time with the mean of eps at both of its ends, so a grid of S levels takes S + 1 evaluations. steps, levels:
-  as for ddim_shipped.
+  the second time with the mean of eps at both of its ends, so a grid of S levels takes S + 1 evaluations. steps and
+  levels: as for ddim_shipped.
   """
   table = _table('pndm', schedule)
 
