@@ -101,7 +101,7 @@ def _column(root, paths):
   images = []
   for path in paths:
     image = read_image(path, str(path))
-    if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or not 1 <= image.shape[-1] <= 4:
+    if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or not (image.size and image.shape[-1] <= 4):
       raise InputError(f'{path}: {image.dtype} {list(image.shape)}; expected uint8 or uint16 [H, W, C] with 1 to 4 '
                        'channels')
     if images and (image.dtype, image.shape) != (images[0].dtype, images[0].shape):

@@ -107,7 +107,7 @@ def histogram(found, p, covered):
   share = np.bincount(found.ravel(), minlength=EACH + 1) / found.size
   axes.bar(np.arange(EACH + 1), share, color='tab:orange')
   axes.axhline(1 / (EACH + 1), color='black', linewidth=1)
-  axes.set(xlabel=f'rank of the true value among {EACH} samples', ylabel='share of pixels',
+  axes.set(xticks=range(EACH + 1), xlabel=f'rank of the true value among {EACH} samples', ylabel='share of pixels',
            title=f'p = {p:.2g} (one pixel per image), 90 % intervals cover {100 * covered.value:.1f} %')
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=130)

@@ -47,7 +47,7 @@ def restore(degradation=None, method='tmpd', variance=.3, iterations=8, particle
   for name, value in dict(iterations=iterations, particles=particles).items():
     if type(value) is not int or not 1 <= value <= 100_000:
       raise InputError(f'{name}={value!r}: expected a whole number of at least 1')
-  if isinstance(degradation, str):
+  if degradation is not None and not hasattr(degradation, 'operator'):
     raise InputError(f'degradation={degradation!r}: expected one such as super_resolution(4)')
   return Restore(degradation, method, variance, iterations, particles)
 

@@ -154,10 +154,29 @@ def module_of(kind, name, config):
       if value not in offered:
         raise InputError(f'{name}: {key}={value!r} is not offered here; expected {" or ".join(map(repr, offered))}')
     if key in fields:
+      _check_type(name, key, value, fields[key])
       taken[key] = value
     elif not (key.startswith('_') or key in kind.inert or key in kind.fixed or value is None):
       raise InputError(f'{name}: field {key}={value!r} has no meaning here; remove it if it has no effect')
   return kind.module(**taken, **kind.more)
+
+
+def _check_type(name, key, value, default):
+  """Raises InputError for a number where a name belongs, and the like; None and a default of None tell nothing."""
+  wanted = {_sort(leaf) for leaf in _leaves(default)}
+  wrong = [leaf for leaf in _leaves(value) if leaf is not None and _sort(leaf) not in wanted]
+  if wrong and None not in wanted:
+    raise InputError(f'{name}: {key}={value!r}: expected {" or ".join(sorted(wanted))}, or a list of such, as '
+                     f'{default!r}')
+
+
+def _leaves(value):
+  return [leaf for part in value for leaf in _leaves(part)] if isinstance(value, tuple) else [value]
+
+
+def _sort(value):
+  sorts = ((bool, 'true or false'), ((int, float), 'a number'), (str, 'a name'))
+  return next((word for kind, word in sorts if isinstance(value, kind)), None)
 
 
 def _tuples(value):
@@ -166,8 +185,21 @@ def _tuples(value):
 
 def shapes(kind, module):
   """{name: shape} of all parameters; nothing is computed."""
-  found = jax.eval_shape(module.init, jax.random.key(0), *jax.eval_shape(lambda: kind.example(module)))
+  try:
+    found = jax.eval_shape(module.init, jax.random.key(0), *jax.eval_shape(lambda: kind.example(module)))
+  except InputError:
+    raise
+  except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:  # of sizes that no network has
+    told = ' '.join(str(error).split())[:200]
+    raise InputError(f'{type(module).__name__}: the fields of its config.json make no network ({told}): '
+                     f'{fields_of(module)}; expected those that diffusers saved') from error
   return {name: a.shape for name, a in found['params'].items()}
+
+
+def fields_of(module):
+  """'name=value, ..' of the fields that are not at their defaults."""
+  fields = [f for f in dataclasses.fields(module) if f.name not in OURS]
+  return ', '.join(f'{f.name}={getattr(module, f.name)!r}' for f in fields if getattr(module, f.name) != f.default)
 
 
 def parameters(kind, module, found):
@@ -201,8 +233,4 @@ def config_of(spec_name, module):
 
 def spec_of(model):
   """The network as a string of our configs."""
-  kind, defaults = KINDS[model.kind], KINDS[model.kind].module()
-  fields = [f.name for f in dataclasses.fields(kind.module) if f.name not in OURS]
-  changed = [f'{name}={getattr(model.module, name)!r}' for name in fields
-             if getattr(model.module, name) != getattr(defaults, name)]
-  return f'{kind.spec}({", ".join(changed)})'
+  return f'{KINDS[model.kind].spec}({fields_of(model.module)})'

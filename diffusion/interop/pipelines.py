@@ -35,7 +35,7 @@ def read_index(folder):
     raise InputError(f'{folder} has no model_index.json; expected a pipeline as diffusers saves it{hint}')
   index = folders.read_json(path)
   name = index.get('_class_name')
-  if name not in PIPELINES:
+  if str(name) not in PIPELINES:
     raise InputError(f'{path}: _class_name={name!r}: {unknown(str(name), PIPELINES)}')
   schedulers.check_version(index)
   parts = PIPELINES[name]
@@ -73,8 +73,9 @@ def _channels(module, parts):
 
 def _size(folder, module, parts):
   """Pixels in one direction."""
-  if not isinstance(module.sample_size, int):
-    raise InputError(f'{folder}/{parts.net}/config.json: sample_size={module.sample_size!r}: expected a whole number')
+  if not isinstance(module.sample_size, int) or module.sample_size < 1:
+    raise InputError(f'{folder}/{parts.net}/config.json: sample_size={module.sample_size!r}: expected a whole number '
+                     'of at least 1, the size of what is noised')
   return module.sample_size * (autoencoder(folder, parts).factor if parts.latent else 1)
 
 
@@ -93,7 +94,10 @@ def facts(folder):
       found['classes'] = [f'class {i}' for i in range(module.num_class_embeds)]
     return found
   if name == 'DiTPipeline':
-    found['classes'] = _class_names(index.get('id2label') or {}, module.num_embeds_ada_norm or 1000)
+    labels = index.get('id2label') or {}
+    if not isinstance(labels, dict):
+      raise InputError(f'{folder}/model_index.json: id2label is no object; expected {{"0": "name of class 0", ..}}')
+    found['classes'] = _class_names(labels, module.num_embeds_ada_norm or 1000)
   return found | dict(pipeline=name, pixels=_size(folder, module, parts))
 
 

@@ -51,6 +51,9 @@ MEANT = {*BETAS, *CLIP, *ZERO, *NOISES, 'timestep_spacing', 'set_alpha_to_one', 
          'final_sigmas_type', 'solver_order', 'algorithm_type', 'solver_type', 'predict_x0',
          'dynamic_thresholding_ratio', 'sample_max_value', 'flow_shift', 'time_shift_type'} - {'use_beta_sigmas'}
 
+TYPES = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a name'}
+MOST_LEVELS = 100_000  # of a table
+
 
 def read(config, steps=50):
   """The Process of a scheduler_config.json.
@@ -62,13 +65,14 @@ def read(config, steps=50):
     InputError: a class or field that has no meaning here, or a file of a newer format; names it.
   """
   name = config.get('_class_name')
-  if name not in FIELDS:
+  if str(name) not in FIELDS:
     raise InputError(f'scheduler _class_name={name!r}: {unknown(str(name), FIELDS)}; any of them may take its place')
   check_version(config)
   values = FIELDS[name] | {key: value for key, value in config.items() if key in FIELDS[name]}
   for key, value in config.items():
     if not key.startswith('_') and key not in FIELDS[name] and key not in ELSEWHERE:
       raise InputError(f'{name}: field {key}={value!r} has no meaning here; remove it if it has no effect')
+  _check_types(name, values)
   for key, value in values.items():
     if key not in MEANT and value != FIELDS[name][key]:
       _refuse(name, values, key, repr(FIELDS[name][key]))
@@ -84,6 +88,20 @@ def check_version(config):
   major = re.match(r'\d+', version)
   if not major or int(major[0]) > 0:
     raise InputError(f'_diffusers_version={version!r}: expected 0.x; this format is newer, save it with diffusers 0.x')
+
+
+def _check_types(name, values):
+  """Raises InputError for a field that is not of the type of its default, or too large a table."""
+  for key, default in FIELDS[name].items():
+    kind = type(default) if isinstance(default, (bool, int, str)) else (int, float)
+    wrong = not isinstance(values[key], kind) or isinstance(values[key], bool) != isinstance(default, bool)
+    if key in MEANT and isinstance(default, (bool, int, float, str)) and wrong:
+      _refuse(name, values, key, TYPES[type(default)])
+  if not 1 <= values['num_train_timesteps'] <= MOST_LEVELS:
+    _refuse(name, values, 'num_train_timesteps', f'1 to {MOST_LEVELS:,}')
+  betas = values['trained_betas']
+  if betas is not None and not (isinstance(betas, list) and all(type(beta) in (int, float) for beta in betas)):
+    _refuse(name, values, 'trained_betas', 'a list of numbers, or null')
 
 
 def _refuse(name, values, key, expected):

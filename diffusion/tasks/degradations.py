@@ -85,6 +85,8 @@ def mri(acceleration=3., centre=.12, noise=.02, seed=0):
   if not _number(acceleration) or not acceleration >= 1 or not _number(centre) or not 0 < centre <= 1 / acceleration:
     raise InputError(f'mri(acceleration={acceleration!r}, centre={centre!r}): expected an acceleration of at least 1, '
                      'and a share of central lines above 0 and up to 1 / acceleration')
+  if type(seed) is not int or seed < 0:
+    raise InputError(f'mri(seed={seed!r}): expected a whole number of at least 0')
   operator = lambda shape: operators.kspace(np.broadcast_to(lines(shape[1], acceleration, centre, seed), shape[:2]))
   def view(y, shape):
     return operators.transposed(operator(shape).forward, (len(y), *shape))(y)
@@ -150,7 +152,7 @@ def check_measurement(degradation, y, shape, setting):
   expected = jax.eval_shape(operator.forward, jax.ShapeDtypeStruct((1, *shape), jnp.float32)).shape[1:]
   if y.shape != expected or y.dtype.kind not in 'iuf':
     raise InputError(f'{setting}: {y.dtype} {list(y.shape)}, and {degradation.name} of images {list(shape)} measures '
-                     f'{list(expected)} numbers')
+                     f'{list(expected)} numbers; give an array or image of that shape')
   largest = degradation.largest(shape) + 6 * degradation.noise
   if not np.isfinite(y).all() or np.abs(y).max() > 1.01 * largest:
     raise InputError(f'{setting}: values from {y.min():.4g} to {y.max():.4g}, and {degradation.name} of images from -1 '

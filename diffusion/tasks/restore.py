@@ -35,7 +35,7 @@ def restore(degradation=None, residual=False, noise=0., blur=0., flip=False, *, 
   for name, value in dict(noise=noise, blur=blur).items():
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float('inf'):
       raise InputError(f'{name}={value!r}: expected a number of at least 0')
-  if isinstance(degradation, str):
+  if degradation is not None and not hasattr(degradation, 'operator'):
     raise InputError(f"degradation={degradation!r}: expected one such as super_resolution(4), or none for pairs")
   if data is not None:
     facts, examples = _measured_on(data, degradation, residual)

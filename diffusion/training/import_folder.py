@@ -49,9 +49,9 @@ def import_folder(config, source, workdir, report, variant=''):
   params, base = run.split(sharding.put(model.params, jax.tree.map(lambda a: a.sharding, abstract_state(run).params)))
   state = init_state(params, run.optimizer(config.steps), run.objective.init(jax.random.key(0))[1], len(run.averages),
                      base)
+  _copy_files(user_path(source), workdir / KEPT)  # first: with a checkpoint the work directory counts as complete
   checkpoints.save(0, state, to_meta(config, run) | dict(source=str(user_path(source))))
   checkpoints.close()
-  _copy_files(user_path(source), workdir / KEPT)
   report('checkpoint', workdir / 'checkpoints' / '0')
 
 

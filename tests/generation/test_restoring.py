@@ -100,6 +100,7 @@ def test_mistakes_are_named_before_the_checkpoint_is_read(task, image, message, 
 
 @pytest.mark.parametrize('task, message', [
   ('restore(super_resolution(4), magic)', "method='magic'"), ('restore(blocks)', 'unknown'),
+  ('restore(5)', 'degradation=5'),
   ('restore(colour, particles=0)', 'particles=0'), ('inpaint(3)', 'unknown')])
 def test_a_task_that_cannot_be_read_is_refused_at_once(task, message):
   options = default().edit

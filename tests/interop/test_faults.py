@@ -48,6 +48,13 @@ def refused(part, message):
   ('unet', dict(sharpness=3), 'field sharpness=3 has no meaning here'),
   ('unet', dict(_diffusers_version='2.0.0'), 'newer'),
   ('unet', dict(_class_name='UNet3DModel'), "unknown 'UNet3DModel'"),
+  ('unet', dict(block_out_channels='wide'), "block_out_channels='wide': expected a number, or a list"),
+  ('unet', dict(cross_attention_dim='x'), "cross_attention_dim='x': expected a number"),
+  ('unet', dict(flip_sin_to_cos='yes'), "flip_sin_to_cos='yes': expected true or false"),
+  ('unet', dict(norm_num_groups=0), 'make no network.*norm_num_groups=0'),
+  ('unet', dict(block_out_channels=[]), r'make no network.*block_out_channels=\(\)'),
+  ('unet', dict(in_channels='a'), "make no network.*in_channels='a'"),
+  ('vae', dict(scaling_factor='a'), "scaling_factor='a': expected a number"),
   ('vae', dict(latent_channels=8), r'look at.*latent_channels'),
   ('vae', dict(use_quant_conv=False), r'quant_conv.*is not expected.*look at use_quant_conv'),
   ('vae', dict(latents_mean=[1., 2.]), 'latents_mean'),
@@ -114,8 +121,24 @@ def test_pipelines_that_are_not_whole(folder):
   refused("unknown 'FluxPipeline'")
   changed(folder / 'model_index.json', _class_name='StableDiffusionPipeline', _diffusers_version='1.0')
   refused('newer')
-  changed(folder / 'model_index.json', _diffusers_version='0.30')
+  changed(folder / 'model_index.json', _class_name=['StableDiffusionPipeline'], _diffusers_version='0.30')
+  refused(r"unknown .*StableDiffusionPipeline")
+  changed(folder / 'model_index.json', _class_name='StableDiffusionPipeline')
   shutil.rmtree(folder / 'vae')
   refused('lacks the folder vae')
   (folder / 'model_index.json').unlink()
   refused('no model_index.json')
+
+
+def test_a_size_that_is_none(folder):
+  changed(folder / 'unet' / 'config.json', sample_size=0)
+  with pytest.raises(InputError, match='sample_size=0: expected a whole number of at least 1'):
+    pipelines.settings(folder)
+
+
+def test_names_of_classes_that_are_no_table(folder):
+  with zipfile.ZipFile(FIXTURES / 'DiTPipeline.zip') as file:
+    file.extractall(folder / 'dit')
+  changed(folder / 'dit' / 'model_index.json', id2label=['a', 'b'])
+  with pytest.raises(InputError, match='id2label is no object'):
+    pipelines.facts(folder / 'dit')

@@ -135,6 +135,15 @@ MEANS_AT_NO_SIGNAL = np.broadcast_to(MEANS.mean(0), (5, 8))
   (dict(_class_name='KarrasVeScheduler'), "unknown 'KarrasVeScheduler'"),
   (dict(_class_name='DDIMScheduler', _diffusers_version='1.2.0'), 'newer'),
   ({}, '_class_name=None'),
+  (dict(_class_name=['DDIMScheduler']), "_class_name=\\['DDIMScheduler'\\]"),
+  (dict(_class_name='DDIMScheduler', num_train_timesteps='many'), "timesteps='many' is not.*expected a whole number"),
+  (dict(_class_name='DDIMScheduler', num_train_timesteps=10 ** 9), 'timesteps=1000000000 .*1 to 100,000'),
+  (dict(_class_name='DDIMScheduler', beta_start=None), 'beta_start=None is not.*expected a number'),
+  (dict(_class_name='DDIMScheduler', clip_sample=3), 'clip_sample=3 is not.*expected true or false'),
+  (dict(_class_name='DDIMScheduler', steps_offset='1'), "steps_offset='1' is not.*expected a whole number"),
+  (dict(_class_name='DDIMScheduler', prediction_type=['epsilon']), 'prediction_type=.*expected a name'),
+  (dict(_class_name='DDPMScheduler', trained_betas=[.1, 'a']), 'trained_betas=.*expected a list of numbers'),
+  (dict(_class_name='DPMSolverMultistepScheduler', solver_order=[2]), 'solver_order=.*expected a whole number'),
 ])
 def test_what_has_no_meaning_is_refused_by_its_name(config, message):
   with pytest.raises(InputError, match=message):

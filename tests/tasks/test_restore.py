@@ -193,7 +193,8 @@ def test_mistakes_are_named(tmp_path):
   for call, message in [
     (lambda: restore.restore(data=data), 'no pairs'),
     (lambda: restore.restore('blocks', data=data), "degradation='blocks'"),
-    (lambda: restore.restore(noise=-1), 'noise=-1'),
+    (lambda: restore.restore(5, data=data), 'degradation=5: expected one such as'),
+    (lambda: restore.restore(noise=-1), 'noise=-1'), (lambda: degradations.mri(3, seed=-1), r'mri\(seed=-1\)'),
     (lambda: restore.restore(degradations.super_resolution(5), data=data), 'does not divide .* 16x16'),
     (lambda: restore.restore(degradations.colour(), data=data), '1 channels, expected 3'),
     (lambda: ask(task, np.zeros((4, 5, 1), np.uint8)), r'\[4, 5, 1\].*measures \[4, 4, 1\]'),
@@ -247,6 +248,11 @@ def test_pairs_that_do_not_fit_are_refused(high, low, message, tmp_path):
   write = lambda shapes: {f'{name}.png': np.zeros(shape, np.uint8) for name, shape in shapes.items()}
   with pytest.raises(InputError, match=message):
     pairs.pairs(*folders(tmp_path, write(high), write(low)))
+
+
+def test_files_without_pixels_are_refused(tmp_path):
+  with pytest.raises(InputError, match=r'a.npy: uint8 \[0, 8, 3\]; expected'):
+    pairs.pairs(*folders(tmp_path, {'a.npy': np.zeros((0, 8, 3), np.uint8)}, {'a.npy': np.zeros((0, 8, 3), np.uint8)}))
 
 
 def test_bits_are_not_mixed(tmp_path):
