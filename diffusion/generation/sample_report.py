@@ -101,8 +101,8 @@ def _draw_into(folder, models, versions, data):
   options = config.sample
   parts = chain.draw(models, requests.of_config(run), options.num_samples, options.seed, batch_size(options),
                      traced(options) if len(models) == 1 else None)
-  title = ', '.join(filter(None, (f'step {step}', config.sampler, config.grid, config.guide, options.class_mix,
-                                  options.ask)))
+  how = (config.sampler, config.grid, config.guide) if run.levels else ()
+  title = ', '.join(filter(None, (f'step {step}', *how, options.class_mix, options.ask)))
   for i, (each, part) in enumerate(zip(models, parts)):
     place = folder / f'part_{i + 1}' if len(models) > 1 else folder
     if multihost.is_main():

@@ -1,5 +1,6 @@
 """A work directory made of a folder of diffusers, and a folder made of a work directory."""
 import json
+import os
 
 import jax
 import numpy as np
@@ -37,6 +38,7 @@ def import_folder(config, source, workdir, report, variant=''):
   checkpoints = open_checkpoints(workdir / 'checkpoints', config.keep_last)
   if checkpoints.latest_meta() is not None:
     raise InputError(f'{workdir} holds a checkpoint already; name another --workdir')
+  source = source if '://' in source else os.path.abspath(user_path(source))  # it is opened from anywhere later
   for key, value in pipelines.settings(source).items():
     put(config, key, value)
   run = _run_of(config, source, report)
@@ -47,10 +49,10 @@ def import_folder(config, source, workdir, report, variant=''):
                      f'{", ".join(sorted(set(run_shapes) ^ set(model.params))[:3])}')
   report('read', f'{len(model.params)} tensors, {sum(a.size for a in model.params.values()):,} parameters')
   params, base = run.split(sharding.put(model.params, jax.tree.map(lambda a: a.sharding, abstract_state(run).params)))
-  state = init_state(params, run.optimizer(config.steps), run.objective.init(jax.random.key(0))[1], len(run.averages),
-                     base)
+  memory = jax.jit(lambda key: run.objective.init(key)[1])(jax.random.key(0))  # without random parameters
+  state = init_state(params, run.optimizer(config.steps), memory, len(run.averages), base)
   _copy_files(user_path(source), workdir / KEPT)  # first: with a checkpoint the work directory counts as complete
-  checkpoints.save(0, state, to_meta(config, run) | dict(source=str(user_path(source))))
+  checkpoints.save(0, state, to_meta(config, run) | dict(source=source))
   checkpoints.close()
   report('checkpoint', workdir / 'checkpoints' / '0')
 
