@@ -270,7 +270,8 @@ def export(config, workdir, format='ours'):
 def write_samples(run, workdir, state, data=None):
   """Draws what config.sample asks for into a new folder of the work directory."""
   config, step = run.config, int(state.step)
-  run, weights = with_guide_model(run, choose_weights(run, state, workdir), config.sample.classes)
+  asked = config.sample.classes or config.sample.prompt
+  run, weights = with_guide_model(run, choose_weights(run, state, workdir), asked)
   for note in requests.ask(run, requests.of_config(run), np.arange(config.sample.num_samples), 0).notes:
     report('note', note)
   how = f', {config.sampler}, {len(run.levels.logsnr) - 1} steps each' if run.levels else ''

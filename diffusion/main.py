@@ -173,7 +173,10 @@ def prompts(given):
   lines = []
   for text in given:
     if text.startswith('@'):
-      found = [line for line in read_text(user_path(text[1:])).splitlines() if line.strip()]
+      try:
+        found = [line for line in read_text(user_path(text[1:])).splitlines() if line.strip()]
+      except InputError as error:
+        raise InputError(f'--prompt={text}: expected a file with one prompt on each line; {error}') from error
       if not found:
         raise InputError(f'--prompt={text}: the file holds no prompt; write one on each line')
       lines += found

@@ -52,8 +52,7 @@ def test_mistakes_are_named_before_anything_is_trained(command, tmp_path):
   refused(command(recipe, '--config.batch=1', '--workdir=a', cwd=tmp_path), 'config.batch=1')
   refused(command(recipe, '--config.task=text_to_image', '--workdir=a', cwd=tmp_path), "config.task='pairs'")
   refused(command(recipe, '--config.net=unet', '--workdir=a', cwd=tmp_path), 'belong together')
-  refused(command(recipe, '--config.evaluate.templates=a thing', '--config.evaluate.at_end=True', '--workdir=a',
-                  cwd=tmp_path), 'not one {}')
+  refused(command(recipe, '--config.evaluate.templates=a thing', '--workdir=a', cwd=tmp_path), 'not one {}')
   images = np.zeros((64, 16, 16, 3), np.uint8)
   np.savez(tmp_path / 'same.npz', images=images, captions=np.array(['a hero'] * 64))
   same = f'--config.data=npz({tmp_path}/same.npz, heldout=0)'

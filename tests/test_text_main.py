@@ -92,7 +92,9 @@ def test_mistakes_are_one_line_and_write_nothing(written, command, main_job, tmp
   sample = lambda *words: command('--mode=sample', '--workdir=run', *words, cwd=folder)
   before = len(list((folder / 'run' / 'samples').iterdir()))
   refused(sample('--prompt=@empty.txt'), 'holds no prompt', 'empty.txt')
-  refused(sample('--prompt=@missing.txt'), 'missing.txt')
+  refused(sample('--prompt=@missing.txt'), '--prompt=@missing.txt', 'one prompt on each line')
+  refused(sample('--config.sample.show=words', '--config.sample.ask=prompt_mix: 1 * a red dragon + 1 * a green hero'),
+          'config.sample.show', 'prompt_mix', 'ask for a prompt')
   refused(sample('--prompt=zebra giraffe'), 'no word that occurs in the training texts')
   refused(sample('--config.sample.classes=hero'), "classes: config.task='text_to_image'", 'valid: prompt')
   refused(sample('--prompt=a (red'), 'not closed')

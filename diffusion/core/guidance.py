@@ -142,7 +142,7 @@ def interval(guided, plain, lo=-np.inf, hi=np.inf):
 
 
 # ---- from a classifier
-def classifier(denoise, log_prob, scale=1.):
+def classifier(denoise, log_prob, scale=1., name='classifier'):
   """Classifier guidance: eps - scale * sigma * grad_x log p(y | x_t) (arXiv:2105.05233, algorithm 2, any scaling).
 
   With the exact classifier of noisy data and scale 1 this is Bayes' rule: the denoiser of p(x0 | y). Where alpha = 0,
@@ -152,10 +152,11 @@ def classifier(denoise, log_prob, scale=1.):
     denoise: the denoiser to guide.
     log_prob: (x, noise) -> log p(y | x_t) of the requested y, [B] (see noisy_classifier.log_prob).
     scale: above 1 sharpens p(y | x_t). Scalar or [B].
+    name: of the part, for messages.
   Raises:
     InputError: a scale that is not finite.
   """
-  _check('classifier', scale)
+  _check(name, scale)
   def guided(x, noise):
     pred, level = denoise(x, noise), expand_to(noise, x)
     slope = jax.grad(lambda x: jnp.sum(log_prob(x, noise)))(x)

@@ -18,13 +18,13 @@ from diffusion.evaluation.metrics import record
 from diffusion.evaluation.metrics.trained_features import digest
 from diffusion.evaluation.text import draw, in_turn, requests_of
 from diffusion.system import sharding, tensors
-from diffusion.training.open_model import open_at
+from diffusion.system.files import user_path
+from diffusion.training.open_model import open_at, split_step
 
 
-def cosines(judge, images, captions):
-  """The cosine of each image, uint8 [N, H, W, C], and its caption, [N]; judge: Loaded."""
+def cosines(judge, images, texts):
+  """The cosine of each image, uint8 [N, H, W, C], and the unit vector of its text [N, D]; [N]. judge: Loaded."""
   run, weights, _ = judge
-  texts = zero_shot.text_vectors(run, weights, captions)
 
   @partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
   def of_batch(weights, images, texts):
@@ -42,14 +42,20 @@ def hash_of(weights):
   return tensors.digest(sharding.fetch(weights.params))
 
 
+def _place(where):
+  """The folder of 'WORKDIR' or 'WORKDIR@STEP': steps of one training are too alike to judge each other."""
+  return user_path(split_step(where, 'model')[0]).resolve()
+
+
 def judge_of(run):
   """(the Loaded CLIP of config.evaluate.clip, its hash).
 
   Raises:
-    InputError: it is no CLIP, takes images of another size, or is the one that guides.
+    InputError: it is no CLIP, takes images of another size, or is the one that guides, at any step.
   """
   where = run.config.evaluate.clip
-  field, judge = f'config.evaluate.clip={where!r}', open_at(where)
+  field = f'config.evaluate.clip={where!r}'
+  judge = open_at(where, field)
   if 'embed_text' not in judge.run.can:
     raise InputError(f'{field}: expected the work directory of configs/clip.py or siglip.py, and it has the objective '
                      f'{judge.run.objective.name}')
@@ -57,14 +63,17 @@ def judge_of(run):
   if list(there) != list(here):
     raise InputError(f'{field} takes images of {list(there)}, and the samples are {list(here)}; use one of that size')
   mark = hash_of(judge.weights)
-  if run.guide.scored == 'clip_guidance' and hash_of(open_at(run.guide.model).weights) == mark:
-    raise InputError(f'{field} is the CLIP that guides the samples (hash {mark}): its score would rise with the '
-                     'guidance and not with the images; name another one, such as one of another config.seed')
+  if run.guide.scored == 'clip_guidance' and (_place(where) == _place(run.guide.model) or
+                                              hash_of(open_at(run.guide.model).weights) == mark):
+    raise InputError(f'{field} is the CLIP that guides the samples, at this or another step (hash {mark}): its score '
+                     'would rise with the guidance and not with the images; name another one, such as one of another '
+                     'config.seed')
   return judge, mark
 
 
 def _needs(run, data):
-  return first('' if run.config.evaluate.clip else 'config.evaluate.clip names no CLIP',
+  return first('' if run.config.evaluate.clip else
+               'config.evaluate.clip names no CLIP; set it to the work directory of one',
                '' if run.draws else f'the objective {run.objective.name} draws nothing',
                '' if run.task.takes[:1] == ('prompt',) and run.task.gives == 'images' else
                f'config.task={run.config.task!r} draws no images of prompts', needs_heldout(data))
@@ -77,12 +86,13 @@ def _measure(run, weights, data, folder, report):
   half = options.num_samples // 2
   (cond, held), (more, known) = (requests_of(run, side, number, options.seed) for side, number in
                                  ((data.heldout, options.num_samples - half), (data.train, half)))
+  vectors = partial(zero_shot.text_vectors, judge.run, judge.weights)  # refuses strange texts: before drawing
+  asked = vectors(in_turn(*(np.array(first_captions(side)) for side in (held, known))))
+  real, captions = data.heldout.arrays['images'][:], vectors(np.array(first_captions(data.heldout)[:]))
   images = draw(run, weights, in_turn(cond, more), options.seed)
-  asked = in_turn(*(np.array(first_captions(side)) for side in (held, known)))
   score = record.mean(100 * cosines(judge, images, asked).astype(np.float64))
-  real, captions = data.heldout.arrays['images'][:], np.array(first_captions(data.heldout)[:])
   own = 100 * cosines(judge, real, captions).astype(np.float64)
-  others = 100 * cosines(judge, real, np.roll(captions, 1)).astype(np.float64)
+  others = 100 * cosines(judge, real, np.roll(captions, 1, 0)).astype(np.float64)
   protocol = dict(convention='mean of 100 cos', clip_hash=mark, data_hash=digest(*columns(data.heldout)))
   notes = (f'clip_score: 100 cos, by the CLIP {mark[:8]}; {own.mean():.1f} for held-out images and their captions, '
            f'{others.mean():.1f} for captions of others',)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from diffusion.errors import InputError, unknown
-from diffusion.evaluation import EVALUATORS
+from diffusion.evaluation import EVALUATORS, zero_shot
 from diffusion.evaluation.metrics import make_features, measure, record
 from diffusion.evaluation.metrics.trained_features import digest
 from diffusion.system import sharding
@@ -29,6 +29,7 @@ def check(config):
   for field, least in LEAST.items():
     if options[field] < least:
       raise InputError(f'config.evaluate.{field}={options[field]}: expected at least {least}')
+  zero_shot.templates_of(options.templates)
   if options.split not in ('train', 'heldout'):
     raise InputError(f"config.evaluate.split={options.split!r}: expected 'train' or 'heldout'")
 

@@ -61,10 +61,6 @@ def _needs(run, data):
   return first(retrieval.needs(run, data), '' if len(classes_of(data.heldout)[0]) > 1 else 'the data have no classes')
 
 
-def _prepare(run, data):
-  templates_of(run.config.evaluate.templates)
-
-
 def _measure(run, weights, data, folder, report):
   """The share of held-out images whose class is found, and the most frequent mistakes."""
   templates = templates_of(run.config.evaluate.templates)
@@ -82,4 +78,4 @@ def _measure(run, weights, data, folder, report):
   return Measured(dict(zero_shot=share), dict(zero_shot=protocol), dict(zero_shot=dict(mistakes=mistakes)))
 
 
-EVALUATOR = Evaluator(_needs, _measure, _prepare)
+EVALUATOR = Evaluator(_needs, _measure)

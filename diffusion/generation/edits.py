@@ -206,7 +206,7 @@ def write(run, inputs, parent, weights, step, versions):
   run = without_clip(run) if name == 'restore' and inputs.measured is not None else run
   with numbered_folder(parent, step) as folder:
     result = OPERATIONS[name](
-      *with_guide_model(run, weights, run.config.edit.classes or 'none'), inputs)
+      *with_guide_model(run, weights, run.config.edit.classes or run.config.edit.prompt or 'none'), inputs)
     _write_result(folder, run, inputs, result, step, versions)
   return folder
 

@@ -34,12 +34,16 @@ def check(run):
   shows = parse_show(options.show)
   if not run.draws:
     return
-  requests.ask(run, requests.of_config(run), np.arange(options.num_samples), options.seed)
+  request = requests.of_config(run)
+  requests.ask(run, request, np.arange(options.num_samples), options.seed)
   fit = SHOWS[:-1] if 'denoise' in run.can else ('film', 'gif') if run.predicts else ()
   fit += ('words',) if 'attention' in run.can else ()
   if shows - set(fit if run.task.tiles else ()):
     able = f'use {", ".join(fit)}' if fit and run.task.tiles else "set it to ''"
     raise InputError(f'config.sample.show={options.show!r}: this model has no such pictures; {able}')
+  if 'words' in shows and 'prompt_mix' in request:
+    raise InputError(f'config.sample.show={options.show!r} shows the words of one text a sample, and prompt_mix='
+                     f'{request["prompt_mix"]!r} has several; ask for a prompt, or show something else')
   if 'comparison' in shows:
     for S in strips.comparable(run.schedule):
       grids.trailing(S)(run.schedule)

@@ -51,7 +51,7 @@ def classifier(model, scale=1.):
 def clip_guidance(model, scale=50.):
   """Towards the text by the cosine of a CLIP (see guidance.cosine); alone it guides the unconditional model."""
   def apply(guided, cond, null, log_prob):
-    towards = guidance.classifier(guided, log_prob, scale)  # refuses a scale that is none
+    towards = guidance.classifier(guided, log_prob, scale, 'clip_guidance')  # refuses a scale that is none
     return towards if scale else guided
   return Part(apply, model=model)
 

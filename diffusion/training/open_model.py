@@ -63,9 +63,12 @@ def load(workdir, step=None, **settings):
   return Loaded(run, weights, int(state.step))
 
 
-def open_at(where):
-  """load(..) of 'WORKDIR' or 'WORKDIR@STEP': what tasks and objectives open other models with."""
-  return load(*split_step(where, 'model'))
+def open_at(where, field=''):
+  """load(..) of 'WORKDIR' or 'WORKDIR@STEP'; field: the setting that names it, for messages, where it is known."""
+  try:
+    return load(*split_step(where, 'model'))
+  except InputError as error:
+    raise InputError(f'{field}: {error}' if field else str(error)) from error
 
 
 def split_step(where, setting):
@@ -86,7 +89,7 @@ def stored_meta(workdir):
   """The record in the newest checkpoint of a work directory. Raises InputError if there is none."""
   newest = open_checkpoints(workdir / 'checkpoints').latest_meta()
   if newest is None:
-    raise InputError(f'{workdir} holds no checkpoint yet; train first, with --config=configs/cosine_ddim.py')
+    raise InputError(f'{workdir} holds no checkpoint yet; train first, with --config=RECIPE')
   return newest[1]
 
 
@@ -209,7 +212,7 @@ def with_guide_model(run, weights, asked=''):
   Args:
     run: the Experiment.
     weights: its Weights.
-    asked: the requested classes, as in config.sample.classes.
+    asked: the requested classes or prompts, as in config.sample.classes and config.sample.prompt.
   Raises:
     InputError: a second model that is missing, of the wrong kind, or of other data.
   """
@@ -219,6 +222,9 @@ def with_guide_model(run, weights, asked=''):
   if not guide.model or not run.guided:
     return run, weights
   if guide.scored == 'clip_guidance':
+    if 'none' in asked.split('\n'):
+      raise InputError(f"config.guide={guide.text!r} guides to a text, but 'none' was requested; give "
+                       '--prompt=TEXT')
     second, params = _open_clip(run, guide)
     return run._replace(denoise=run.guided(second)), weights._replace(frozen=weights.frozen | dict(guide=params))
   second, params = _open_second(run, guide)
@@ -242,7 +248,7 @@ def _open_clip(run, guide):
   field = f'config.guide={guide.text!r}'
   if 'tokens' not in run.task.facts:
     raise InputError(f'{field}: a CLIP guides to a text, and config.task={run.config.task!r} takes none')
-  second, params, _ = open_at(guide.model)
+  second, params, _ = open_at(guide.model, field)
   if 'embed_text' not in second.can:
     raise InputError(f'{field}: expected the work directory of configs/clip.py, siglip.py or noised_clip.py, and '
                      f'{guide.model} has the objective {second.objective.name}')
@@ -280,6 +286,8 @@ def _open_second(run, guide):
   here = run.task.facts
   _require_facts(field, workdir, record_of(newest[1]).facts, here, [key for key in here if key not in OF_DATA])
   config = filled(ConfigDict(newest[1]['config']))
+  if specs.parse(config.objective)[0] == 'contrastive':
+    raise InputError(f'{field}: {workdir} is a CLIP; guide by clip_guidance({guide.model}, 50) instead')
   _require_schedule(field, workdir, config, run.config)
   second = build.build(config, run.task, run.example, run.mesh, open_model=open_at)
   state = checkpoints.restore(abstract_state(second), step).state

@@ -15,6 +15,7 @@ from diffusion.evaluation import clip_score, retrieval, zero_shot
 from diffusion.objectives.base import Model
 from diffusion.setup.choices import make
 from diffusion.system import sharding
+from diffusion.training.open_model import Loaded
 
 RNG = np.random.default_rng(0)
 COLOURS = dict(red=(255, 0, 0), green=(0, 255, 0), blue=(0, 0, 255), white=(255, 255, 255))
@@ -122,9 +123,21 @@ def test_the_score_is_100_cos_of_each_image_and_its_own_caption():
   data, task = world()
   judge = known(task), WEIGHTS, 1
   images = np.stack([np.broadcast_to(np.uint8(c), (8, 8, 3)) for c in COLOURS.values()])
-  found = clip_score.cosines(judge, images, ['a red thing', 'a (green) thing', 'a red thing', 'a white thing'])
+  captions = ['a red thing', 'a (green) thing', 'a red thing', 'a white thing']
+  found = clip_score.cosines(judge, images, zero_shot.text_vectors(*judge[:2], captions))
   unit = lambda c: (np.array(c) / 255 * 2 - 1) / 3 ** .5
   np.testing.assert_allclose(found, [1, 1, unit(COLOURS['blue']) @ unit(COLOURS['red']), 1], atol=1e-5)
+
+
+def test_a_caption_that_the_judge_cannot_read_is_refused_before_samples_are_drawn(monkeypatch):
+  data, task = world()
+  strange = data.heldout._replace(arrays=data.heldout.arrays | dict(captions=np.array(['zebra'] * 20)))
+  monkeypatch.setattr(clip_score, 'judge_of', lambda run: (Loaded(known(task), WEIGHTS, 1), 'hash'))
+  monkeypatch.setattr(clip_score, 'draw', lambda *args: pytest.fail('samples were drawn'))
+  options = SimpleNamespace(evaluate=SimpleNamespace(seed=1, clip='judge', num_samples=4))
+  with pytest.raises(InputError, match='zebra.*no word that occurs'):
+    clip_score._measure(known(task, config=options, frozen={}), WEIGHTS, Source(data.train, strange), None,
+                        lambda label, text: None)
 
 
 def test_a_judge_that_guided_is_refused_by_its_hash_and_one_of_another_size_too(monkeypatch):
@@ -132,10 +145,10 @@ def test_a_judge_that_guided_is_refused_by_its_hash_and_one_of_another_size_too(
   guide = lambda where: SimpleNamespace(scored='clip_guidance', model=where)
   other = SimpleNamespace(frozen={}, params=dict(a=np.zeros(3, np.float32)))
   stored = dict(judge=(known(task), WEIGHTS, 1), copy=(known(task), WEIGHTS, 9), other=(known(task), other, 1))
-  from diffusion.training.open_model import Loaded
-  monkeypatch.setattr(clip_score, 'open_at', lambda where: Loaded(*stored[where]))
+  stored['judge@5'] = stored['other']  # an earlier step: another hash
+  monkeypatch.setattr(clip_score, 'open_at', lambda where, field='': Loaded(*stored[where]))
   run = lambda where: known(task, config=OPTIONS, guide=guide(where))
-  for where in ('judge', 'copy'):
+  for where in ('judge', 'copy', 'judge@5'):
     with pytest.raises(InputError, match='is the CLIP that guides') as error:
       clip_score.judge_of(run(where))
     assert '\n' not in str(error.value)

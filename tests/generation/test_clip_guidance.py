@@ -158,9 +158,12 @@ def test_what_does_not_fit_is_refused_in_one_line(clips, model, tmp_path):
   model_folder = stored(tmp_path / 'model', config())
   refused(model_folder, 'configs/clip.py', 'objective denoising')
   refused(clips['noised'], "schedule='cosine'", "'linear'", schedule='linear')
-  refused(tmp_path / 'nowhere', 'no checkpoint')
-  refused(clips['plain'], 'finite number', guide='clip_guidance({}, nan)')
+  refused(tmp_path / 'nowhere', "config.guide='clip_guidance(", 'no checkpoint')
+  refused(clips['plain'], 'is a CLIP', 'clip_guidance(', guide='classifier({}, 2)')
+  refused(clips['plain'], 'clip_guidance(scale', 'finite number', guide='clip_guidance({}, nan)')
   refused(clips['plain'], 'only one part', guide='autoguidance(x, 2) | clip_guidance({}, 5)')
+  with pytest.raises(InputError, match="guides to a text, but 'none' was requested"):
+    with_guide_model(built(config(f'clip_guidance({clips["plain"]}, 5)')), weights, 'a hero\nnone')
   with pytest.raises(InputError, match='all 4 captions are'):
     built(clip_config(), captions=['a hero'] * 4)
   with pytest.raises(InputError, match='config.batch=1'):
