@@ -15,9 +15,10 @@ def commands(run, workdir):
   elif run.predicts:
     tries = [f'{command} --mode=sample' + (' --config.sample.show=all' if run.task.tiles else ''), *tries]
   elif 'embed_text' in run.can:
-    guide = f"--config.guide='cfg(2) | clip_guidance({workdir}, 50)'"
+    scale = 50 if run.schedule is None else 300  # of one that sees noise
+    guide = '--config.guide=' + shlex.quote(f'cfg(2) | clip_guidance({workdir}, {scale})')
     tries.append(f'python -m diffusion.main --mode=sample --workdir=RUN_OF_A_MODEL --prompt=TEXT {guide}')
   elif 'log_prob' in run.can:
-    guide = f"--config.guide='classifier({workdir}, 2)'"
+    guide = '--config.guide=' + shlex.quote(f'classifier({workdir}, 2)')
     tries.insert(0, f'python -m diffusion.main --mode=sample --workdir=RUN_OF_A_MODEL {guide}')
   return tries
