@@ -20,6 +20,7 @@ xla_flags.add('xla_backend_optimization_level', 0)
 xla_flags.add('xla_llvm_disable_expensive_passes', 'true')
 # Without the fusion emitters a training step compiles in half the time, with the same bits (jaxlib before 0.11.2).
 xla_flags.add('xla_cpu_use_fusion_emitters', 'false')
+xla_flags.add('xla_cpu_parallel_codegen_split_count', 1)  # programs are small, and pytest has as many workers as cores
 xla_flags.add_right_sums()
 
 ROOT = Path(__file__).parent.parent

@@ -111,24 +111,22 @@ def open_run(config, workdir, data=None, fsdp=None, parts=None, report=lambda la
   """
   checkpoints = open_checkpoints(workdir / 'checkpoints', config.keep_last, config.keep_every or None,
                                  config.on_save_error)
-  newest = checkpoints.latest_meta()
-  old = newest[1] if newest else None
+  _, old = checkpoints.latest_meta() or (None, None)
   if old is None and data is None:
     raise InputError(f'{workdir} holds no checkpoint yet; train first')
-  record = record_of(old) if old else None
+  record = old and record_of(old)
   fitted = record.fitted if old else fitted_of(config)
   task = make('task', config.task, data=data and data.train, facts=old and record.facts, fitted=fitted or None,
               open_model=open_at)
   mark = data and fingerprint(data)
   changed = other_data(config, old, mark) if old and data else ''
-  if changed:
-    report('note', changed)
   data = data and Source(*(task.prepare(task.frozen, side) for side in data[:2]), (*data.notes, changed))
-  for line in data.train.facts.get('lost', ()) if data else ():
-    report('note', line)
-  example = encoded_example(task, data.train) if data else record.example
+  for line in (changed, *data.train.facts.get('lost', ())) if data else ():
+    if line:
+      report('note', line)
   if old:
     require_same_model(workdir, config, filled(old['config']), task.facts, record.facts, report)
+  example = encoded_example(task, data.train) if data else record.example
   mesh = sharding.make_mesh(fsdp or math.gcd(config.fsdp, jax.device_count()))
   run = build.build(config, task, example, mesh, parts, open_at)
   meta = to_meta(config, run) | (dict(data_fingerprint=mark) if data else {})
