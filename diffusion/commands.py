@@ -33,7 +33,7 @@ from diffusion.training.init_from import start_from
 from diffusion.training.open_model import choose_weights, Loaded, open_run, placed_frozen, restore, with_guide_model
 from diffusion.training.record import to_meta, versions
 from diffusion.training.resources import forecast
-from diffusion.training.state import make_state
+from diffusion.training.state import make_state, whole
 
 
 def report(label, text):
@@ -63,6 +63,7 @@ def train(config, workdir, profile=None, started=None):
     state = restore(run, checkpoints, report=report)
     if state is None:
       state = start_from(run, make_state(run, jax.random.key(config.seed)), report)
+    state = whole(run, state)
     if int(state.step) >= config.steps:
       report('training', f'complete after {int(state.step)} steps; set a larger --config.steps to continue')
     else:

@@ -42,6 +42,34 @@ def abstract_state(run):
   return jax.tree.map(place, shapes, sharding.by_shape(run.mesh, shapes))
 
 
+def lean(state):
+  """A state at step 0 without what follows from its parameters: what an import stores."""
+  return state._replace(ema=(), opt_state=(), averages=())
+
+
+def restore_state(run, checkpoints, step=None):
+  """The newest intact state of an Experiment, or that of a step, as checkpoint.Restored; None without a checkpoint.
+
+  Of a lean one the averages are the parameters themselves, held once, and there is no state of the optimizer: `whole`.
+  """
+  abstract = abstract_state(run)
+  restored = checkpoints.restore(abstract, step, lean(abstract))
+  if restored is None or jax.tree.leaves(restored.state.ema):
+    return restored
+  params = restored.state.params
+  return restored._replace(state=restored.state._replace(ema=params, averages=(params,) * len(run.averages)))
+
+
+def whole(run, state):
+  """A restored state as training needs it: one that was lean has arrays of its own for averages and optimizer."""
+  abstract = abstract_state(run)
+  if jax.tree.structure(state) == jax.tree.structure(abstract):
+    return state
+  make = lambda state: init_state(state.params, run.optimizer(run.plan.steps), state.memory, len(run.averages),
+                                  state.base)
+  return jax.jit(make, out_shardings=jax.tree.map(lambda a: a.sharding, abstract))(lean(state))
+
+
 def make_state(run, key):
   """The state of an Experiment at step 0, created sharded: no device ever holds a whole sharded array."""
   places = jax.tree.map(lambda a: a.sharding, abstract_state(run))
