@@ -192,6 +192,8 @@ def _away(config, parts, task, cond):
     leaves = [jax.numpy.broadcast_to(jax.numpy.asarray(b, a.dtype), a.shape)
               for a, b in zip(jax.tree.leaves(rest), jax.tree.leaves(other), strict=True)]
     led = jax.tree.unflatten(jax.tree.structure(rest), leaves)
+    if isinstance(rest, dict) and 'image' in rest and 'image' not in task.takes:  # what is kept of a picture stays
+      led = led | dict(image=rest['image'])
     return led if known is None else (led or {}) | dict(known=known)
   return away
 
