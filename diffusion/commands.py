@@ -148,8 +148,9 @@ def train_steps(run, data, state, checkpoints, meta, workdir, profile, started):
 def write_examples(run, workdir, data):
   """data.png: examples of the training data, as the model's samples will look."""
   index = np.arange(min(64, size(data)))
-  x0, cond = run.encode(run.frozen, None, run.task.batch(data, index))
-  outputs = jax.device_get(jax.jit(run.decode)(run.frozen, x0, cond))
+  shown = jax.jit(lambda frozen, batch: run.decode(frozen, *run.encode(frozen, None, batch)))
+  parts = [shown(run.frozen, run.task.batch(data, part)) for part in np.resize(index, (-(-len(index) // 8), 8))]
+  outputs = jax.tree.map(lambda *some: np.concatenate(some)[:len(index)], *jax.device_get(parts))
   labels = captions(data, index)
   if 'prompt' in run.task.takes:
     labels = [str(text) for text in first_captions(data)[index]]

@@ -32,6 +32,8 @@ def import_folder(config, source, workdir, report, variant=''):
     workdir: epath.Path, without checkpoints.
     report: (label, text) -> None.
     variant: of the weights: '', 'fp16' or 'non_ema'.
+  Returns:
+    The Experiment.
   Raises:
     InputError: a work directory in use; what of the folder cannot be read or has no meaning here.
   """
@@ -58,6 +60,7 @@ def import_folder(config, source, workdir, report, variant=''):
   checkpoints.save(0, state, to_meta(config, run) | dict(source=source))
   checkpoints.close()
   report('checkpoint', workdir / 'checkpoints' / '0')
+  return run
 
 
 def _run_of(config, source, report):

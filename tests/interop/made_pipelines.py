@@ -24,8 +24,12 @@ DIT = dict(num_attention_heads=2, attention_head_dim=4, num_layers=1, sample_siz
            num_embeds_ada_norm=1000)
 LENGTH = 9
 STEPS, PROMPTS = 6, ('abc bé', 'cad')
-TEXTS = ('StableDiffusionPipeline', 'StableDiffusionXLPipeline')
+PAINTS = 'StableDiffusionInpaintPipeline'
+TEXTS = ('StableDiffusionPipeline', 'StableDiffusionXLPipeline', PAINTS)
 NAMES = ('DDPMPipeline', 'LDMPipeline', 'DiTPipeline', *TEXTS)
+PICTURE = np.random.default_rng(3).integers(0, 256, (8, 8, 3), np.uint8)
+MASK = np.zeros((8, 8, 1), bool)
+MASK[3:, 2:7] = True  # with an edge in the middle of a latent, where the way of resizing counts
 
 
 def tokenizer(folder, pad='<|endoftext|>'):
@@ -62,6 +66,10 @@ def make(name, folder):
     made = diffusers.StableDiffusionPipeline(
       kl(), tower(), tokenizer(folder.parent / 'vocabulary'), unet(CONTEXT),
       diffusers.PNDMScheduler(**SD, skip_prk_steps=True, steps_offset=1), None, None, requires_safety_checker=False)
+  elif name == PAINTS:
+    made = diffusers.StableDiffusionInpaintPipeline(
+      kl(), tower(), tokenizer(folder.parent / 'vocabulary'), unet(CONTEXT | dict(in_channels=9)), ddim, None, None,
+      requires_safety_checker=False)
   else:
     pad = tokenizer(folder.parent / 'vocabulary2', '!')
     made = diffusers.StableDiffusionXLPipeline(
@@ -84,6 +92,7 @@ def drawn(name, theirs, x):
       return from_torch(theirs.unet(noise, 981).sample), np.zeros(0, np.float32)
     if name in TEXTS:
       given = dict(latents=noise, guidance_scale=7.5, num_inference_steps=STEPS)
+      given |= painting(theirs) if name == PAINTS else {}
       latents = theirs(list(PROMPTS), **given, output_type='latent').images
       return from_torch(latents), theirs(list(PROMPTS), **given, output_type='np').images
     part = theirs.vqvae if name == 'LDMPipeline' else theirs.vae
@@ -93,6 +102,15 @@ def drawn(name, theirs, x):
         unittest.mock.patch.object(part, 'decode', lambda z: kept.append(z) or decode(z)):
       images = theirs(**more, num_inference_steps=STEPS, output_type='np').images
     return from_torch(kept[0] * part.config.scaling_factor), images
+
+
+def painting(theirs):
+  """What an in-painting pipeline takes besides; its latents of what is kept are made the mean, which it draws."""
+  from PIL import Image
+  module = sys.modules[type(theirs).__module__]
+  module.retrieve_latents = lambda given, *unused, **more: given.latent_dist.mean
+  mask = Image.fromarray(255 * MASK[..., 0].astype(np.uint8))
+  return dict(image=Image.fromarray(PICTURE), mask_image=mask, height=8, width=8)
 
 
 def noise_for(name):
