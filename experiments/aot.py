@@ -8,9 +8,9 @@ r"""Compiles the real train step and sampler for absent TPUs, and reports memory
   python -m experiments.aot --table                    the rows of aot_table.py, into experiments/reports/aot; resumes
 
 Topologies: v5e:1x1 to v5e:16x16, the same for v6e, and v5p:2x2x1 to v5p:16x16x24. cpu:8 needs no libtpu: eight devices
-of this machine's processor, whose compiler lays out memory in another way; arguments are what they are on a TPU. Compiling a training step takes
-libtpu from five minutes (a few blocks) to an hour (ADM) on one core. No data are read: the shape and the number of
-classes follow from the name of the data set, or are given by flags.
+of this machine's processor, whose compiler lays out memory in another way; arguments are what they are on a TPU.
+Compiling a training step takes libtpu from five minutes (a few blocks) to an hour (ADM) on one core. No data are read:
+the shape and the number of classes follow from the name of the data set, or are given by flags.
 
 The time is a roofline estimate: the longest of FLOPs over the chip's peak, bytes over its memory bandwidth, and bytes
 sent over its link bandwidth. Compute and links are lower bounds, as if everything overlapped perfectly; the bytes are

@@ -110,8 +110,8 @@ def stored(folder, variant=''):
       array = np.asarray(file.get_tensor(name)).astype(np.float32, copy=False)
     if not np.isfinite(array).all():
       number = np.sum(~np.isfinite(array))
-      raise InputError(f'{place[name]}: {number:,} of the {array.size:,} numbers of {name} are NaN or infinite, as after '
-                       'a diverged training or in a damaged copy: get it again')
+      raise InputError(f'{place[name]}: {number:,} of the {array.size:,} numbers of {name} are NaN or infinite, as '
+                       'after a diverged training or in a damaged copy: get it again')
     return array
   return Stored(str(folder), shapes, get)
 

@@ -109,7 +109,7 @@ def _class_names(labels, number):
   return [name if first.count(name) == 1 else f'{name} {i}' for i, name in enumerate(first)]
 
 
-def read_net(folder, variant=''):
-  """The Model of what is trained."""
+def read_net(folder, variant='', expected=None):
+  """The Model of what is trained; expected: as of models.read."""
   _, parts, _ = read_index(folder)
-  return models.read(f'{folder}/{parts.net}', variant)
+  return models.read(f'{folder}/{parts.net}', variant, expected=expected)

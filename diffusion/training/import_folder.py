@@ -11,14 +11,13 @@ from diffusion.interop import folder as folders, models, pipelines
 from diffusion.setup import build, specs
 from diffusion.setup.choices import make
 from diffusion.setup.config import put
-from diffusion.setup.optimizer import merged
 from diffusion.setup.validate import check
 from diffusion.system import multihost, sharding
 from diffusion.system.checkpoint import open_checkpoints
 from diffusion.system.files import user_path, write_atomic
 from diffusion.training.open_model import open_at
 from diffusion.training.record import to_meta
-from diffusion.training.state import abstract_state, lean, TrainState
+from diffusion.training.state import lean, TrainState
 
 KEPT = 'diffusers'  # folder of a work directory with the files of the pipeline that are no weights
 
@@ -46,15 +45,12 @@ def import_folder(config, source, workdir, report, variant=''):
   for key, value in pipelines.settings(source).items():
     put(config, key, value)
   run = _run_of(config, source, report)
-  model = pipelines.read_net(source, variant)
-  abstract = abstract_state(run)
-  run_shapes = {name: a.shape for name, a in merged(abstract.params, abstract.base).items()}
-  if run_shapes != {name: a.shape for name, a in model.params.items()}:
-    raise InputError(f'{source}: the network of these settings has other parameters than the weights: '
-                     f'{", ".join(sorted(set(run_shapes) ^ set(model.params))[:3])}')
+  shapes, memory = run.initial
+  model = pipelines.read_net(source, variant, {name: a.shape for name, a in shapes.items()})
   report('read', f'{len(model.params)} tensors, {sum(a.size for a in model.params.values()):,} parameters')
   params, base = run.split(model.params)
-  memory = jax.jit(lambda key: run.objective.init(key)[1])(jax.random.key(0))  # without random parameters
+  if jax.tree.leaves(memory):
+    memory = jax.jit(lambda key: run.objective.init(key)[1])(jax.random.key(0))  # without random parameters
   state = lean(TrainState(jnp.zeros((), jnp.int32), params, (), (), memory, (), base))  # the network is held once
   _copy_files(user_path(source), workdir / KEPT)  # first: with a checkpoint the work directory counts as complete
   checkpoints.save(0, state, to_meta(config, run) | dict(source=source))

@@ -33,11 +33,10 @@ def init_state(params, optimizer, memory=(), averages=0, base=()):
 
 def abstract_state(run):
   """Shapes, dtypes and shardings of an Experiment's state (ShapeDtypeStructs), without creating it."""
-  def make(key):
-    params, memory = run.objective.init(key)
+  def make(params, memory):
     params, base = run.split(params)
     return init_state(params, run.optimizer(run.plan.steps), memory, len(run.averages), base)
-  shapes = jax.eval_shape(make, jax.random.key(0))
+  shapes = jax.eval_shape(make, *run.initial)
   place = lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
   return jax.tree.map(place, shapes, sharding.by_shape(run.mesh, shapes))
 

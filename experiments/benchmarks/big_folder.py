@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 import tempfile
@@ -76,16 +77,22 @@ def make_folder(folder, dtype):
 
 
 def measure(code, *words):
-  """(peak bytes of memory of its own, seconds) of a process that runs Python code."""
+  """(peak bytes of memory of its own, seconds, seconds of processors) of a process that runs Python code."""
   env = dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS='--xla_force_host_platform_device_count=1')
-  begun, most = time.monotonic(), 0
+  begun, most, before = time.monotonic(), 0, worked()
   with subprocess.Popen([sys.executable, '-c', code, *map(str, words)], env=env, stdout=subprocess.DEVNULL) as process:
     while process.poll() is None:
       most = max(most, anonymous(process.pid))
       time.sleep(.02)
   if process.returncode:
     raise SystemExit(f'error: a process ended with {process.returncode}')
-  return most, time.monotonic() - begun
+  return most, time.monotonic() - begun, worked() - before
+
+
+def worked():
+  """Seconds of processors of all processes that have ended."""
+  usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+  return usage.ru_utime + usage.ru_stime
 
 
 def anonymous(pid):
@@ -106,14 +113,15 @@ def main():
   with tempfile.TemporaryDirectory(dir=options.place) as place:
     folder, workdir = pathlib.Path(place) / 'folder', pathlib.Path(place) / 'work'
     size = 4 * make_folder(folder, options.dtype)  # in memory: float32
-    idle, started = measure(NOTHING)
+    idle, started, busy = measure(NOTHING)
     print(f'{size / 4e6:,.0f} million parameters, {size / 1e9:.2f} GB in float32, files of {options.dtype}; a process '
-          f'that has only started: {idle / 1e9:.2f} GB, {started:.0f} s\n', flush=True)
-    print('| | peak GB | of the size | less what every process has | seconds | less the start |\n' + '|---' * 6 + '|')
+          f'that has only started: {idle / 1e9:.2f} GB, {started:.0f} s, {busy:.0f} of processors\n', flush=True)
+    print('| | peak GB | of the size | less the start | seconds | less the start | of processors | less the start |\n'
+          + '|---' * 8 + '|')
     for name, code in dict(read=READ, imported=IMPORT, opened=OPEN).items():
-      most, seconds = measure(code, folder, workdir)
+      most, seconds, work = measure(code, folder, workdir)
       print(f'| {name} | {most / 1e9:.2f} | {most / size:.2f} | {(most - idle) / size:.2f} | {seconds:.0f} | '
-            f'{seconds - started:.0f} |', flush=True)
+            f'{seconds - started:.0f} | {work:.0f} | {work - busy:.0f} |', flush=True)
 
 
 if __name__ == '__main__':

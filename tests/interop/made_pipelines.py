@@ -118,10 +118,10 @@ def noise_for(name):
   return normal(7, 2, *shape)
 
 
-def ship(folder):
+def ship(folder, names=NAMES):
   """Writes each pipeline as a zip, with what it draws: what tests without the library read."""
   folder = pathlib.Path(folder)
-  for name in NAMES:
+  for name in names:
     with tempfile.TemporaryDirectory() as place:
       theirs = make(name, pathlib.Path(place) / 'folder')
       x0, images = drawn(name, theirs, noise_for(name))
@@ -129,5 +129,5 @@ def ship(folder):
       shutil.make_archive(str(folder / name), 'zip', pathlib.Path(place) / 'folder')
 
 
-if __name__ == '__main__':  # python -m tests.interop.made_pipelines FOLDER
-  ship(sys.argv[1])
+if __name__ == '__main__':  # python -m tests.interop.made_pipelines FOLDER [NAME ..]
+  ship(sys.argv[1], sys.argv[2:] or NAMES)
