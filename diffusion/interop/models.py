@@ -1,4 +1,8 @@
-"""Networks of diffusers and transformers: config.json as a Flax module, tensors as its parameters, and back."""
+"""Networks of diffusers and transformers: config.json as a Flax module, tensors as its parameters, and back.
+
+Parameters keep the names and layout of the files, but for a prefix. Files of CLIP for nets/clip.py, which has another
+layout, are read by interop/clip.py with the rules of clip_names.py.
+"""
 import dataclasses
 import re
 from typing import Any, Callable, NamedTuple

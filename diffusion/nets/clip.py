@@ -2,6 +2,9 @@
 
 The weights of either, as Hugging Face and open_clip publish them, are those of this network in another layout (see
 interop/clip.py).
+
+This is the CLIP that is trained, guides and judges: both towers, with q, k and v in one matrix, and padding masked. The
+towers inside published pipelines are in nets/pretrained/clip.py; merging the two would rename parameters in checkpoints.
 """
 from collections.abc import Callable
 from functools import partial
