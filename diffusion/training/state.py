@@ -60,13 +60,13 @@ def restore_state(run, checkpoints, step=None):
 
 
 def whole(run, state):
-  """A restored state as training needs it: one that was lean has arrays of its own for averages and optimizer."""
+  """A restored state, donated, as training needs it: one that was lean gets its own averages and optimizer state."""
   abstract = abstract_state(run)
   if jax.tree.structure(state) == jax.tree.structure(abstract):
     return state
   make = lambda state: init_state(state.params, run.optimizer(run.plan.steps), state.memory, len(run.averages),
                                   state.base)
-  return jax.jit(make, out_shardings=jax.tree.map(lambda a: a.sharding, abstract))(lean(state))
+  return jax.jit(make, donate_argnums=0, out_shardings=jax.tree.map(lambda a: a.sharding, abstract))(lean(state))
 
 
 def make_state(run, key):

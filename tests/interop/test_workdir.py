@@ -43,7 +43,7 @@ def test_an_import_holds_the_network_once_and_training_has_it_whole(pixels):
   run, checkpoints, *_ = open_run(config_of(workdir), workdir)
   state = restore(run, checkpoints)
   assert all(a is b for a, b in zip(*map(jax.tree.leaves, (state.ema, state.params)), strict=True))
-  made = init_state(state.params, run.optimizer(run.plan.steps))
+  made = jax.device_get(init_state(state.params, run.optimizer(run.plan.steps)))
   found = whole(run, state)
   assert jax.tree.structure(found) == jax.tree.structure(made)
   jax.tree.map(np.testing.assert_array_equal, found, made)
