@@ -197,7 +197,9 @@ def placed_frozen(run):
   held = {}
   def one(a, place):
     key = tensors.digest(a), str(place)
-    held[key] = held.get(key) if key in held else sharding.put(a, place)
+    if key not in held:
+      there = isinstance(a, jax.Array) and a.sharding.device_set == place.device_set  # then without a copy
+      held[key] = jax.device_put(a, place) if there else sharding.put(a, place)
     return held[key]
   return jax.tree.map(one, run.frozen, sharding.by_shape(run.mesh, run.frozen))
 
