@@ -33,6 +33,7 @@ LONGEST = (
   'test_old_checkpoints.py', 'system/test_multihost.py', 'evaluation/test_evaluate_command.py',
   'evaluation/test_trained_features.py',
   'training/test_chaos.py', 'nets/test_unet.py', 'generation/test_edits.py', 'objectives/test_vdm.py',
+  'interop/test_pipelines.py', 'interop/test_workdir.py',
   'generation/test_export.py', 'experiments/test_sweep_local.py', 'samplers/test_solvers.py',
   'training/test_loop.py', 'training/test_resources.py', 'training/test_options.py',
   'generation/test_guide_models.py', 'objectives/test_denoising.py', 'system/test_checkpoint_processes.py',

@@ -90,7 +90,7 @@ def read(run):
     raise InputError(f'config.edit.task={options.task!r}: config.task={run.config.task!r} restores images; use '
                      '--config.edit.task=restore')
   size, channels = _input_size(run), picture_shape(run)[-1]
-  if options.task in MASKED and run.predicts == 'denoise':
+  if options.task in MASKED and run.predicts == 'denoise' and not run.task.painted:
     constraints.inpaint(run.sampler, 0., True).plan(run.levels)  # refuses samplers that skip levels
   number = max(1, len(wanted(run))) if options.task == 'invert' else options.num_samples
   cond, labels, _, notes = _conditions(run, 'classes', number)
@@ -101,6 +101,8 @@ def read(run):
     image, mask = _image(options, 'image', size, channels), _mask(options, size) if options.mask else None
   target = _image(options, 'target', size, channels) if options.target else None
   labels = labels or [f'variant {i}' for i in range(options.num_samples)]
+  if options.task == 'repaint' and run.task.painted:
+    notes = (*notes, 'this network is told what to paint: no level is visited twice, as with inpaint')
   return Inputs(image, target, mask, cond, source_cond, labels, notes)
 
 
@@ -154,7 +156,8 @@ def _measurement(options, degradation, shape):
 
 def picture_shape(run):
   """(height, width, channels) of the images of a model, whatever its x0 is."""
-  return tuple(run.task.facts['shape']) if run.task.coarse else run.shape
+  decoded = lambda frozen: run.decode(frozen, jnp.zeros((1, *run.shape)), None)['images']
+  return jax.eval_shape(decoded, run.frozen).shape[1:] if run.task.coarse else run.shape
 
 
 def _input_size(run):

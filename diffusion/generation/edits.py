@@ -55,7 +55,10 @@ def decoded(run, weights, x0):
 
 # ---- operations: (run, weights, inputs) -> Result; run is guided, and weights as with_guide_model returns them
 def inpaint(run, weights, inputs):
-  """Replaces the known pixels after every step; known tokens stay as they are."""
+  """Replaces the known pixels after every step; known tokens stay; a network that is told what to paint is told it."""
+  if run.task.painted:
+    cond = run.task.painted(weights.frozen['task'], inputs.image[None], inputs.mask, inputs.cond)
+    return _painted(run, weights, inputs._replace(cond=cond), run.sampler)
   known = encoded(run, weights, inputs.image[None])[0]
   if run.predicts == 'logits':
     tokens = np.repeat(np.where(inputs.mask, -1, known)[None], len(inputs.labels), 0)
@@ -67,7 +70,7 @@ def inpaint(run, weights, inputs):
 def repaint(run, weights, inputs):
   """As inpaint, going up and down the noise levels, so that painted and known pixels agree. Also outpaints."""
   options = run.config.edit
-  if run.predicts == 'logits':
+  if run.predicts == 'logits' or run.task.painted:
     return inpaint(run, weights, inputs)
   sampler = constraints.repaint(run.sampler, encoded(run, weights, inputs.image[None])[0], _mask(run, inputs),
                                 options.jump, options.repeats)

@@ -2,6 +2,15 @@
 import shlex
 
 
+def after_import(run, workdir):
+  """Command lines for an imported model, which has no data yet."""
+  command = f'python -m diffusion.main --workdir={shlex.quote(str(workdir))}'
+  texts = 'prompt' in run.task.takes
+  data = run.config.data.replace('IMAGES', '/my/captioned/images' if texts else '/my/images')
+  return [f'{command} --mode=sample' + ' --prompt=TEXT' * texts,
+          f'{command} --config.data={shlex.quote(data)} --config.steps=1000']
+
+
 def commands(run, workdir):
   """Command lines for an Experiment in `workdir`, the most useful first."""
   command = f'python -m diffusion.main --workdir={shlex.quote(str(workdir))}'

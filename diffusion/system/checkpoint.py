@@ -35,11 +35,11 @@ class Checkpoints(NamedTuple):
   save(step, state, meta): starts writing; an existing step is left as it is. An error of the write is reported here,
     or by the next save, wait or close: raised as InputError, or logged in one line (see on_failure). Finished steps
     are kept; incomplete ones are removed.
-  restore(abstract, step=None): the newest intact step, or exactly `step`, as `Restored`; None if there is no
-    checkpoint. `abstract` is the tree of the state with a ShapeDtypeStruct for each array (without a sharding: on the
-    first device). Raises InputError if the checkpoint has other arrays than `abstract` or a newer format, if it cannot
-    be read for another reason than damage (memory, permissions, network), if no step is intact, if `step` does not
-    exist, and if processes see different checkpoints.
+  restore(abstract, step=None, other=None): the newest intact step, or exactly `step`, as `Restored`; None if there is
+    no checkpoint. `abstract` is the tree of the state with a ShapeDtypeStruct for each array (without a sharding: on
+    the first device), `other` one that a step may hold instead. Raises InputError if the checkpoint has other arrays
+    than these or a newer format, if it cannot be read for another reason than damage (memory, permissions, network),
+    if no step is intact, if `step` does not exist, and if processes see different checkpoints.
   latest_meta(): (step, meta) of the newest step with a readable record, without reading arrays; None if there is no
     checkpoint. Raises the same InputErrors.
   set_aside_after(step): waits for pending writes, then renames the finished steps above `step`, which a run that
@@ -114,13 +114,13 @@ def _save(store, step, state, meta):
     store.writer.save(step, items)
 
 
-def _restore(store, abstract, step=None):
+def _restore(store, abstract, step=None, other=None):
   available = _common_steps(store)
   if step is not None and step not in available:
     listed = ', '.join(map(str, available)) or 'none'
     raise InputError(f'{store.root} holds no checkpoint of step {step}; available: {listed}')
   wanted = available if step is None else [step]
-  newest = newest_intact(store.root, wanted, store.damaged, lambda folder: read_step(folder, abstract))
+  newest = newest_intact(store.root, wanted, store.damaged, lambda folder: read_step(folder, abstract, other))
   notes = [f'checkpoint {bad} is damaged: {why}' for bad, why in store.damaged.items()]
   return newest and Restored(newest[0], *newest[1], notes)
 

@@ -11,7 +11,7 @@ from diffusion.system.checksums import flat
 from diffusion.system.files import user_path
 from diffusion.training.open_model import open_at, split_step
 from diffusion.training.record import record_of
-from diffusion.training.state import abstract_state
+from diffusion.training.state import restore_state
 
 SHOWN = 8  # parameters that are listed
 
@@ -72,5 +72,5 @@ def _restored(run):
   config, record = filled(newest[1]['config']), record_of(newest[1])
   task = make('task', config.task, facts=record.facts, fitted=record.fitted, open_model=open_at)
   other = build.build(config, task, record.example, run.mesh, open_model=open_at)
-  restored = checkpoints.restore(abstract_state(other), step)
+  restored = restore_state(other, checkpoints, step)
   return restored.state, [name for name, _ in other.averages], restored.step

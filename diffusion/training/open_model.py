@@ -20,7 +20,7 @@ from diffusion.system.checkpoint import open_checkpoints
 from diffusion.system.files import user_path
 from diffusion.training import posthoc
 from diffusion.training.record import OF_DATA, other_data, record_of, require_same_model, require_same_weights, to_meta
-from diffusion.training.state import abstract_state
+from diffusion.training.state import abstract_state, restore_state
 
 class Opened(NamedTuple):
   """A work directory, opened."""
@@ -158,7 +158,7 @@ def encoded_example(task, data):
 
 def restore(run, checkpoints, step=None, report=lambda label, text: None):
   """The newest intact state, or that of a step; None without a checkpoint. report: receives notes on damaged ones."""
-  restored = checkpoints.restore(abstract_state(run), step)
+  restored = restore_state(run, checkpoints, step)
   for note in restored.notes if restored else ():
     report('note', note)
   return restored and restored.state
@@ -195,7 +195,9 @@ def placed_frozen(run):
   held = {}
   def one(a, place):
     key = tensors.digest(a), str(place)
-    held[key] = held.get(key) if key in held else sharding.put(a, place)
+    if key not in held:
+      there = isinstance(a, jax.Array) and a.sharding.device_set == place.device_set  # then without a copy
+      held[key] = jax.device_put(a, place) if there else sharding.put(a, place)
     return held[key]
   return jax.tree.map(one, run.frozen, sharding.by_shape(run.mesh, run.frozen))
 
@@ -288,5 +290,5 @@ def _open_second(run, guide):
     raise InputError(f'{field}: {workdir} is a CLIP; guide by clip_guidance({guide.model}, 50) instead')
   _require_schedule(field, workdir, config, run.config)
   second = build.build(config, run.task, run.example, run.mesh, open_model=open_at)
-  state = checkpoints.restore(abstract_state(second), step).state
+  state = restore_state(second, checkpoints, step).state
   return second, Weights(merged(state.ema, state.base), state.memory, placed_frozen(second))
