@@ -8,6 +8,7 @@ r"""Train a diffusion model, sample from it, look at it.
   W=--workdir=runs/cosine_ddim
   python -m diffusion.main $W --mode=sample --config.guide='cfg(3)' --config.sample.show=all
   python -m diffusion.main $W --mode=sample --prompt='a red dragon with two eyes' --prompt=@prompts.txt    of texts
+  python -m diffusion.main --mode=sample --chain='runs/text, runs/up32, runs/up64 grid=trailing(20)' --prompt='a hero'
   python -m diffusion.main $W --mode=evaluate        held-out loss, distances to the data, copies, likelihood
   python -m diffusion.main $W --mode=export          parameters, and a sampler that runs without this package
   python -m diffusion.main --workdir=runs/sd --mode=import --from=FOLDER        a pipeline of diffusers as a model
@@ -21,6 +22,7 @@ Several hosts: start the same command on each. TPU pods, SLURM and Open MPI need
 --coordinator=HOST:PORT --processes=NUMBER_OF_PROCESSES --process=NUMBER_OF_THIS_ONE.
 """
 import re
+import shlex
 import sys
 import time
 
@@ -31,6 +33,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from diffusion.errors import InputError, shown, unknown
+from diffusion.setup import specs
 from diffusion.setup.config import default, filled
 from diffusion.setup.migrate import answer
 from diffusion.system import multihost, platform
@@ -74,6 +77,8 @@ def define_flags(argv):
   flags.DEFINE_string('profile', None, 'START:END, steps to profile for TensorBoard (tensorboard-plugin-profile).')
   flags.DEFINE_multi_string('prompt', None, 'What samples or an edit should show, for models of texts; repeat it for '
                             'several, or give @FILE, a file with one prompt on each line.')
+  flags.DEFINE_string('chain', None, 'Work directories of models for --mode=sample, separated by commas: each goes on '
+                      'from what the one before it gives. Settings of one follow it, as in RUN grid=trailing(20).')
   flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where jax does not find the other hosts by itself.')
   flags.DEFINE_integer('processes', None, 'Number of processes, one per host.', 1)
   flags.DEFINE_integer('process', None, 'Number of this process, from 0.', 0)
@@ -130,6 +135,29 @@ def with_recipe(argv):
             for word in argv]
   return [found if word == text and before.lstrip('-') == 'config' else word
           for before, word in zip(['', *joined], joined)]
+
+
+def with_chain(argv):
+  """The command line with --workdir, settings and --config.sample.then in place of --chain."""
+  text = argument(argv, 'chain')
+  if text is None:
+    return argv
+  taken = [name for name in ('workdir', 'config', 'config.sample.then') if argument(argv, name) is not None]
+  if taken:
+    raise InputError(f'--chain={text} names all models; leave out --{taken[0]}')
+  if argument(argv, 'mode') != 'sample':
+    raise InputError(f'--chain={text} draws samples: add --mode=sample')
+  first, *rest = specs.split(text) or ['']
+  try:
+    workdir, *settings = shlex.split(first)
+  except ValueError as error:  # nothing, or a quote that is not closed
+    raise InputError(f"--chain={text}: expected work directories with settings, such as --chain='runs/text, runs/up32 "
+                     f"grid=trailing(20)' ({error})") from error
+  new = [f'--workdir={workdir}', *(f'--config.{setting}' for setting in settings),
+         f'--config.sample.then={" > ".join(rest)}']
+  kept = [word for word, before in zip(argv, ['', *argv]) if word.lstrip('-') != 'chain'
+          and before.lstrip('-') != 'chain' and not word.lstrip('-').startswith('chain=')]
+  return kept + new
 
 
 def default_workdir(argv):
@@ -237,7 +265,7 @@ def cli():
     for out in (sys.stdout, sys.stderr):
       out.reconfigure(errors='backslashreplace')  # names of files need not be valid text, nor fit the terminal
     platform.start()
-    sys.argv = with_recipe(sys.argv)
+    sys.argv = with_chain(with_recipe(sys.argv))
     join(sys.argv)
     define_flags(sys.argv)
     app.run(main, flags_parser=parse_flags)

@@ -20,6 +20,7 @@ from diffusion.setup.build import without_clip
 from diffusion.system import sharding
 from diffusion.system.files import numbered_folder, write_atomic, write_npz
 from diffusion.tasks import pages
+from diffusion.tasks.inpaint import kept
 from diffusion.tasks.restore import eight_bits
 from diffusion.training.open_model import with_guide_model
 
@@ -55,8 +56,15 @@ def decoded(run, weights, x0):
 
 # ---- operations: (run, weights, inputs) -> Result; run is guided, and weights as with_guide_model returns them
 def inpaint(run, weights, inputs):
-  """Replaces the known pixels after every step; known tokens stay as they are."""
+  """Replaces the known pixels after every step; known tokens stay as they are.
+
+  A model that has learned to paint sees the known pixels, and they are those of its x0 at every step.
+  """
   known = encoded(run, weights, inputs.image[None])[0]
+  if 'kept' in run.task.takes:
+    seen = np.repeat(kept(known, inputs.mask)[None], len(inputs.labels), 0)
+    holding = _wrapped(run, lambda denoise: operators.fixed(denoise, known, inputs.mask))
+    return _painted(holding, weights, inputs._replace(cond=inputs.cond | dict(kept=seen)), run.sampler)
   if run.predicts == 'logits':
     tokens = np.repeat(np.where(inputs.mask, -1, known)[None], len(inputs.labels), 0)
     named = {} if inputs.cond is None else dict(cond=inputs.cond)
@@ -65,13 +73,18 @@ def inpaint(run, weights, inputs):
 
 
 def repaint(run, weights, inputs):
-  """As inpaint, going up and down the noise levels, so that painted and known pixels agree. Also outpaints."""
+  """As inpaint, going up and down the noise levels, so that painted and known pixels agree."""
   options = run.config.edit
   if run.predicts == 'logits':
     return inpaint(run, weights, inputs)
   sampler = constraints.repaint(run.sampler, encoded(run, weights, inputs.image[None])[0], _mask(run, inputs),
                                 options.jump, options.repeats)
   return _painted(run, weights, inputs, sampler)
+
+
+def outpaint(run, weights, inputs):
+  """Paints around the image."""
+  return (inpaint if 'kept' in run.task.takes else repaint)(run, weights, inputs)
 
 
 def _mask(run, inputs):
@@ -163,12 +176,18 @@ def upscale(run, weights, inputs):
 
 def _constrained(run, weights, inputs, operator, y):
   """Images whose measurement by a linear operator is y (DDNM)."""
+  constrained = _wrapped(run, lambda denoise: operators.ddnm(denoise, operator, jnp.asarray(y)))
+  return draw(constrained, weights, inputs.cond, len(inputs.labels))
+
+
+def _wrapped(run, wrap):
+  """The Experiment whose denoiser is wrap(denoiser)."""
   def denoise(weights, cond):
-    unconstrained = run.denoise(weights, cond)
-    def constrained(x, noise, *previous):  # previous: the estimate that a self-conditioned network takes
-      return operators.ddnm(lambda x, noise: unconstrained(x, noise, *previous), operator, jnp.asarray(y))(x, noise)
-    return constrained
-  return draw(run._replace(denoise=denoise), weights, inputs.cond, len(inputs.labels))
+    plain = run.denoise(weights, cond)
+    def wrapped(x, noise, *previous):  # previous: the estimate that a self-conditioned network takes
+      return wrap(lambda x, noise: plain(x, noise, *previous))(x, noise)
+    return wrapped
+  return run._replace(denoise=denoise)
 
 
 def restore(run, weights, inputs):
@@ -184,7 +203,7 @@ def restore(run, weights, inputs):
   return Result(images, inputs.labels, before, arrays, facts)
 
 
-OPERATIONS = dict(inpaint=inpaint, repaint=repaint, outpaint=repaint, img2img=img2img, invert=invert,
+OPERATIONS = dict(inpaint=inpaint, repaint=repaint, outpaint=outpaint, img2img=img2img, invert=invert,
                   interpolate=interpolate, colourise=colourise, upscale=upscale,
                   restore=restore)
 

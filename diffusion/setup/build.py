@@ -187,11 +187,12 @@ def _away(config, parts, task, cond):
     other = task.ask({task.takes[0]: asked}, np.arange(1), 0).cond
   except InputError as error:
     raise InputError(f'{field}: negative={negative!r}: {error}') from error
-  def away(cond):  # tokens that are known stay known
+  def away(cond):  # what is known stays known, tokens as well as pixels
     rest, known = without_known(cond)
     leaves = [jax.numpy.broadcast_to(jax.numpy.asarray(b, a.dtype), a.shape)
               for a, b in zip(jax.tree.leaves(rest), jax.tree.leaves(other), strict=True)]
     led = jax.tree.unflatten(jax.tree.structure(rest), leaves)
+    led = led | dict(kept=rest['kept']) if isinstance(rest, dict) and 'kept' in rest else led
     return led if known is None else (led or {}) | dict(known=known)
   return away
 
