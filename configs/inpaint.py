@@ -4,7 +4,7 @@ r"""In-painting by a prompt: goes on from configs/text_to_image.py and learns to
   python -m diffusion.main --config=configs/inpaint.py
   python -m diffusion.main --workdir=runs/inpaint --mode=edit --config.edit.image=my.png --config.edit.mask=mask.png \
     --prompt='a hero with a crown'
-  python -m diffusion.main --config=configs/inpaint.py --config.init_from=runs/mine    another one, with its --config.net
+  python -m diffusion.main --config=configs/inpaint.py --config.init_from=runs/mine --config.net=..    that of runs/mine
   python -m diffusion.main --config=configs/inpaint.py:tiny                        from nothing, in seconds, for tests
 
 The mask is white where the image is painted. The network sees what is kept in four more channels, whose weights start

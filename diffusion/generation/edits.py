@@ -63,7 +63,7 @@ def inpaint(run, weights, inputs):
   known = encoded(run, weights, inputs.image[None])[0]
   if 'kept' in run.task.takes:
     seen = np.repeat(kept(known, inputs.mask)[None], len(inputs.labels), 0)
-    holding = _wrapped(run, lambda denoise: operators.fixed(denoise, known, inputs.mask))
+    holding = wrapped(run, lambda denoise: operators.fixed(denoise, known, inputs.mask))
     return _painted(holding, weights, inputs._replace(cond=inputs.cond | dict(kept=seen)), run.sampler)
   if run.predicts == 'logits':
     tokens = np.repeat(np.where(inputs.mask, -1, known)[None], len(inputs.labels), 0)
@@ -176,11 +176,11 @@ def upscale(run, weights, inputs):
 
 def _constrained(run, weights, inputs, operator, y):
   """Images whose measurement by a linear operator is y (DDNM)."""
-  constrained = _wrapped(run, lambda denoise: operators.ddnm(denoise, operator, jnp.asarray(y)))
+  constrained = wrapped(run, lambda denoise: operators.ddnm(denoise, operator, jnp.asarray(y)))
   return draw(constrained, weights, inputs.cond, len(inputs.labels))
 
 
-def _wrapped(run, wrap):
+def wrapped(run, wrap):
   """The Experiment whose denoiser is wrap(denoiser)."""
   def denoise(weights, cond):
     plain = run.denoise(weights, cond)

@@ -146,7 +146,8 @@ def _nothing_lost(shape):
   return operators.Svd(np.ones(shape), _identity, _identity, _identity)
 
 
-DEGRADATIONS = dict(super_resolution=super_resolution, downscale=downscale, deblur=deblur, denoise=denoise, colour=colour, mri=mri, ct=ct)
+DEGRADATIONS = dict(super_resolution=super_resolution, downscale=downscale, deblur=deblur, denoise=denoise,
+                    colour=colour, mri=mri, ct=ct)
 
 
 def check_measurement(degradation, y, shape, setting):

@@ -68,7 +68,8 @@ def restore(degradation=None, residual=False, noise=0., blur=0., flip=False, enl
   return Task(
     _batch, encode, null=null, decode=decode, ask=partial(_ask, degradation, enlarge, facts, fitted, noise, blur),
     show=_show, save=_save, facts=facts, fitted=fitted or {}, prepare=partial(_compared, degradation), tiles=_tiles,
-    takes=('image', 'images', *['level'] * bool(noise)), gives='images', bounds=(-2., 2.) if residual else (-1., 1.), levels=None if residual else top + 1,
+    takes=('image', 'images', *['level'] * bool(noise)), gives='images',
+    bounds=(-2., 2.) if residual else (-1., 1.), levels=None if residual else top + 1,
     evaluators=('loss', 'restoration'))
 
 
