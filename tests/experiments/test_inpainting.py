@@ -17,7 +17,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture(scope='module')
 def heldout():
-  return sources.sprites(n=40, heldout=60).heldout
+  return sources.sprites(n=40, heldout=90).heldout
 
 
 def test_a_task_changes_one_thing_and_the_area_holds_all_of_it(heldout):
