@@ -1,9 +1,8 @@
-"""Cascades: a model of small images and up-samplers behind it, from one flag, and what does not fit together."""
+"""Cascades: a model of small images and up-samplers behind it, and what does not fit together."""
 import jax
 import numpy as np
 import pytest
 
-from diffusion import main
 from diffusion.data.pairs import as_unit
 from diffusion.errors import InputError
 from diffusion.generation import chain, sampling
@@ -79,25 +78,3 @@ def test_models_that_do_not_fit_are_named_before_anything_is_drawn(models, order
   with pytest.raises(InputError, match=message) as raised:
     chain.draw([models[i] for i in order], dict(prompt='a hero'), 2, 0, 2)
   assert '\n' not in str(raised.value)
-
-
-# ---- the flag
-def test_one_flag_names_all_models_and_their_settings():
-  argv = ['main', '--mode=sample', "--chain=a guide='cfg(3) | clip_guidance(runs/clip, 50)', b grid=trailing(20), c",
-          '--prompt=a hero']
-  assert main.with_chain(argv) == [
-    'main', '--mode=sample', '--prompt=a hero', '--workdir=a', '--config.guide=cfg(3) | clip_guidance(runs/clip, 50)',
-    '--config.sample.then=b grid=trailing(20) > c']
-  assert chain.parse('b grid=trailing(20) > c') == [('b', dict(grid='trailing(20)')), ('c', {})]
-  assert main.with_chain(['main', '--chain', 'a', '--mode=sample']) == [
-    'main', '--mode=sample', '--workdir=a', '--config.sample.then=']
-  assert main.with_chain(['main', '--mode=sample', '--workdir=a']) == ['main', '--mode=sample', '--workdir=a']
-
-
-@pytest.mark.parametrize('words, message', [
-  (['--mode=sample', '--chain='], 'expected work directories'), (['--chain=a, b'], 'add --mode=sample'),
-  (['--mode=sample', '--chain=a, b', '--workdir=c'], 'leave out --workdir'),
-  (['--mode=sample', "--chain=a grid='x"], 'expected work directories')])
-def test_mistakes_in_the_flag_are_named(words, message):
-  with pytest.raises(InputError, match=message):
-    main.with_chain(['main', *words])
