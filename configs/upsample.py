@@ -7,8 +7,9 @@ r"""Up-samplers: models that enlarge images, one after the other behind a model 
   python -m diffusion.main --mode=sample --chain='runs/text_to_image, runs/upsample, runs/upsample_64' --prompt='a hero'
   python -m diffusion.main --workdir=runs/upsample --mode=evaluate                 PSNR of held-out images
 
-The network sees the small image, enlarged, beside x. In training it gets noise and blur of random strength, and the
-network is told how much, so that it forgives the faults of images that a model has drawn. docs/glide.md says more.
+The network sees the small image, enlarged, beside x. In training that gets noise (and photographs a blur) of random
+strength, and the network is told how much, so that it forgives the faults of images that a model has drawn.
+docs/glide.md says more.
 
 `:pod` enlarges photographs from 64 to 256 pixels with a network of the size of GLIDE's (arXiv:2112.10741: 384 channels,
 1.6 million steps of 512 images), but for its text; it has not been trained.
@@ -22,12 +23,12 @@ def to_64(c):
 
 
 def emoji(c):
-  c.data, c.task = 'npz(emoji_32x32.npz)', 'restore(downscale(2), noise=.2, blur=.6)'
+  c.data, c.task = 'npz(emoji_32x32.npz)', 'restore(downscale(2), noise=.1, blur=.6)'
   return c
 
 
 def pod(c):
-  c.data, c.task = 'folder(images, size=256, stream=True)', 'restore(downscale(4), noise=.3, blur=.6)'
+  c.data, c.task = 'folder(images, size=256, stream=True)', 'restore(downscale(4), noise=.2, blur=.6)'
   c.net = ('unet(channels=384, multipliers=(1, 1, 2, 2, 4, 4), blocks=2, attention=(32, 16, 8), head_dim=64, '
            'resample=block, groups=32, dropout=.1, dtype=bfloat16, remat=True)')
   c.grid, c.sampler = "sections('fast27')", 'ddim(eta=1)'
@@ -47,7 +48,7 @@ def small(c):
 def get_config(name=''):
   c = default()
   c.data = 'sprites(size=32, low=16)'
-  c.task = 'restore(enlarge=linear, noise=.2, blur=.6)'
+  c.task = 'restore(enlarge=linear, noise=.1)'
   c.net = 'unet(channels=48, multipliers=(1, 2), blocks=1, attention=(), patch=2)'
   c.schedule, c.guide, c.condition_dropout = 'linear', '', 0.
   c.sampler, c.grid = 'ddim', 'trailing(10)'
