@@ -197,7 +197,7 @@ def table(rows):
 def page(tasks, columns):
   """A row for each of some tasks: the sprite, the area, and what each method has painted. columns: {name: images}."""
   few = tasks[:SHOWN]
-  rows = [np.stack([task.image, np.where(task.mask, TINT, task.image).astype(np.uint8),
+  rows = [np.stack([task.image, np.where(task.mask, edits.TINT, task.image).astype(np.uint8),
                     *(images[k] for images in columns.values())]) for k, task in enumerate(few)]
   names = [', '.join(f'{head}: {value}' for head, value in task.wanted.items()) for task in few]
   return pages.rows(rows, names, ['sprite', 'to paint', *columns], 'painted as the prompt says; evaluations')

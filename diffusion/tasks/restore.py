@@ -40,13 +40,7 @@ def restore(degradation=None, residual=False, noise=0., blur=0., flip=False, enl
     flip: whether to mirror a random half of the training images left to right.
     enlarge: how the low images of pairs get the size of the others: cubic, linear or nearest.
   """
-  if enlarge not in METHODS:
-    raise InputError(f'enlarge={enlarge!r}: {unknown(str(enlarge), METHODS)}')
-  for name, value in dict(noise=noise, blur=blur).items():
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float('inf'):
-      raise InputError(f'{name}={value!r}: expected a number of at least 0')
-  if degradation is not None and not hasattr(degradation, 'operator'):
-    raise InputError(f"degradation={degradation!r}: expected one such as super_resolution(4), or none for pairs")
+  _check(degradation, enlarge, noise=noise, blur=blur)
   if data is not None:
     facts, examples = _measured_on(data, degradation, residual, enlarge)
     fitted = fitted if fitted and np.shape(fitted.get('examples')) == examples.shape else dict(examples=examples)
@@ -71,6 +65,16 @@ def restore(degradation=None, residual=False, noise=0., blur=0., flip=False, enl
     takes=('image', 'images', *['level'] * bool(noise)), gives='images',
     bounds=(-2., 2.) if residual else (-1., 1.), levels=None if residual else top + 1,
     evaluators=('loss', 'restoration'))
+
+
+def _check(degradation, enlarge, **numbers):
+  if enlarge not in METHODS:
+    raise InputError(f'enlarge={enlarge!r}: {unknown(str(enlarge), METHODS)}')
+  for name, value in numbers.items():
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float('inf'):
+      raise InputError(f'{name}={value!r}: expected a number of at least 0')
+  if degradation is not None and not hasattr(degradation, 'operator'):
+    raise InputError(f"degradation={degradation!r}: expected one such as super_resolution(4), or none for pairs")
 
 
 def high(data):
