@@ -20,7 +20,7 @@ def test_every_recipe_fits_together_at_full_size(path):
   recipe = runpy.run_path(str(path))['get_config']
   others = dict(cifar10=('pod',), imagenet64=('pod', 'quarter'), captions_discrete=('pod',), patients=('mixed',),
                 restore=('sr', 'deblur', 'colour', 'mri', 'ct', 'ct_tiny'), kl=('adversarial', 'pod'), vq=('pod',),
-                latent=('pod',))
+                latent=('pod',), upsample=('64', 'emoji', 'pod'))
   for variant in ('', 'tiny', *others.get(path.stem, ())):
     check(recipe(variant))
 
@@ -37,7 +37,7 @@ def test_a_pod_of_texts_fits_together_with_a_vocabulary(recipe, tmp_path):
 
 
 @pytest.mark.parametrize('recipe', ['linear_ddpm', 'offset_cosine', 'sprites_course', 'fashion_mnist', 'cifar10',
-                                    'learned_variance', 'own_folder', 'restore', 'denoising_ae'])
+                                    'learned_variance', 'own_folder', 'restore', 'denoising_ae', 'upsample'])
 def test_every_recipe_runs_in_its_tiny_form(recipe, command, tmp_path):
   data = []
   if recipe == 'fashion_mnist':

@@ -28,6 +28,7 @@ TASKS = dict(inpaint='mask', repaint='mask', outpaint='', img2img='', invert='',
 MASKED = ('inpaint', 'repaint', 'outpaint')  # known pixels are replaced at every level
 MEASURED = ('colourise', 'upscale', 'restore')  # what is measured is that of pixels
 FILLED = ('inpaint', 'outpaint')  # what a model of tokens can do: known ones stay as they are
+FEW, MOST = .02, .9  # shares of an image, beyond which a mask is rather the wrong way round
 RANGES = dict(num_samples=(1, 10_000), factor=(2, 64), jump=(1, 10_000), repeats=(1, 10_000), strength=(0, 1))
 
 
@@ -90,7 +91,8 @@ def read(run):
     raise InputError(f'config.edit.task={options.task!r}: config.task={run.config.task!r} restores images; use '
                      '--config.edit.task=restore')
   size, channels = _input_size(run), picture_shape(run)[-1]
-  if options.task in MASKED and run.predicts == 'denoise' and not run.task.painted:
+  learned = run.task.painted and options.task in FILLED
+  if options.task in MASKED and run.predicts == 'denoise' and not learned:
     constraints.inpaint(run.sampler, 0., True).plan(run.levels)  # refuses samplers that skip levels
   number = max(1, len(wanted(run))) if options.task == 'invert' else options.num_samples
   cond, labels, _, notes = _conditions(run, 'classes', number)
@@ -101,8 +103,8 @@ def read(run):
     image, mask = _image(options, 'image', size, channels), _mask(options, size) if options.mask else None
   target = _image(options, 'target', size, channels) if options.target else None
   labels = labels or [f'variant {i}' for i in range(options.num_samples)]
-  if options.task == 'repaint' and run.task.painted:
-    notes = (*notes, 'this network is told what to paint: no level is visited twice, as with inpaint')
+  if options.mask:
+    notes = (*notes, *mask_notes(mask, f'config.edit.mask={options.mask!r}'))
   return Inputs(image, target, mask, cond, source_cond, labels, notes)
 
 
@@ -252,6 +254,15 @@ def _mask(options, size):
     raise InputError(f'{setting} is white (or transparent) everywhere: nothing of the image would be kept; '
                      'make the area to keep black')
   return mask
+
+
+def mask_notes(mask, setting):
+  """Lines for the user on a mask, True where it paints, that is probably meant the other way round."""
+  share = mask.mean()
+  if FEW <= share <= MOST:
+    return ()
+  return (f'{setting}: {100 * share:.1f} % of it is white, and white is what is painted; if it should be kept, invert '
+          'the mask',)
 
 
 def _canvas(options, size, channels):

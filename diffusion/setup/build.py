@@ -188,13 +188,13 @@ def _away(config, parts, task, cond):
     other = task.ask({task.takes[0]: asked}, np.arange(1), 0).cond
   except InputError as error:
     raise InputError(f'{field}: negative={negative!r}: {error}') from error
-  def away(cond):  # tokens that are known stay known
+  def away(cond):  # what is known stays known, tokens as well as pixels
     rest, known = without_known(cond)
     leaves = [jax.numpy.broadcast_to(jax.numpy.asarray(b, a.dtype), a.shape)
               for a, b in zip(jax.tree.leaves(rest), jax.tree.leaves(other), strict=True)]
     led = jax.tree.unflatten(jax.tree.structure(rest), leaves)
-    if isinstance(rest, dict) and 'image' in rest and 'image' not in task.takes:  # what is kept of a picture stays
-      led = led | dict(image=rest['image'])
+    if task.painted and isinstance(rest, dict):  # what is kept of a picture stays
+      led = led | {name: rest[name] for name in ('kept', 'image') if name in rest}
     return led if known is None else (led or {}) | dict(known=known)
   return away
 

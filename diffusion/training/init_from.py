@@ -45,7 +45,7 @@ def start_from(run, state, report):
   left = [path for path, fits in found.items() if not fits]
   more = f' and {len(left) - SHOWN} more' if len(left) > SHOWN else ''
   report('start', f'{len(taken)} of {len(found)} parameters of {run.config.init_from}, step {step}' +
-         (f'; at random: {", ".join(left[:SHOWN])}{more}' if left else ''))
+         (f'; new: {", ".join(left[:SHOWN])}{more}' if left else ''))
   return state._replace(params=new['params'], ema=new['ema'], base=new['base'],
                         averages=tuple(new[name] for name in names))
 

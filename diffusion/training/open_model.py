@@ -146,7 +146,11 @@ def fitted_of(config):
   """The fitted arrays of the model that config.init_from names, or None."""
   if not config.init_from:
     return None
-  return record_of(stored_meta(user_path(split_step(config.init_from, 'config.init_from')[0]))).fitted
+  workdir, _ = split_step(config.init_from, 'config.init_from')
+  try:
+    return record_of(stored_meta(user_path(workdir))).fitted
+  except InputError as error:
+    raise InputError(f'config.init_from={config.init_from!r}: {error}') from error
 
 
 def encoded_example(task, data):
