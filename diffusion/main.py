@@ -8,6 +8,7 @@ r"""Train a diffusion model, sample from it, look at it.
   W=--workdir=runs/cosine_ddim
   python -m diffusion.main $W --mode=sample --config.guide='cfg(3)' --config.sample.show=all
   python -m diffusion.main $W --mode=sample --prompt='a red dragon with two eyes' --prompt=@prompts.txt    of texts
+  python -m diffusion.main --mode=sample --chain='runs/prior, runs/unclip' --prompt='a red dragon'    in turn
   python -m diffusion.main $W --mode=evaluate        held-out loss, distances to the data, copies, likelihood
   python -m diffusion.main $W --mode=export          parameters, and a sampler that runs without this package
   python -m diffusion.main --workdir=runs/sd --mode=import --from=FOLDER        a pipeline of diffusers as a model
@@ -33,6 +34,7 @@ from ml_collections import config_flags
 from diffusion.errors import InputError, shown, unknown
 from diffusion.setup.config import default, filled
 from diffusion.setup.migrate import answer
+from diffusion.setup.specs import split
 from diffusion.system import multihost, platform
 from diffusion.system.files import read_text, user_path
 
@@ -74,13 +76,15 @@ def define_flags(argv):
   flags.DEFINE_string('profile', None, 'START:END, steps to profile for TensorBoard (tensorboard-plugin-profile).')
   flags.DEFINE_multi_string('prompt', None, 'What samples or an edit should show, for models of texts; repeat it for '
                             'several, or give @FILE, a file with one prompt on each line.')
+  flags.DEFINE_string('chain', None, 'Work directories of models that draw one after the other, for --mode=sample: '
+                      "'runs/prior, runs/unclip, runs/up grid=trailing(20)'; in place of --workdir.")
   flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where jax does not find the other hosts by itself.')
   flags.DEFINE_integer('processes', None, 'Number of processes, one per host.', 1)
   flags.DEFINE_integer('process', None, 'Number of this process, from 0.', 0)
   if argument(argv, 'mode') == 'import' and not (argument(argv, 'workdir') and argument(argv, 'from')):
     raise InputError('--mode=import needs --from=FOLDER, a pipeline as diffusers saves it, and --workdir=DIR')
   recipe = 'Recipe, such as configs/cosine_ddim.py or configs/cosine_ddim.py:tiny.'
-  workdir = argument(argv, 'workdir')
+  workdir = argument(argv, 'workdir') or first_of_chain(argv)
   if argument(argv, 'config') is not None:
     config_flags.DEFINE_config_file('config', None, recipe)
   elif workdir is None or argument(argv, 'mode') == 'import':
@@ -96,6 +100,21 @@ def define_flags(argv):
       config_flags.DEFINE_config_dict('config', filled(meta['config']), 'Settings of the checkpoint.')
     except (AttributeError, KeyError) as error:
       raise unknown_setting(error.args[0].args[0] if isinstance(error.args[0], KeyError) else error.args[0]) from error
+
+
+def first_of_chain(argv):
+  """The work directory of the first model of --chain, or None."""
+  text = argument(argv, 'chain')
+  if text is None:
+    return None
+  if argument(argv, 'mode') != 'sample' or argument(argv, 'workdir') or argument(argv, 'config'):
+    raise InputError(f'--chain={text}: it goes with --mode=sample, and without --workdir and --config, as its first '
+                     'model is the one that --config.NAME=VALUE concerns')
+  models = split(text, ',')
+  if len(models) < 2 or not all(models) or len(models[0].split()) > 1:
+    raise InputError(f"--chain={text}: expected two or more work directories, such as 'runs/prior, runs/unclip'; "
+                     'settings may follow those after the first')
+  return models[0]
 
 
 def unknown_setting(message):
@@ -145,13 +164,15 @@ def main(argv):
   quiet_orbax()
   if argument(sys.argv, 'verbosity') is None:
     logging.set_verbosity(logging.WARNING)
-  workdir = user_path(flags.FLAGS.workdir or default_workdir(sys.argv))
+  workdir = user_path(flags.FLAGS.workdir or first_of_chain(sys.argv) or default_workdir(sys.argv))
   from diffusion import commands
   from diffusion.system import consensus  # after the flags are read: its imports take seconds
   if argument(sys.argv, 'config.steps'):
     if float(argument(sys.argv, 'config.minutes') or 0):
       raise InputError('--config.minutes and --config.steps both say how long to train: give one of them')
     flags.FLAGS.config.minutes = 0.  # of the recipe or the checkpoint
+  if flags.FLAGS.chain:
+    flags.FLAGS.config.sample.then = ' > '.join(split(flags.FLAGS.chain, ',')[1:])
   if flags.FLAGS.prompt:
     section = flags.FLAGS.config.edit if flags.FLAGS.mode == 'edit' else flags.FLAGS.config.sample
     section.prompt = prompts(flags.FLAGS.prompt)
