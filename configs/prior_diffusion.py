@@ -7,8 +7,8 @@ r"""The diffusion prior of DALL-E 2 (arXiv:2204.06125): from a caption to the CL
   python -m diffusion.main --config=configs/prior_diffusion.py:tiny  the same in seconds, with runs/clip_tiny
 
 A causal transformer predicts the embedding itself, and of two samples the one nearer to its caption is kept. `:pod` has
-the size, batch and optimizer of the paper (table 3), and needs the CLIP of configs/clip.py:pod; it has not been trained.
-docs/dalle2.md says what was measured.
+the size, batch and optimizer of the paper (table 3), and needs the CLIP of configs/clip.py:pod; it has not been
+trained. docs/dalle2.md says what was measured.
 """
 from diffusion.setup.config import default, tiny as smaller, variant
 

@@ -9,8 +9,8 @@ r"""The decoder of DALL-E 2 (arXiv:2204.06125): game sprites from the CLIP embed
 
 The embedding is added to that of the time, and is four more entries of the context beside the text. In training it is
 missing in 10 % of the examples and the text in 50 %: 5 % have neither (condition_dropout), the rest is the task's.
-`:pod` is for images of 64 pixels, with the width of the paper's decoder (table 3), and needs a CLIP of that size; it has
-not been trained. docs/dalle2.md says what was measured.
+`:pod` is for images of 64 pixels, with the width of the paper's decoder (table 3), and needs a CLIP of that size; it
+has not been trained. docs/dalle2.md says what was measured.
 """
 from diffusion.setup.config import default, tiny as smaller, variant
 

@@ -1,6 +1,6 @@
 """Evaluation: how good a model is. Evaluators measure it; a task names those that fit its data."""
-from diffusion.evaluation import (bits, clip_score, decoder, points, prior, reconstruction, restoration, retrieval, sample_metrics,
-                                  series, tables, text, tokens, validation, zero_shot)
+from diffusion.evaluation import (bits, clip_score, decoder, points, prior, reconstruction, restoration, retrieval,
+                                  sample_metrics, series, tables, text, tokens, validation, zero_shot)
 
 EVALUATORS = dict(loss=validation.EVALUATOR, samples=sample_metrics.EVALUATOR, bound=bits.BOUND, ode=bits.ODE,
                   density=points.EVALUATOR, spectrum=series.EVALUATOR, nelbo=tokens.EVALUATOR, tables=tables.EVALUATOR,

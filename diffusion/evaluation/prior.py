@@ -66,7 +66,8 @@ def bits(run, weights, data, number):
 def table(rows):
   """{name: {'distance', 'recall', 'cosine', 'length'}} as text."""
   show = lambda e: f'{e.value:.3f} ({e.low:.3f} to {e.high:.3f})'
-  lines = ['| embeddings of | Frechet distance | recall@1 | cosine with the true one | length |', '|---|---|---|---|---|']
+  lines = ['| embeddings of | Frechet distance | recall@1 | cosine with the true one | length |',
+           '|---|---|---|---|---|']
   for name, row in rows.items():
     distance = '0' if row['distance'] is None else show(row['distance'])
     lines.append(f'| {name} | {distance} | {show(row["recall"])} | {row["cosine"].value:.3f} | {row["length"]:.3f} |')

@@ -59,7 +59,8 @@ def slerp(a, b, weights):
     return (1 - w) * a + w * b
   if np.pi - angle < 1e-4:
     raise InputError('interpolation between opposite directions: all paths are equally long; choose others')
-  return np.sin((1 - w) * angle) / np.sin(angle) * a + np.sin(w * angle) / np.sin(angle) * b
+  path = (np.sin((1 - w) * angle) * a + np.sin(w * angle) * b) / np.sin(angle)
+  return np.where(w == 0, a, np.where(w == 1, b, path))
 
 
 def interpolation(run, weights, seed, batch, asked, labels, columns=10):

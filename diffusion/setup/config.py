@@ -89,7 +89,7 @@ def _sample(c):
   s.class_mix = ''             # one condition for all samples, a weighted sum such as '0.5 * hero + 0.5 * food'
   s.seed = 0                   # sample k is the same for any number of samples and any batch
   s.batch = 48
-  s.best_of = 1                # samples drawn for each that is kept, where the task has a score, such as that of a prior
+  s.best_of = 1                # samples drawn for each one that is kept, by a score of the task, as priors have
   s.params = 'ema'             # ema, raw, one of config.extra_emas, or 'posthoc(.07)' from snapshots
   s.then = ''                  # models that go on from the samples: 'runs/up grid=trailing(20) > runs/up2'
   s.show = 'film'              # besides the page, any of: film, gif, noising, interpolation, comparison; or all; and

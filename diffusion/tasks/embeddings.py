@@ -86,7 +86,8 @@ def score(outputs, cond):
 
 def _statistics(images, texts):
   mean = images.mean(0)
-  return dict(embedding_mean=np.float32(mean), embedding_scale=np.array(np.sqrt(np.mean((images - mean) ** 2)), np.float32))
+  scale = np.sqrt(np.mean((images - mean) ** 2))
+  return dict(embedding_mean=np.float32(mean), embedding_scale=np.array(scale, np.float32))
 
 
 def _ask(ask, embed, request, ids, seed):

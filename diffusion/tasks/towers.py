@@ -1,4 +1,4 @@
-"""The two towers of a CLIP as given weights of a task: embeddings of images and captions, cached, and what they are like.
+"""The two towers of a CLIP as given weights of a task: embeddings of images and captions, cached and measured.
 
 Embeddings have length 1 everywhere outside of a network, whatever its own scale is. The empty text has the embedding 0:
 it asks for nothing.

@@ -1,8 +1,8 @@
 """Images from the embeddings of a CLIP, and a text where there is one: the decoder of DALL-E 2 (arXiv:2204.06125,
 section 2.1).
 
-In the condition an embedding is sqrt(D) times a unit vector, and 0 stands for none. Embeddings of images, their mean and
-principal components belong to the CLIP, whose hash is in the checkpoint.
+In the condition an embedding is sqrt(D) times a unit vector, and 0 stands for none. The hash of the CLIP is in the
+checkpoint, and so are the principal components of its embeddings of the training images.
 """
 from functools import partial
 
@@ -23,7 +23,7 @@ COLUMNS = ('images', 'tokens', 'counts', 'image_embedding')
 def unclip(clip, text_dropout=.475, embedding_dropout=.05, *, data=None, facts=None, fitted=None, open_model=None):
   """x0: images in [-1, 1]; the condition: tokens int32 [L] of a caption, their weights, and `embedding` float32 [D].
 
-  A request may give an `embedding`: unit vectors [N, D], as a prior draws them, 'text' for that of the prompt, or 'none'.
+  A request may give an `embedding`: unit vectors [N, D], as a prior draws them, 'text' for that of the prompt, 'none'.
 
   Args:
     clip: the work directory of a CLIP, or WORKDIR@STEP; its tokenizer is that of the decoder.
