@@ -1,6 +1,7 @@
 """What is trained: losses, how their times are drawn and how errors are weighted. Below, what a config can name."""
 from diffusion.objectives import (adversarial, autoencoder, autoregressive, bottlenecks, contrastive, denoising,
-                                  discrete, gaussian_diffusion, mixed, noisy_classifier, timesteps, variance, vdm, weighting)
+                                  discrete, gaussian_diffusion, mixed, noisy_classifier, timesteps, variance, vdm,
+                                  weighting)
 
 OBJECTIVES = dict(
   denoising=gaussian_diffusion.denoising, vdm=vdm.vdm, classifier=noisy_classifier.classifier,

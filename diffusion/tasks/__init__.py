@@ -1,6 +1,6 @@
 """Tasks: what the data mean. To add one, write a file with a function that returns a Task, and list it here."""
-from diffusion.tasks import (codes, embeddings, grey_levels, image, latent, pairs, points, published, restore, series, table,
-                             text_to_image, unclip, words)
+from diffusion.tasks import (codes, embeddings, grey_levels, image, latent, pairs, points, published, restore,
+                             series, table, text_to_image, unclip, words)
 from diffusion.tasks.base import Asked, Task
 
 __all__ = ['Asked', 'Task', 'TASKS']

@@ -46,7 +46,8 @@ def test_embeddings_have_mean_0_and_variance_1_keep_angles_and_come_back_with_le
   np.testing.assert_allclose(gaps, gaps[0], rtol=5e-3)  # one scale for all: columns are float16
   outputs = task.decode((), x0.astype(np.float32), cond)
   np.testing.assert_allclose(outputs['embedding'], z, atol=1e-3)
-  doubled = task.decode((), (2 * x0 + task.fitted['embedding_mean'] / task.fitted['embedding_scale']).astype('f4'), cond)
+  twice = 2 * x0 + task.fitted['embedding_mean'] / task.fitted['embedding_scale']
+  doubled = task.decode((), twice.astype(np.float32), cond)
   np.testing.assert_allclose(doubled['length'], 2, rtol=1e-3)
   np.testing.assert_allclose(np.linalg.norm(doubled['embedding'], axis=1), 1, rtol=1e-6)
 
