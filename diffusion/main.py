@@ -84,7 +84,7 @@ def define_flags(argv):
   if argument(argv, 'mode') == 'import' and not (argument(argv, 'workdir') and argument(argv, 'from')):
     raise InputError('--mode=import needs --from=FOLDER, a pipeline as diffusers saves it, and --workdir=DIR')
   recipe = 'Recipe, such as configs/cosine_ddim.py or configs/cosine_ddim.py:tiny.'
-  workdir = argument(argv, 'workdir') or first_of_chain(argv)
+  workdir = first_of_chain(argv) or argument(argv, 'workdir')
   if argument(argv, 'config') is not None:
     config_flags.DEFINE_config_file('config', None, recipe)
   elif workdir is None or argument(argv, 'mode') == 'import':

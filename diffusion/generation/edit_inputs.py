@@ -209,7 +209,8 @@ def _conditions(run, field, number):
     if config.edit.classes:
       raise InputError(f'config.edit.classes={config.edit.classes!r}: this model takes texts; give --prompt=TEXT')
     text = config.edit.prompt if field == 'classes' else config.edit.source_class
-    return requests.ask(run, dict(prompt=text or 'none'), np.arange(number), config.edit.seed, '')
+    none = dict(embedding='none') if run.task.embed else {}  # that of the image is put in its place
+    return requests.ask(run, dict(prompt=text or 'none') | none, np.arange(number), config.edit.seed, '')
   if config.edit.prompt:
     raise InputError(f'config.edit.prompt={config.edit.prompt!r}: this model takes no texts; give '
                      '--config.edit.classes=NAME')

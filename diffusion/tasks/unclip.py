@@ -55,7 +55,7 @@ def unclip(clip, text_dropout=.475, embedding_dropout=.05, *, data=None, facts=N
     embed=embed, between=partial(_between, task.between),
     facts=task.facts | dict(clip=towers.digest, size=towers.size),
     fitted=task.fitted | {name: fitted[name] for name in ('pca_mean', 'pca_axes', 'pca_variance') if name in fitted},
-    evaluators=('loss', 'decoder', *task.evaluators[1:]))
+    evaluators=('loss', 'decoder', 'text', 'bound', 'ode'))  # others would draw from texts alone
 
 
 def _encode(no_text, text_dropout, embedding_dropout, frozen, key, batch):
