@@ -36,8 +36,7 @@ def make_sample(run, seed, sampler=None, levels=None, trace=None, shape=None):
     x = run.prior(weights, keys, levels, shape) if start is None else start
     x = project(x) if project else x
     def frame(x):
-      index = np.asarray(trace)
-      return run.decode(weights.frozen, *jax.tree.map(lambda a: a[index], (x, cond)))
+      return run.decode(weights.frozen, *jax.tree.map(lambda a: a[np.asarray(trace)], (x, cond)))
     solver = samplers.projected(sampler, project) if project else sampler
     solver = samplers.self_conditioned(solver) if run.self_condition else solver
     follow = None if trace is None else lambda state: frame(state.x)
