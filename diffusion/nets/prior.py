@@ -80,14 +80,15 @@ class Prior(Reading):
 
   The places are, in this order: text, its embedding, time, noised embedding, query; the output is read at the last
   (section 2.2). What is before the time does not change from step to step: `prepare` computes its keys and values once.
-  Other fields are those of `Reading`.
+  A share of x that the time decides is added to the output: where there is little noise the embedding is x, which a
+  normalised sequence carries badly. Other fields are those of `Reading`.
   """
 
   def setup(self):
     self.begin(3)
     self.query = self.param('query', SMALL, (self.width,))
     self.times = [layers.Dense(self.width), layers.Dense(self.width)]
-    self.noised, self.out = layers.Dense(self.width), Out()
+    self.noised, self.out, self.share = layers.Dense(self.width), Out(), layers.Dense(1)
 
   def prepare(self, cond):
     """dict of tokens, weights, text_embedding -> the Cache of the prefix."""
@@ -99,7 +100,7 @@ class Prior(Reading):
     told = second(nn.silu(first(sinusoidal(time, self.width))))
     rows = jnp.stack([told, self.noised(x), jnp.broadcast_to(self.query, told.shape)], 1)
     rows = (self.constrain(rows) + self.places[self.length + 1:]).astype(self.dtype)
-    return self.out(self.sequence(rows, None, cond)[0][:, -1], x.shape[-1])
+    return self.out(self.sequence(rows, None, cond)[0][:, -1], x.shape[-1]) + self.share(told) * x
 
 
 class PriorAr(Reading):

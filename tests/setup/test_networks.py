@@ -59,9 +59,9 @@ def test_every_network_has_its_own_tiny_spec(name):
   c.net = f'{name}(channels=64)'
   c.objective = dict(classifier='classifier', clip='contrastive', autoencoder='autoencoder(kl)').get(name, 'denoising')
   c.task = dict(with_text='text_to_image', unet2d_condition='text_to_image', clip='pairs').get(name, c.task)
-  assert tiny(c).net == nets.TINY[name]
   if name in PRIORS:
     c.task, c.objective, c.guide = *PRIORS[name], ''
+  assert tiny(c).net == nets.TINY[name]
   run = built_prior(c) if name in PRIORS else built(c, dict(unet1d=(8, 1), mlp=(2,)).get(name, (8, 8, 1)))
   assert sum(a.size for a in jax.tree.leaves(jax.eval_shape(run.objective.init, jax.random.key(0)))) < 2e5
 
