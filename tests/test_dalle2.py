@@ -77,14 +77,15 @@ def image(tmp_path_factory):
 def test_no_text_difference_no_noise_and_the_end_of_an_interpolation_are_the_reconstruction(folder, image, tmp_path):
   again = edited(folder, image, 'invert')['images'][0]
   turned = edited(folder, image, 'text_difference', prompt='a red dragon', strength=.5)
-  np.testing.assert_array_equal(turned['images'][0], again)
+  same = lambda a: np.testing.assert_allclose(a.astype(int), again, atol=1)  # batches of another size round otherwise
+  same(turned['images'][0])
   assert np.any(turned['embedding'][-1] != turned['embedding'][0])
   still = edited(folder, image, 'variations', strength=0.)['images']
   assert still.shape == (3, 16, 16, 3)
   other = tmp_path / 'other.png'
   Image.fromarray(np.full((16, 16, 3), 90, np.uint8)).save(other)
   path = edited(folder, image, 'interpolate', target=str(other))
-  np.testing.assert_array_equal(path['images'][0], again)
+  same(path['images'][0])
   strip = edited(folder, image, 'truncate')
   np.testing.assert_allclose(strip['embedding'][-1], turned['embedding'][0], atol=1e-5)
   assert len(strip['images']) == 3

@@ -80,7 +80,7 @@ class Prior(Reading):
 
   The places are, in this order: text, its embedding, time, noised embedding, query; the output is read at the last
   (section 2.2). What is before the time does not change from step to step: `prepare` computes its keys and values once.
-  A share of x that the time decides is added to the output: where there is little noise the embedding is x, which a
+  A share of the output, which the time decides, is x itself: where there is little noise the embedding is x, which a
   normalised sequence carries badly. Other fields are those of `Reading`.
   """
 
@@ -100,7 +100,8 @@ class Prior(Reading):
     told = second(nn.silu(first(sinusoidal(time, self.width))))
     rows = jnp.stack([told, self.noised(x), jnp.broadcast_to(self.query, told.shape)], 1)
     rows = (self.constrain(rows) + self.places[self.length + 1:]).astype(self.dtype)
-    return self.out(self.sequence(rows, None, cond)[0][:, -1], x.shape[-1]) + self.share(told) * x
+    found, share = self.out(self.sequence(rows, None, cond)[0][:, -1], x.shape[-1]), nn.sigmoid(self.share(told))
+    return share * x + (1 - share) * found
 
 
 class PriorAr(Reading):

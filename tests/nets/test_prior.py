@@ -45,7 +45,8 @@ def test_the_places_are_text_its_embedding_time_noised_embedding_and_query():
   rows = [text, told, dense(p['noised'], X), np.broadcast_to(p['query'], (3, W))]
   whole = np.concatenate([words, np.stack(rows, 1)], 1) + p['places']
   h = jax.jit(Sequence(2, 2, True).apply)({'params': p['sequence']}, whole)
-  expected = dense(p['out']['dense'], h[:, -1]) + dense(p['share'], told) * X
+  share = jax.nn.sigmoid(dense(p['share'], told))
+  expected = share * X + (1 - share) * dense(p['out']['dense'], h[:, -1])
   np.testing.assert_allclose(out(net, p), expected, atol=2e-5)
 
 
