@@ -45,9 +45,12 @@ def report(label, text):
 
 
 def report_files(folder):
-  """Reports every file of a folder."""
+  """Reports every file of a folder, and of the folders of a chain in it."""
   for path in sorted(folder.iterdir()) if multihost.is_main() else ():
-    report('wrote', path)
+    if path.is_dir():
+      report_files(path)
+    else:
+      report('wrote', path)
 
 
 def train(config, workdir, profile=None, started=None):

@@ -35,6 +35,9 @@ def parse(text):
   return links
 
 
+AGREED = dict(clip='embeddings of the CLIP', tokens='the tokenizer')  # facts of parts that embeddings pass between
+
+
 def check(models):
   """Raises InputError where a model does not take what the one before it gives, before anything is drawn.
 
@@ -47,6 +50,8 @@ def check(models):
       takes = ', '.join(model.run.task.takes) or 'nothing'
       raise InputError(f'model {i + 1} of the chain takes {takes}, and the one before it gives {given or "nothing"}: '
                        'choose a model that continues from that')
+    if given == 'embedding':
+      _check_embeddings(i, *(model.run.task.facts for model in models[i - 1:i + 1]))
     if i:
       try:
         model.run.task.ask({given: example_of(models[i - 1])}, np.arange(1), 0)
@@ -59,6 +64,15 @@ def example_of(model):
   run, weights, _ = model
   outputs = jax.eval_shape(run.decode, weights.frozen, *run.example)
   return run.task.given(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), outputs))
+
+
+def _check_embeddings(i, first, second):
+  """Raises InputError where a prior draws embeddings of another CLIP than a decoder was trained on."""
+  short = lambda value: value[:8] if isinstance(value, str) else value
+  for fact, what in AGREED.items():
+    if first.get(fact) != second.get(fact):
+      raise InputError(f'model {i} of the chain has {what} {short(first.get(fact))}, and model {i + 1} that of '
+                       f'{short(second.get(fact))}: train both with the same CLIP')
 
 
 def draw(models, request, number, seed, batch, trace=None, setting='config.sample.'):

@@ -21,12 +21,14 @@ from diffusion.system.files import user_path
 from diffusion.tasks.classes import split_names
 from diffusion.tasks.restore import eight_bits, to_measurement
 from diffusion.tasks.text_to_image import prompts_of
+from diffusion.tasks.towers import scaled
 
 # The tasks, and the file that each needs besides the image.
 TASKS = dict(inpaint='mask', repaint='mask', outpaint='', img2img='', invert='', interpolate='target', colourise='',
-             upscale='', restore='')
+             upscale='', restore='', variations='', text_difference='', truncate='')
 MASKED = ('inpaint', 'repaint', 'outpaint')  # known pixels are replaced at every level
 MEASURED = ('colourise', 'upscale', 'restore')  # what is measured is that of pixels
+EMBEDDED = ('variations', 'text_difference', 'truncate')  # they change the embedding of the image
 FILLED = ('inpaint', 'outpaint')  # what a model of tokens can do: known ones stay as they are
 FEW, MOST = .02, .9  # shares of an image, beyond which a mask is rather the wrong way round
 RANGES = dict(num_samples=(1, 10_000), factor=(2, 64), jump=(1, 10_000), repeats=(1, 10_000), strength=(0, 1))
@@ -87,6 +89,7 @@ def read(run):
                      'inpaint or repaint, or a model of pixels')
   if name_of(options.task) == 'restore':
     return _to_restore(run)
+  _check_embedded(run)
   if 'image' in run.task.takes:
     raise InputError(f'config.edit.task={options.task!r}: config.task={run.config.task!r} restores images; use '
                      '--config.edit.task=restore')
@@ -102,10 +105,26 @@ def read(run):
   else:
     image, mask = _image(options, 'image', size, channels), _mask(options, size) if options.mask else None
   target = _image(options, 'target', size, channels) if options.target else None
+  if run.task.embed:
+    z = scaled(run.task.embed(image[None]))
+    cond, source_cond = (given | dict(embedding=np.repeat(z, len(given['embedding']), 0))
+                         for given in (cond, source_cond))
   labels = labels or [f'variant {i}' for i in range(options.num_samples)]
   if options.mask:
     notes = (*notes, *mask_notes(mask, f'config.edit.mask={options.mask!r}'))
   return Inputs(image, target, mask, cond, source_cond, labels, notes)
+
+
+def _check_embedded(run):
+  """Raises InputError where an edit of embeddings is asked of a model without them, or without what it needs."""
+  options = run.config.edit
+  setting = f'config.edit.task={options.task!r}'
+  if options.task in EMBEDDED and not run.task.embed:
+    raise InputError(f'{setting} takes a model that draws from embeddings of images, as of configs/unclip.py; '
+                     f'config.task={run.config.task!r} does not')
+  if options.task == 'text_difference' and len(wanted(run)) != 1:
+    raise InputError(f'{setting} leads to one text: give --prompt=TEXT, and --config.edit.source_class=TEXT for what '
+                     'the image shows')
 
 
 def _to_restore(run):
@@ -195,7 +214,8 @@ def _conditions(run, field, number):
     if config.edit.classes:
       raise InputError(f'config.edit.classes={config.edit.classes!r}: this model takes texts; give --prompt=TEXT')
     text = config.edit.prompt if field == 'classes' else config.edit.source_class
-    return requests.ask(run, dict(prompt=text or 'none'), np.arange(number), config.edit.seed, '')
+    none = dict(embedding='none') if run.task.embed else {}  # that of the image is put in its place
+    return requests.ask(run, dict(prompt=text or 'none') | none, np.arange(number), config.edit.seed, '')
   if config.edit.prompt:
     raise InputError(f'config.edit.prompt={config.edit.prompt!r}: this model takes no texts; give '
                      '--config.edit.classes=NAME')

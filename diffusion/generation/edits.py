@@ -3,7 +3,6 @@
 To add a task: write the function, name it in OPERATIONS, and name its input in edit_inputs.TASKS.
 """
 import json
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +11,11 @@ from PIL import Image
 
 from diffusion import samplers
 from diffusion.core import operators
-from diffusion.core.gaussian import clip
-from diffusion.generation import restoring, sampling, strips
+from diffusion.generation import embedding_edits, restoring, strips
 from diffusion.generation.edit_inputs import name_of, wanted
+from diffusion.generation.edit_parts import decoded, draw, encoded, noise_of, Result, unguided
 from diffusion.samplers import constraints
 from diffusion.setup.build import without_clip
-from diffusion.system import sharding
 from diffusion.system.files import numbered_folder, write_atomic, write_npz
 from diffusion.tasks import pages
 from diffusion.tasks.restore import eight_bits
@@ -25,32 +23,6 @@ from diffusion.training.open_model import with_guide_model
 
 COLUMNS = 8  # of before_after.png
 TINT = np.array([255, 0, 160])  # marks the area to paint
-
-
-class Result(NamedTuple):
-  """What an operation draws."""
-  images: np.ndarray   # uint8 [n, H, W, C]
-  labels: list         # one each
-  before: list         # (label, uint8 [H, W, C]) of what precedes them on the page
-  arrays: dict = {}    # more arrays for samples.npz
-  facts: dict = {}     # more entries for record.json
-
-
-def draw(run, weights, cond, number, start=None, sampler=None, levels=None):
-  """Images uint8 [number, H, W, C] with the noise of config.edit.seed; the rest as for sampling.make_draw."""
-  config = run.config
-  drawn = sampling.make_draw(run, config.edit.seed, min(config.sample.batch, number), sampler, levels)
-  return drawn(weights, np.arange(number), cond, start)[0]['images']
-
-
-def encoded(run, weights, images):
-  """x0 [n, ...] of images uint8 [n, H, W, C]."""
-  return np.asarray(run.encode(weights.frozen, None, dict(images=images))[0])
-
-
-def decoded(run, weights, x0):
-  """Images uint8 [n, H, W, C] of x0 [n, ...]."""
-  return np.asarray(run.decode(weights.frozen, x0, None)['images'])
 
 
 # ---- operations: (run, weights, inputs) -> Result; run is guided, and weights as with_guide_model returns them
@@ -117,8 +89,8 @@ def img2img(run, weights, inputs):
 
 def invert(run, weights, inputs):
   """The noise from which DDIM draws the image, its reconstruction, and what the noise becomes with other classes."""
-  plain = _unguided(run)
-  noise = _noise(plain, weights, inputs.image[None], inputs.source_cond)
+  plain = unguided(run)
+  noise = noise_of(plain, weights, inputs.image[None], inputs.source_cond)
   images, labels = draw(plain, weights, inputs.source_cond, 1, noise, samplers.ddim()), ['reconstruction']
   rms = float(np.sqrt(np.mean((images[0].astype(np.float64) - inputs.image) ** 2)))
   classes = wanted(run)
@@ -133,31 +105,16 @@ def invert(run, weights, inputs):
 
 def interpolate(run, weights, inputs):
   """From one image to another: along the great circle between their noises, and linearly between their classes."""
-  plain, cond, w = _unguided(run), inputs.cond, np.linspace(0, 1, len(inputs.labels))
+  if run.task.embed:
+    return embedding_edits.interpolate(run, weights, inputs)
+  plain, cond, w = unguided(run), inputs.cond, np.linspace(0, 1, len(inputs.labels))
   first, second = (jax.tree.map(lambda a: a[i:i + 1], cond) for i in (0, 1))
-  noise = _noise(plain, weights, np.stack([inputs.image, inputs.target]), jax.tree.map(lambda a: a[:2], cond))
+  noise = noise_of(plain, weights, np.stack([inputs.image, inputs.target]), jax.tree.map(lambda a: a[:2], cond))
   path = strips.slerp(noise[0], noise[1], w).astype(np.float32)
   between = run.task.between(first, second, w)
   images = draw(plain, weights, between, len(w), path, samplers.ddim())
   before = [('first', inputs.image), ('second', inputs.target)]
   return Result(images, [f'{share:.2f}' for share in w], before, dict(noise=noise))
-
-
-def _unguided(run):
-  """The Experiment without guidance and self-conditioning: its DDIM steps can be inverted."""
-  def denoise(weights, cond):
-    plain = run.plain(weights, cond)
-    return clip(plain, *run.task.bounds) if run.config.clip_x0 and run.task.bounds else plain
-  config = run.config.copy_and_resolve_references()
-  config.self_condition = False
-  return run._replace(denoise=denoise, config=config)
-
-
-def _noise(run, weights, images, cond):
-  """The noise, float32 [n, ...], from which DDIM draws the images uint8 [n, H, W, C]."""
-  up = lambda weights, x0, cond: constraints.invert(run.denoise(weights, cond), run.levels, x0)
-  x0 = encoded(run, weights, images)
-  return np.asarray(jax.jit(up, out_shardings=sharding.replicated(run.mesh))(weights, x0, cond))
 
 
 def colourise(run, weights, inputs):
@@ -208,7 +165,7 @@ def restore(run, weights, inputs):
 
 OPERATIONS = dict(inpaint=inpaint, repaint=repaint, outpaint=outpaint, img2img=img2img, invert=invert,
                   interpolate=interpolate, colourise=colourise, upscale=upscale,
-                  restore=restore)
+                  restore=restore, **embedding_edits.OPERATIONS)
 
 
 # ---- what is written
@@ -237,7 +194,7 @@ def _write_result(folder, run, inputs, result, step, versions):
   config, task = run.config, run.config.edit.task
   tiles = [_rgb(image) for _, image in result.before] + [_rgb(image) for image in eight_bits(result.images)]
   labels = [label for label, _ in result.before] + list(result.labels)
-  sampler = 'ddim' if task in ('invert', 'interpolate') else config.sampler
+  sampler = 'ddim' if task in ('invert', 'interpolate', *embedding_edits.OPERATIONS) else config.sampler
   title = f'{task}, step {step}, {sampler}, {config.grid}'
   pages.save_png(pages.grid(np.stack(tiles), COLUMNS, labels, title), folder / 'before_after.png')
   for i, image in enumerate(result.images):

@@ -27,9 +27,12 @@ GIF_FRAMES = 100
 def check(run):
   """Raises InputError where config.sample does not fit the model: before training, and before anything is drawn."""
   options = run.config.sample
-  for field in ('num_samples', 'batch'):
+  for field in ('num_samples', 'batch', 'best_of'):
     if options[field] < 1:
       raise InputError(f'config.sample.{field}={options[field]}: expected at least 1')
+  if options.best_of > 1 and not run.task.score:
+    raise InputError(f'config.sample.best_of={options.best_of}: config.task={run.config.task!r} has no score by which '
+                     'the best is chosen; set it to 1')
   check_params(run, options.params)
   chain.parse(options.then)
   shows = parse_show(options.show)

@@ -28,9 +28,7 @@ def make_sample(run, seed, sampler=None, levels=None, trace=None, shape=None):
   """
   sampler, levels, shape = sampler or run.sampler, run.levels if levels is None else levels, shape or run.shape
 
-  @partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
-  def sample(weights, ids, cond, start):
-    keys = samplers.sample_keys(seed, ids)
+  def once(weights, keys, cond, start):
     if not run.predicts:
       x = run.model(weights).draw(keys, cond, shape)
       return run.decode(weights.frozen, x, cond), None, finite_rows(x)
@@ -38,8 +36,7 @@ def make_sample(run, seed, sampler=None, levels=None, trace=None, shape=None):
     x = run.prior(weights, keys, levels, shape) if start is None else start
     x = project(x) if project else x
     def frame(x):
-      index = np.asarray(trace)
-      return run.decode(weights.frozen, *jax.tree.map(lambda a: a[index], (x, cond)))
+      return run.decode(weights.frozen, *jax.tree.map(lambda a: a[np.asarray(trace)], (x, cond)))
     solver = samplers.projected(sampler, project) if project else sampler
     solver = samplers.self_conditioned(solver) if run.self_condition else solver
     follow = None if trace is None else lambda state: frame(state.x)
@@ -48,7 +45,29 @@ def make_sample(run, seed, sampler=None, levels=None, trace=None, shape=None):
       return run.decode(weights.frozen, out, cond), None, finite_rows(out)
     frames = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), frame(x), out[1])
     return run.decode(weights.frozen, out[0], cond), frames, finite_rows(out[0])
+
+  @partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
+  def sample(weights, ids, cond, start):
+    number = run.config.sample.best_of if start is None else 1
+    drawn = [once(weights, samplers.sample_keys(candidate_seed(seed, j), ids), cond, start) for j in range(number)]
+    return best_of(drawn, run.task.score, cond) if number > 1 else drawn[0]
   return sample
+
+
+def candidate_seed(seed, j):
+  """The seed of the j-th candidate for each sample; that of the first is the seed."""
+  return seed if j == 0 else (seed + j * 0x6a09e667) % 2 ** 31
+
+
+def best_of(drawn, score, cond):
+  """Of several (outputs, frames, whether finite) of the same samples, for each sample the one with the highest score.
+
+  The first of equal ones; frames are those of the first candidates.
+  """
+  scores = jnp.stack([score(outputs, cond) for outputs, *_ in drawn])
+  best, row = jnp.argmax(scores, 0), jnp.arange(scores.shape[1])
+  outputs, frames, finite = zip(*drawn)
+  return jax.tree.map(lambda *a: jnp.stack(a)[best, row], *outputs), frames[0], jnp.stack(finite)[best, row]
 
 
 def finite_rows(x):

@@ -9,6 +9,7 @@ from diffusion import samplers
 from diffusion.core import grids
 from diffusion.core.gaussian import Noise, q_sample
 from diffusion.core.schedules import evaluate
+from diffusion.errors import InputError
 from diffusion.generation import requests
 from diffusion.generation.sampling import make_draw
 
@@ -45,13 +46,21 @@ def noising(run, weights, batch, labels, seed, columns=10):
 
 
 def slerp(a, b, weights):
-  """The great-circle path [len(weights), ...] between two noises a, b [...]; it keeps the norm of Gaussian noise."""
+  """The great-circle path [len(weights), ...] between a and b [...]; it keeps the norm of Gaussian noise, and of unit
+  vectors. At 0 and 1 it is a and b, bit for bit.
+
+  Raises:
+    InputError: a and b point in opposite directions, and no circle through them is the shortest.
+  """
   cosine = np.clip(np.sum(a * b) / (np.linalg.norm(a) * np.linalg.norm(b)), -1, 1)
   angle = np.arccos(cosine)
   w = np.reshape(weights, (-1,) + (1,) * a.ndim)
   if angle < 1e-6:
     return (1 - w) * a + w * b
-  return (np.sin((1 - w) * angle) * a + np.sin(w * angle) * b) / np.sin(angle)
+  if np.pi - angle < 1e-4:
+    raise InputError('interpolation between opposite directions: all paths are equally long; choose others')
+  path = (np.sin((1 - w) * angle) * a + np.sin(w * angle) * b) / np.sin(angle)
+  return np.where(w == 0, a, np.where(w == 1, b, path))
 
 
 def interpolation(run, weights, seed, batch, asked, labels, columns=10):

@@ -15,7 +15,14 @@ def commands(run, workdir):
   """Command lines for an Experiment in `workdir`, the most useful first."""
   command = f'python -m diffusion.main --workdir={shlex.quote(str(workdir))}'
   tries = [f'{command} --mode=evaluate'] if run.task.evaluators else []
-  if 'denoise' in run.can:
+  if run.task.gives == 'embedding':  # a prior, which draws nothing to look at
+    chain = shlex.quote(f"{workdir}, runs/unclip")
+    tries.insert(0, f"python -m diffusion.main --mode=sample --chain={chain} --prompt=TEXT")
+  elif run.task.embed:
+    chain = shlex.quote(f'runs/prior_diffusion, {workdir}')
+    tries = [f'python -m diffusion.main --mode=sample --chain={chain} --prompt=TEXT',
+             f'{command} --mode=edit --config.edit.task=variations --config.edit.image=FILE', *tries]
+  elif 'denoise' in run.can:
     guide = (' --prompt=TEXT' if 'prompt' in run.task.takes else '') + (
       " --config.guide='cfg(2)'" if 'classes' in run.task.takes and run.classes else '')
     show = ' --config.sample.show=' + ('words' if 'attention' in run.can else 'all') if run.task.tiles else ''

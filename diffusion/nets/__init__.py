@@ -11,6 +11,7 @@ A network declares as fields which of these values it takes, and `sized` passes 
   constrain     function that keeps activations split by batch, to be called between blocks
   timed         whether an image tower is told the noise level, given by the objective
   moments, critic      numbers for each latent value, and whether there is a discriminator, given by the objective
+  values, codes, dots  numbers of values of a code, of codes and of values of a cosine, given by the objective
   vocabulary, length   number of token ids and most tokens of a text, where the task gives tokens
 
 Two more fields are optional, and read by `setting`:
@@ -29,16 +30,17 @@ import jax
 import jax.numpy as jnp
 
 from diffusion.errors import InputError
-from diffusion.nets import autoencoder, classifier, clip, initializers, mlp, transformer, unet, unet1d, with_text
+from diffusion.nets import autoencoder, classifier, clip, initializers, mlp, prior, transformer, unet, unet1d, with_text
 from diffusion.nets.pretrained import dit, unet2d
 
 NETS = dict(unet=unet.UNet, classifier=classifier.Classifier, mlp=mlp.Mlp,
             unet1d=unet1d.UNet1d, transformer=transformer.Transformer, with_text=with_text.WithText, clip=clip.Clip,
             autoencoder=autoencoder.Autoencoder, unet2d=unet2d.UNet2D, unet2d_condition=unet2d.UNet2DCondition,
-            dit=dit.Dit)
+            dit=dit.Dit, prior=prior.Prior, prior_ar=prior.PriorAr)
 TINY = dict(unet=unet.TINY, classifier=classifier.TINY, mlp=mlp.TINY, unet1d=unet1d.TINY,
             transformer=transformer.TINY, with_text=with_text.TINY, clip=clip.TINY, autoencoder=autoencoder.TINY,
-            unet2d=unet2d.TINY, unet2d_condition=unet2d.TINY_CONDITION, dit=dit.TINY)
+            unet2d=unet2d.TINY, unet2d_condition=unet2d.TINY_CONDITION, dit=dit.TINY,
+            prior=prior.TINY, prior_ar=prior.TINY_AR)
 DEFAULTS = dict(dtype='float32', remat=False)  # for networks without these fields
 
 

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from diffusion.errors import InputError
+from diffusion.nets import layers
 from diffusion.nets.sequence import TextEncoder
 
 TINY = 'with_text(unet(channels=16, multipliers=(1, 2), blocks=1, attention=(8,)), width=16, blocks=1, heads=2)'
+EMBEDDED = 4  # entries of the context that the embedding of an image becomes
 
 
 class WithText(nn.Module):
@@ -36,6 +38,7 @@ class WithText(nn.Module):
       raise InputError("with_text needs a task that gives tokens; use config.task='text_to_image', or the network "
                        'alone')
     self.text = TextEncoder(self.vocabulary, self.length, self.width, self.blocks, self.heads, self.causal, self.dtype)
+    self.embedded = layers.Dense(EMBEDDED * self.width, use_bias=False)
 
   @property
   def dtype(self):
@@ -51,11 +54,13 @@ class WithText(nn.Module):
     Args:
       cond: dict of 'tokens': int [B, L] or, for P texts at once, [B, P, L];
         'weights': float of the same shape, how much a token counts: 0 for padding, 1, or what the user asks for.
+        'embedding': float [B, D], optional: that of an image. It is passed on, and besides becomes four more entries of
+          the context, linear in it and without a bias (DALL-E 2, arXiv:2204.06125, section 2.1).
         Other entries are passed on.
     Returns:
       dict of
-        'context': [B, P * L, width], the encoded tokens;
-        'context_weights': [B, P * L];
+        'context': [B, P * L, width], the encoded tokens, and after them the four entries of an embedding;
+        'context_weights': [B, P * L], or 4 more;
         'text': [B, 2 * width], the weighted sum of the encoded tokens and of their embeddings, each of mean square 1,
           over the root of their number. The embeddings are a bag of words, by which a word reaches the network
           without the encoder.
@@ -71,6 +76,10 @@ class WithText(nn.Module):
     rest = {name: value for name, value in cond.items() if name not in ('tokens', 'weights')}
     # The root of the number keeps the vector of one word from vanishing among many.
     pooled = jnp.einsum('bkd,bk->bd', both, weights) / jnp.sqrt(jnp.maximum(weights.sum(1, keepdims=True), 1e-6))
+    if 'embedding' in rest:
+      more = self.embedded(rest['embedding']).reshape(len(h), EMBEDDED, self.width)
+      h = jnp.concatenate([h, more.astype(h.dtype)], 1)
+      weights = jnp.concatenate([weights, jnp.ones((len(h), EMBEDDED), weights.dtype)], 1)
     return rest | dict(context=h, context_weights=weights, text=pooled)
 
   def __call__(self, x, time, cond=None, train=False):

@@ -1,11 +1,12 @@
 """What is trained: losses, how their times are drawn and how errors are weighted. Below, what a config can name."""
-from diffusion.objectives import (adversarial, autoencoder, bottlenecks, contrastive, denoising, discrete,
-                                  gaussian_diffusion, mixed, noisy_classifier, timesteps, variance, vdm, weighting)
+from diffusion.objectives import (adversarial, autoencoder, autoregressive, bottlenecks, contrastive, denoising,
+                                  discrete, gaussian_diffusion, mixed, noisy_classifier, timesteps, variance, vdm,
+                                  weighting)
 
 OBJECTIVES = dict(
   denoising=gaussian_diffusion.denoising, vdm=vdm.vdm, classifier=noisy_classifier.classifier,
   discrete=discrete.discrete, mixed=mixed.mixed, contrastive=contrastive.contrastive,
-  autoencoder=autoencoder.autoencoder)
+  autoencoder=autoencoder.autoencoder, autoregressive=autoregressive.autoregressive)
 BOTTLENECKS = dict(kl=bottlenecks.kl, gaussian=bottlenecks.gaussian, vq=bottlenecks.vq, fsq=bottlenecks.fsq)
 LIKELIHOODS = dict(laplace=autoencoder.laplace, normal=autoencoder.normal, logistic=autoencoder.logistic)
 ADVERSARIES = dict(hinge=adversarial.hinge)

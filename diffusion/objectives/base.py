@@ -50,6 +50,7 @@ class Objective(NamedTuple):
   after: Callable = lambda params, step: params  # after each update, before the averages
   group: Callable = lambda path: ''  # path of a parameter -> its group in config.optimizer
   frozen: Any = ()  # given weights, such as a teacher: an argument of compiled functions
+  guided: bool = False    # whether its model is guided by config.guide where it draws by itself
   evaluators: tuple = ()  # names of what measures it (evaluation.EVALUATORS), beside those of the task
 
 
@@ -60,6 +61,7 @@ class Model(NamedTuple):
   logits: Callable = None       # cond -> (tokens, noise) -> categorical.Guess
   mixed: Callable = None        # cond -> (dict of numbers and categories, noise) -> categorical.Mixed
   draw: Callable = None         # (keys [B], cond, shape) -> x0 [B, ...], where no shared loop draws
+  log_likelihood: Callable = None  # (x0, cond) -> log p(x0 | cond) in nats, [B], where it is exact
   log_prob: Callable = None     # cond -> (x, noise) -> log p(cond | x_t), [B]
   embed: Callable = None        # (x0, cond) -> features [B, ...]
   embed_image: Callable = None  # (x, noise, or None for clean x) -> unit vectors [B, D], in one space with

@@ -20,7 +20,7 @@ def denoising(*, net, schedule, task, example, predict, timesteps, loss_weight, 
   predict = gaussian.with_variance(predict, variance.share) if variance else predict
   network = denoising_net(net, example, variance, self_condition)
   uncertainty, u = weighting.uncertainty(logvar_channels) if logvar_channels else (None, None)
-  of_text = isinstance(example[1], dict) and 'tokens' in example[1] and not self_condition
+  of_text = isinstance(example[1], dict) and 'tokens' in example[1] and example[0].ndim == 4 and not self_condition
   aware = hasattr(timesteps, 'remember')
   _check(example, task, variance)
   draw = times.draw_levels(times.stratified() if aware else timesteps, schedule)

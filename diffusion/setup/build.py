@@ -201,7 +201,8 @@ def _away(config, parts, task, cond):
 
 def _check_gaussian(config, objective):
   """Raises InputError where settings of noise levels are changed for an objective that has none."""
-  changed = [field for field in GAUSSIAN if config[field] != default()[field]]
+  changed = [field for field in GAUSSIAN if config[field] != default()[field] and
+             not (field == 'guide' and objective.guided)]
   if changed:
     raise InputError(f'config.{changed[0]}={config[changed[0]]!r}: the objective {objective.name!r} has no noise '
                      'levels and does not use it; leave it at its default')

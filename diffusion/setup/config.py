@@ -89,6 +89,7 @@ def _sample(c):
   s.class_mix = ''             # one condition for all samples, a weighted sum such as '0.5 * hero + 0.5 * food'
   s.seed = 0                   # sample k is the same for any number of samples and any batch
   s.batch = 48
+  s.best_of = 1                # samples drawn for each one that is kept, by a score of the task, as priors have
   s.params = 'ema'             # ema, raw, one of config.extra_emas, or 'posthoc(.07)' from snapshots
   s.then = ''                  # models that go on from the samples: 'runs/up grid=trailing(20) > runs/up2'
   s.show = 'film'              # besides the page, any of: film, gif, noising, interpolation, comparison; or all; and
@@ -100,7 +101,8 @@ def _edit():
   """Editing your own images, with --mode=edit."""
   e = ml_collections.ConfigDict()
   e.task = 'inpaint'           # inpaint, repaint, outpaint, img2img, invert, interpolate, colourise, upscale,
-                               # 'restore(super_resolution(4), tmpd)'; restore alone where the model is one
+                               # 'restore(super_resolution(4), tmpd)'; restore alone where the model is one; of
+                               # decoders of embeddings: variations, text_difference, truncate
   e.image = ''                 # the file, any format, of the model's size
   e.mask = ''                  # inpaint, repaint: a file of the same size, white where the image is repainted
   e.target = ''                # interpolate: the other image
@@ -108,8 +110,9 @@ def _edit():
   e.num_samples = 4            # variants; for interpolate, images along the way
   e.prompt = ''                # of models of texts: what the result shows; '' unconditional
   e.classes = ''               # of the result: '' unconditional; 'hero, food' in turn; of the two images
-  e.source_class = ''          # invert: class of the input image; '' unconditional
-  e.strength = .6              # img2img: 0 keeps the image, 1 keeps nothing of it
+  e.source_class = ''          # invert, text_difference: class, or text, of the input image; '' unconditional
+  e.strength = .6              # img2img: 0 keeps the image, 1 keeps nothing of it; variations: eta, how much noise is
+                               # new; text_difference: how far it goes
   e.factor = 2                 # upscale: how many times larger the model's images are
   e.shift = (0, 0)             # outpaint: pixels by which the image is moved down and to the right
   e.jump = 5                   # repaint, outpaint: steps down before going up again
@@ -130,6 +133,7 @@ def _evaluate():
   e.statistics = ''            # .npz with mu and sigma, as FID tools write it, as reference of fd and fd_infinity
   e.likelihood_samples = 64    # held-out images whose likelihood is computed
   e.clip = ''                  # work directory of the CLIP of clip_score, not the one that guided the samples
+  e.prior = ''                 # work directories of priors whose embeddings a decoder draws, 'runs/a, runs/b'
   e.templates = 'a {}'         # of zero_shot: texts of a class, such as 'a {} | a red {}', whose vectors are averaged
   e.seed = 1                   # of the samples and of everything drawn to measure them
   e.folder = ''                # output folder; '' a new, numbered folder under evaluations/
@@ -195,7 +199,7 @@ def tiny(c):
   c.batch, c.steps, c.minutes, c.lr_schedule = 16, 8, 0., c.lr_schedule.split('(')[0] + '(warmup=2)'
   c.fsdp = c.grad_accumulation = 1
   c.data_workers = 0
-  if not c.objective.startswith(('autoencoder', 'contrastive')):  # which have no grid
+  if not c.objective.startswith(('autoencoder', 'autoregressive', 'contrastive')):  # which have no grid
     c.grid = c.grid.split('(')[0] + '(4)'
   c.log_every = c.val_every = c.sample_every = c.save_every = 4
   c.val_samples = 16

@@ -137,7 +137,8 @@ def _check_training(config, parts):
                      'every level; use one of them')
   name = objective_name(config)
   for objective, field, value in (('vdm', 'schedule', 'learned'), ('classifier', 'net', 'classifier'),
-                                  ('contrastive', 'net', 'clip'), ('autoencoder', 'net', 'autoencoder')):
+                                  ('contrastive', 'net', 'clip'), ('autoencoder', 'net', 'autoencoder'),
+                                  ('autoregressive', 'net', 'prior_ar'), ('autoregressive', 'task', 'codes')):
     if (name == objective) != (spec_name(config, field) == value):
       wanted = objective if name != objective else 'denoising'
       raise InputError(f"config.objective={config.objective!r} with config.{field}={config[field]!r}: the objective "
@@ -148,7 +149,7 @@ def _check_training(config, parts):
   if name == 'autoencoder':
     _expect(config, 'an autoencoder does not use some of the settings', logvar_channels=0, self_condition=False,
             variance='fixed', noise_type='gaussian', loss_type='mse')
-  if loss_aware and name in ('classifier', 'mixed', 'discrete', 'contrastive', 'autoencoder'):
+  if loss_aware and name in ('classifier', 'mixed', 'discrete', 'contrastive', 'autoencoder', 'autoregressive'):
     raise InputError(f"the objective {name} does not take config.timesteps='loss_aware'")
   if name in ('mixed', 'discrete'):
     _expect(config, f'the objective {name} does not use some of the settings', logvar_channels=0,

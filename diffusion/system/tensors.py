@@ -149,7 +149,8 @@ def digest(tree):
 
 def to_text(arrays):
   """{name: NumPy array} -> text, for a record in JSON."""
-  return base64.b64encode(safetensors.numpy.save(arrays)).decode() if arrays else ''
+  rows = {name: np.asarray(a, order='C') for name, a in arrays.items()}  # the format writes memory as it lies
+  return base64.b64encode(safetensors.numpy.save(rows)).decode() if arrays else ''
 
 
 def from_text(text):

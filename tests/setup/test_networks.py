@@ -6,8 +6,12 @@ import pytest
 from diffusion import nets
 from diffusion.errors import InputError
 from diffusion.setup import build
+from diffusion.setup.choices import make
 from diffusion.setup.config import default, tiny
+from diffusion.system import sharding
+from diffusion.training.open_model import encoded_example
 from experiments.image_run import image_run, params_of
+from tests.clips import opened, pictures
 
 
 class Minimal(nn.Module):
@@ -37,14 +41,28 @@ def minimal(monkeypatch):
   monkeypatch.setitem(build.CHOICES['net'], 'minimal', Minimal)
 
 
+PRIORS = dict(prior=('embeddings(clip)', 'denoising'),
+              prior_ar=('codes(clip, components=2, buckets=4, dots=4)', 'autoregressive'))
+
+
+def built_prior(c):
+  """The Experiment of a prior of embeddings."""
+  data = pictures()
+  task = make('task', c.task, data=data, open_model=opened(data))
+  example = encoded_example(task, task.prepare(task.frozen, data))
+  return build.build(c, task, example, sharding.make_mesh(devices=jax.devices()[:1]))
+
+
 @pytest.mark.parametrize('name', nets.NETS)
 def test_every_network_has_its_own_tiny_spec(name):
   c = default()
   c.net = f'{name}(channels=64)'
   c.objective = dict(classifier='classifier', clip='contrastive', autoencoder='autoencoder(kl)').get(name, 'denoising')
   c.task = dict(with_text='text_to_image', unet2d_condition='text_to_image', clip='pairs').get(name, c.task)
+  if name in PRIORS:
+    c.task, c.objective, c.guide = *PRIORS[name], ''
   assert tiny(c).net == nets.TINY[name]
-  run = built(c, dict(unet1d=(8, 1), mlp=(2,)).get(name, (8, 8, 1)))
+  run = built_prior(c) if name in PRIORS else built(c, dict(unet1d=(8, 1), mlp=(2,)).get(name, (8, 8, 1)))
   assert sum(a.size for a in jax.tree.leaves(jax.eval_shape(run.objective.init, jax.random.key(0)))) < 2e5
 
 

@@ -179,3 +179,12 @@ def test_the_command_says_in_one_line_what_is_wrong(monkeypatch, tmp_path, capsy
   assert 'cannot be read (No such file' in run(tmp_path / 'none.pth', tmp_path / 'out.safetensors')
   monkeypatch.setitem(sys.modules, 'torch', None)
   assert 'needs PyTorch, which is not installed; pip install torch' in run(source, tmp_path / 'out.safetensors')
+
+
+def test_text_keeps_arrays_that_do_not_lie_in_rows_and_scalars():
+  a = np.arange(12, dtype=np.float32).reshape(3, 4)
+  arrays = dict(turned=a.T, reversed=a[:, ::-1], part=a[:, 1:3], scalar=np.array(2, np.float32))
+  back = tensors.from_text(tensors.to_text(arrays))
+  for name, array in arrays.items():
+    np.testing.assert_array_equal(back[name], array)
+    assert back[name].shape == array.shape

@@ -20,12 +20,13 @@ FORMAT = 1
 # Lower is better.
 LOWER = ('fd_infinity', 'fd', 'kid', 'sliced_wasserstein', 'copies', 'heldout_error', 'bits_bound', 'bits_ode',
          'nelbo', 'nelbo_token', 'two_sample_auc', 'nearer_to_train', 'copied_rows', 'attack_auc', 'attack_tpr',
-         'caption_gap', 'rfd_infinity', 'rfd')
+         'caption_gap', 'rfd_infinity', 'rfd', 'code_bits')
 # Higher is better.
 HIGHER = ('precision', 'recall', 'density', 'coverage', 'inception_score', 'class_accuracy', 'attribute_accuracy',
           'diversity', 'authenticity', 'tstr', 'tstr_ratio', 'rare_categories', 'caption_class', 'caption_kind',
           'caption_colour', 'caption_second', 'clip_score', 'recall_text_1', 'recall_text_5', 'recall_image_1',
-          'recall_image_5', 'zero_shot', 'psnr', 'psnr_mean', 'psnr_gain', 'ssim', 'ssim_mean', 'code_usage')
+          'recall_image_5', 'zero_shot', 'psnr', 'psnr_mean', 'psnr_gain', 'ssim', 'ssim_mean', 'code_usage',
+          'prior_recall', 'image_kind', 'image_colour', 'text_kind', 'text_colour', 'inversion_psnr', 'variety')
 # Metrics of families have names that end in one of these; lower is better.
 ENDINGS = ('_distance', '_nll', '_error')
 # The expected value depends on n.
