@@ -29,8 +29,8 @@ RUN_FAST = dict(xla_backend_optimization_level=2, xla_llvm_disable_expensive_pas
 
 # Files that take longest, the longest first: they start first, so that no worker is left alone with one at the end.
 LONGEST = (
-  'training/test_devices.py', 'test_main.py', 'test_seam.py', 'test_latents.py', 'test_dalle2.py', 'test_recipes.py', 'test_clip_main.py',
-  'test_old_checkpoints.py', 'system/test_multihost.py', 'evaluation/test_evaluate_command.py',
+  'training/test_devices.py', 'test_main.py', 'test_seam.py', 'test_latents.py', 'test_dalle2.py', 'test_recipes.py',
+  'test_clip_main.py', 'test_old_checkpoints.py', 'system/test_multihost.py', 'evaluation/test_evaluate_command.py',
   'evaluation/test_trained_features.py',
   'training/test_chaos.py', 'nets/test_unet.py', 'generation/test_edits.py', 'objectives/test_vdm.py',
   'interop/test_pipelines.py', 'interop/test_workdir.py',

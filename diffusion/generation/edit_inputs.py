@@ -14,6 +14,7 @@ from diffusion.data.decode_images import decoder, reason
 from diffusion.data.pairs import as_unit, from_unit_of, read_image
 from diffusion.errors import InputError
 from diffusion.generation import requests, restoring
+from diffusion.generation.edit_parts import mask_notes
 from diffusion.samplers import constraints
 from diffusion.setup import specs
 from diffusion.setup.build import require
@@ -30,7 +31,6 @@ MASKED = ('inpaint', 'repaint', 'outpaint')  # known pixels are replaced at ever
 MEASURED = ('colourise', 'upscale', 'restore')  # what is measured is that of pixels
 EMBEDDED = ('variations', 'text_difference', 'truncate')  # they change the embedding of the image
 FILLED = ('inpaint', 'outpaint')  # what a model of tokens can do: known ones stay as they are
-FEW, MOST = .02, .9  # shares of an image, beyond which a mask is rather the wrong way round
 RANGES = dict(num_samples=(1, 10_000), factor=(2, 64), jump=(1, 10_000), repeats=(1, 10_000), strength=(0, 1))
 
 
@@ -110,8 +110,7 @@ def read(run):
     cond, source_cond = (given | dict(embedding=np.repeat(z, len(given['embedding']), 0))
                          for given in (cond, source_cond))
   labels = labels or [f'variant {i}' for i in range(options.num_samples)]
-  if options.mask:
-    notes = (*notes, *mask_notes(mask, f'config.edit.mask={options.mask!r}'))
+  notes = (*notes, *(mask_notes(mask, f'config.edit.mask={options.mask!r}') if options.mask else ()))
   return Inputs(image, target, mask, cond, source_cond, labels, notes)
 
 
@@ -274,15 +273,6 @@ def _mask(options, size):
     raise InputError(f'{setting} is white (or transparent) everywhere: nothing of the image would be kept; '
                      'make the area to keep black')
   return mask
-
-
-def mask_notes(mask, setting):
-  """Lines for the user on a mask, True where it paints, that is probably meant the other way round."""
-  share = mask.mean()
-  if FEW <= share <= MOST:
-    return ()
-  return (f'{setting}: {100 * share:.1f} % of it is white, and white is what is painted; if it should be kept, invert '
-          'the mask',)
 
 
 def _canvas(options, size, channels):
