@@ -18,6 +18,7 @@ from diffusion.samplers import constraints
 from diffusion.setup.build import without_clip
 from diffusion.system.files import numbered_folder, write_atomic, write_npz
 from diffusion.tasks import pages
+from diffusion.tasks.captioned_page import captioned_page
 from diffusion.tasks.restore import eight_bits
 from diffusion.training.open_model import with_guide_model
 
@@ -196,7 +197,9 @@ def _write_result(folder, run, inputs, result, step, versions):
   labels = [label for label, _ in result.before] + list(result.labels)
   sampler = 'ddim' if task in ('invert', 'interpolate', *embedding_edits.OPERATIONS) else config.sampler
   title = f'{task}, step {step}, {sampler}, {config.grid}'
-  pages.save_png(pages.grid(np.stack(tiles), COLUMNS, labels, title), folder / 'before_after.png')
+  page = (captioned_page(np.stack(tiles), labels, title) if 'prompt' in run.task.takes
+          else pages.grid(np.stack(tiles), COLUMNS, labels, title))
+  pages.save_png(page, folder / 'before_after.png')
   for i, image in enumerate(result.images):
     pages.save_png(_file(image), folder / f'edit_{i:02d}.png')
   write_npz(folder / 'samples.npz', dict(images=result.images, picture=inputs.image) | result.arrays)
