@@ -108,8 +108,9 @@ class PriorAr(Reading):
   """The autoregressive prior: `(codes int [B, K], time, cond, train) -> logits [B, K, values]`; time is not used.
 
   The places are, in this order: text, its embedding, their cosine with the image, codes (section 2.2); the logits of a
-  code are read at the place before it, so they do not depend on it or those after it. Other fields are those of
-  `Reading`.
+  code are read at the place before it, so they do not depend on it or those after it. Unlike in the paper, a code enters
+  by the waves of its number too, since near numbers are near values, and the place before a code is told one linear
+  function of the text's embedding, of its own; both are learned slowly otherwise. Other fields are those of `Reading`.
     values, codes, dots: number of values of a code, of codes, and of values of the cosine, one of which stands for
       none: given by the objective.
   """
@@ -121,21 +122,32 @@ class PriorAr(Reading):
     self.begin(self.codes)
     self.dot = self.param('dot', SMALL, (self.dots, self.width))
     self.code = self.param('code', SMALL, (self.values, self.width))
+    self.waves, self.told = layers.Dense(self.width), layers.Dense(self.codes)
+    self.direction = self.param('direction', SMALL, (self.width,))
     self.out = Out()
 
   def __call__(self, x, time, cond=None, train=False):
     """All logits at once. cond: dict of tokens, weights, text_embedding and dot int [B]."""
-    before = self.code[x[:, :-1].astype(jnp.int32)]
-    h, _ = self.read(cond, (self.dot[cond['dot']][:, None], before))
+    rows = jnp.concatenate([self.dot[cond['dot']][:, None], self._entered(x[:, :-1].astype(jnp.int32))], 1)
+    h, _ = self.read(cond, (rows + self._hints(cond),))
     return self.out(h[:, self.length + 1:], self.values)
 
   def first(self, cond):
     """(logits of the first code [B, values], the Cache)."""
-    h, cache = self.read(cond, (self.dot[cond['dot']][:, None],))
+    h, cache = self.read(cond, (self.dot[cond['dot']][:, None] + self._hints(cond)[:, :1],))
     return self.out(h[:, -1], self.values), cache
 
-  def following(self, cache, code, i):
+  def following(self, cache, cond, code, i):
     """(logits of code i + 1, the Cache), of code i, int [B]."""
-    row = (self.code[code] + self.places[self.length + 2 + i]).astype(self.dtype)
-    h, cache = self.sequence(row[:, None], None, cache)
+    row = self._entered(code) + self._hints(cond)[:, i + 1] + self.places[self.length + 2 + i]
+    h, cache = self.sequence(row[:, None].astype(self.dtype), None, cache)
     return self.out(h[:, -1], self.values), cache
+
+  def _entered(self, code):
+    """Codes int [..] -> [.., width]."""
+    waves = sinusoidal(1000 * (code.reshape(-1) + .5) / self.values, self.width)
+    return self.code[code] + self.waves(waves).reshape(*code.shape, self.width)
+
+  def _hints(self, cond):
+    """What each place before a code is told of the text, [B, codes, width]."""
+    return self.told(cond['text_embedding'])[..., None] * self.direction

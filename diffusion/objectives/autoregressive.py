@@ -66,7 +66,7 @@ def draw_codes(network, params, keys, cond, null, scale, K):
   def step(carry, i):
     logits, cache = carry
     code = token_draw(keys, i, log_p(logits))
-    return network.call(params, 'following', cache, pair(code, code), i), code
+    return network.call(params, 'following', cache, both, pair(code, code), i), code
   (logits, _), codes = jax.lax.scan(step, network.call(params, 'first', both), jnp.arange(K - 1))
   last = token_draw(keys, K - 1, log_p(logits))
   return jnp.concatenate([codes.T, last[:, None]], 1)

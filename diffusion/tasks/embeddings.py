@@ -1,9 +1,10 @@
 """Embeddings of images by a CLIP, to be drawn from captions: what the diffusion prior of DALL-E 2 models
 (arXiv:2204.06125, section 2.2).
 
-x0 is (z - mean) / scale of unit vectors z: the mean of each of the D numbers, and one scale for all, so that x0 has
-mean 0 and mean variance 1 and angles between deviations stay what they are. Both are measured on the training data and
-kept in the checkpoint. What is drawn is scaled to length 1 again.
+x0 is what unit vectors z are in their principal components, each divided by its standard deviation: it has mean 0 and
+covariance 1. Embeddings vary a thousand times more in some directions than in others, and with one scale for all the
+errors of a network would fill the narrow ones. Components are measured on the training data and kept in the checkpoint.
+What is drawn is scaled to length 1 again.
 """
 from functools import partial
 
@@ -18,6 +19,7 @@ from diffusion.tasks.captioned_page import captioned_page
 from diffusion.tasks.text_to_image import text_to_image
 
 COLUMNS = ('tokens', 'counts', 'image_embedding', 'text_embedding')
+NARROW = 1e-6  # variance of a component, of the largest, below which it is not enlarged further
 
 
 def embeddings(clip, *, data=None, facts=None, fitted=None, open_model=None):
@@ -32,16 +34,17 @@ def embeddings(clip, *, data=None, facts=None, fitted=None, open_model=None):
     return text_to_image()._replace(gives='embedding', bounds=None, levels=None)
   task, towers = conditioned(clip, data, facts, open_model)
   fitted = fitted or {}
-  if data is not None and 'embedding_mean' not in fitted:
-    fitted = task.fitted | clips.measured(towers, task.prepare((), data), _statistics)
-  mean, scale = fitted.get('embedding_mean', np.zeros(towers.size, np.float32)), fitted.get('embedding_scale', 1.)
+  if data is not None and 'pca_axes' not in fitted:
+    fitted = clips.measured(towers, task.prepare((), data), lambda images, texts: clips.principal(images))
+  own = {name: fitted[name] for name in ('pca_mean', 'pca_axes', 'pca_variance')}
+  mean, axes, variance = own.values()
+  scale = np.sqrt(np.maximum(variance, NARROW * variance[0]))
 
   def encode(frozen, key, batch):
-    return (unit(batch['image_embedding']) - mean) / scale, condition(key, batch)
+    return (unit(batch['image_embedding']) - mean) @ axes / scale, condition(key, batch)
 
   def decode(frozen, x0, cond):
-    return outputs(x0 * scale + mean)
-  own = {name: fitted[name] for name in ('embedding_mean', 'embedding_scale') if name in fitted}
+    return outputs((x0 * scale) @ axes.T + mean)
   return task._replace(encode=encode, decode=decode, fitted=task.fitted | own)
 
 
@@ -82,12 +85,6 @@ def null(null_text, cond):
 def score(outputs, cond):
   """The cosine of what was drawn and of its text, [B]: by which the better of two samples is kept."""
   return jnp.sum(outputs['embedding'] * cond['text_embedding'], -1)
-
-
-def _statistics(images, texts):
-  mean = images.mean(0)
-  scale = np.sqrt(np.mean((images - mean) ** 2))
-  return dict(embedding_mean=np.float32(mean), embedding_scale=np.array(scale, np.float32))
 
 
 def _ask(ask, embed, request, ids, seed):

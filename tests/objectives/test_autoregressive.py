@@ -82,7 +82,7 @@ def test_kept_keys_and_values_give_the_logits_of_the_whole_sequence():
   for i in range(K):
     np.testing.assert_allclose(found, whole[:, i], atol=1e-5)
     if i < K - 1:
-      found, cache = following(cache, ALL[:, i], i)
+      found, cache = following(cache, REPEATED, ALL[:, i], i)
 
 
 @pytest.mark.parametrize('text, scale', (('', 1.), ('cfg(2)', 2.)))

@@ -36,20 +36,20 @@ def rows(task, n=8, key=None):
 
 
 # ---- embeddings
-def test_embeddings_have_mean_0_and_variance_1_keep_angles_and_come_back_with_length_1():
+def test_embeddings_have_mean_0_and_covariance_1_and_come_back_with_length_1():
   task, z = task_of('embeddings(clip)'), truth()
   x0, cond = rows(task, len(z))
   x0 = np.asarray(x0, np.float64)
   np.testing.assert_allclose(x0.mean(0), 0, atol=2e-3)
-  np.testing.assert_allclose(np.mean(x0 ** 2), 1, rtol=2e-3)
-  gaps = np.linalg.norm(x0[1:] - x0[:-1], axis=1) / np.linalg.norm(z[1:] - z[:-1], axis=1)
-  np.testing.assert_allclose(gaps, gaps[0], rtol=5e-3)  # one scale for all: columns are float16
-  outputs = task.decode((), x0.astype(np.float32), cond)
+  np.testing.assert_allclose(np.cov(x0.T, bias=True), np.eye(6), atol=5e-3)  # columns are float16
+  gaps = z[1:] - z[:-1]  # Mahalanobis' distance
+  expected = np.einsum('ni,ij,nj->n', gaps, np.linalg.inv(np.cov(z.T, bias=True)), gaps)
+  np.testing.assert_allclose(np.sum((x0[1:] - x0[:-1]) ** 2, 1), expected, rtol=1e-2)
+  np.testing.assert_allclose(task.decode((), x0.astype(np.float32), cond)['embedding'], z, atol=1e-3)
+  longer = x0 + (z @ task.fitted['pca_axes']) / np.sqrt(task.fitted['pca_variance'])  # z is added once more
+  outputs = task.decode((), longer.astype(np.float32), cond)
+  np.testing.assert_allclose(outputs['length'], 2, rtol=1e-3)
   np.testing.assert_allclose(outputs['embedding'], z, atol=1e-3)
-  twice = 2 * x0 + task.fitted['embedding_mean'] / task.fitted['embedding_scale']
-  doubled = task.decode((), twice.astype(np.float32), cond)
-  np.testing.assert_allclose(doubled['length'], 2, rtol=1e-3)
-  np.testing.assert_allclose(np.linalg.norm(doubled['embedding'], axis=1), 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize('spec', SPECS)
