@@ -61,8 +61,8 @@ def check(models):
 
 def example_of(model):
   """What a model hands on, one of it, as far as shape and type go."""
-  run, weights, _ = model
-  outputs = jax.eval_shape(run.decode, weights.frozen, *run.example)
+  run, frozen = model.run, model.weights.frozen
+  outputs = jax.eval_shape(run.decode, frozen, *run.example)
   return run.task.given(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), outputs))
 
 
