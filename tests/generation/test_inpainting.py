@@ -148,12 +148,12 @@ def test_a_fixed_x0_is_exact_and_the_rest_is_untouched():
 
 def test_a_mask_that_is_nearly_all_white_or_black_is_noted(learned, files, tmp_path):
   run, _ = learned
-  assert inputs(run, files).notes == ()
+  assert inputs(run, files, prompt='').notes == ()
   for share, number in ((.96, 245), (.004, 1)):
     mask = np.zeros(256, np.uint8)
     mask[:number] = 255
     Image.fromarray(mask.reshape(16, 16)).save(tmp_path / 'mask.png')
-    note, = inputs(run, files, mask=str(tmp_path / 'mask.png')).notes
+    note, = inputs(run, files, prompt='', mask=str(tmp_path / 'mask.png')).notes
     assert f'{100 * number / 256:.1f} % of it is white' in note and 'invert' in note and '\n' not in note
 
 
