@@ -33,7 +33,7 @@ from diffusion.training.init_from import start_from
 from diffusion.training.open_model import choose_weights, Loaded, open_run, placed_frozen, restore, with_guide_model
 from diffusion.training.record import to_meta, versions
 from diffusion.training.resources import forecast
-from diffusion.training.state import make_state
+from diffusion.training.state import make_state, whole
 
 
 def report(label, text):
@@ -66,6 +66,7 @@ def train(config, workdir, profile=None, started=None):
     state = restore(run, checkpoints, report=report)
     if state is None:
       state = start_from(run, make_state(run, jax.random.key(config.seed)), report)
+    state = whole(run, state)
     if int(state.step) >= config.steps:
       report('training', f'complete after {int(state.step)} steps; set a larger --config.steps to continue')
     else:
@@ -150,8 +151,9 @@ def train_steps(run, data, state, checkpoints, meta, workdir, profile, started):
 def write_examples(run, workdir, data):
   """data.png: examples of the training data, as the model's samples will look."""
   index = np.arange(min(64, size(data)))
-  x0, cond = run.encode(run.frozen, None, run.task.batch(data, index))
-  outputs = jax.device_get(jax.jit(run.decode)(run.frozen, x0, cond))
+  shown = jax.jit(lambda frozen, batch: run.decode(frozen, *run.encode(frozen, None, batch)))
+  parts = [shown(run.frozen, run.task.batch(data, part)) for part in np.resize(index, (-(-len(index) // 8), 8))]
+  outputs = jax.tree.map(lambda *some: np.concatenate(some)[:len(index)], *jax.device_get(parts))
   labels = captions(data, index)
   if 'prompt' in run.task.takes:
     labels = [str(text) for text in first_captions(data)[index]]

@@ -181,8 +181,8 @@ def main(argv):
     raise InputError(f'--profile works only with --mode=train, not with --mode={flags.FLAGS.mode}')
   if flags.FLAGS.mode == 'import':
     from diffusion.training.import_folder import import_folder
-    import_folder(flags.FLAGS.config, flags.FLAGS['from'].value, workdir, commands.report, flags.FLAGS.variant)
-    commands.report('try next', f'python -m diffusion.main --workdir={workdir} --mode=sample')
+    run = import_folder(flags.FLAGS.config, flags.FLAGS['from'].value, workdir, commands.report, flags.FLAGS.variant)
+    commands.report('try next', '\n'.join(commands.suggestions.after_import(run, workdir)))
   else:
     more |= dict(format=flags.FLAGS.format) if flags.FLAGS.mode == 'export' else {}
     getattr(commands, flags.FLAGS.mode)(flags.FLAGS.config, workdir, **more)

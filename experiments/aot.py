@@ -7,9 +7,10 @@ r"""Compiles the real train step and sampler for absent TPUs, and reports memory
     --programs=train
   python -m experiments.aot --table                    the rows of aot_table.py, into experiments/reports/aot; resumes
 
-Topologies: v5e:1x1 to v5e:16x16, the same for v6e, and v5p:2x2x1 to v5p:16x16x24. Compiling a training step takes
-libtpu from five minutes (a few blocks) to an hour (ADM) on one core. No data are read: the shape and the number of
-classes follow from the name of the data set, or are given by flags.
+Topologies: v5e:1x1 to v5e:16x16, the same for v6e, and v5p:2x2x1 to v5p:16x16x24. cpu:8 needs no libtpu: eight devices
+of this machine's processor, whose compiler lays out memory in another way; arguments are what they are on a TPU.
+Compiling a training step takes libtpu from five minutes (a few blocks) to an hour (ADM) on one core. No data are read:
+the shape and the number of classes follow from the name of the data set, or are given by flags.
 
 The time is a roofline estimate: the longest of FLOPs over the chip's peak, bytes over its memory bandwidth, and bytes
 sent over its link bandwidth. Compute and links are lower bounds, as if everything overlapped perfectly; the bytes are
@@ -45,8 +46,14 @@ def devices(topology, chips=0):
   Raises:
     InputError: libtpu is not installed or does not know the topology.
   """
+  if topology.startswith('cpu:'):
+    import jax
+    if f'cpu:{jax.device_count()}' != topology:
+      raise InputError(f'--topology={topology}: expected a number of devices such as cpu:8')
+    return jax.devices()[:chips or None]
   if importlib.util.find_spec('libtpu') is None:
-    raise InputError("compiling for TPUs needs libtpu, which is not installed: pip install 'diffusion-jax[tpu]'")
+    raise InputError("compiling for TPUs needs libtpu, which is not installed: pip install 'diffusion-jax[tpu]'; "
+                     '--topology=cpu:8 compiles for as many devices of this processor instead')
   # There is no TPU whose metadata could be queried, or that a lock would have to guard.
   os.environ.update(dict(TPU_SKIP_MDS_QUERY='1', TPU_ACCELERATOR_TYPE='v5litepod-4', TPU_WORKER_HOSTNAMES='localhost',
                          ALLOW_MULTIPLE_LIBTPU_LOAD='1') | os.environ)
@@ -140,6 +147,7 @@ def measure(config, topology, chips=0, shape=(), classes=-1, names=('train', 'sa
   sizes = {math.prod(a.shape) for a in jax.tree.leaves(state.params)}
   held = sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(state))
   kind = mesh.devices.flat[0].device_kind
+  chip = flops.PEAKS.get(kind, flops.PEAKS[CHIPS['v5e']])  # of a CPU: whether it would fit into a v5e
   record = dict(topology=topology, kind=kind, chips=mesh.size, fsdp=config.fsdp, accumulate=config.grad_accumulation,
                 net=config.net, shape=shape, classes=classes, state_bytes=held,
                 parameters=sum(a.size for a in jax.tree.leaves(state.params)),
@@ -147,14 +155,14 @@ def measure(config, topology, chips=0, shape=(), classes=-1, names=('train', 'sa
   for name in names:
     jitted, args, images, rounds = programs(run, config)[name]
     report(name, f'compiling for {mesh.size} chips of {topology} ..')
-    costs = _program(jitted, args, mesh.size, flops.PEAKS[kind].memory, rounds, sizes)
+    costs = _program(jitted, args, mesh.size, chip.memory, rounds, sizes)
     record['programs'][name] = dict(images=images) | costs
   return record
 
 
 def _version():
   from importlib import metadata
-  return metadata.version('libtpu')
+  return metadata.version('libtpu') if importlib.util.find_spec('libtpu') else 'none'
 
 
 def _program(jitted, args, chips, available, rounds, sizes):
@@ -262,9 +270,12 @@ def define_flags():
 def cli():
   """The command line: bad input is one line on stderr and exit code 2."""
   os.environ['JAX_PLATFORMS'] = 'cpu'  # for this process, although it compiles for TPUs
-  os.environ.pop('XLA_FLAGS', None)  # libtpu aborts on flags of other backends
+  name, _, number = (argument(sys.argv, 'topology') or '').partition(':')
+  on_cpu = name == 'cpu' and number.isdecimal()
+  if not on_cpu:
+    os.environ.pop('XLA_FLAGS', None)  # libtpu aborts on flags of other backends
   try:
-    platform.start(1)
+    platform.start(max(int(number), 1) if on_cpu else 1)
     import jax
     # Programs for absent TPUs would be written to the cache but could not be read from it.
     jax.config.update('jax_enable_compilation_cache', False)

@@ -20,6 +20,7 @@ xla_flags.add('xla_backend_optimization_level', 0)
 xla_flags.add('xla_llvm_disable_expensive_passes', 'true')
 # Without the fusion emitters a training step compiles in half the time, with the same bits (jaxlib before 0.11.2).
 xla_flags.add('xla_cpu_use_fusion_emitters', 'false')
+xla_flags.add('xla_cpu_parallel_codegen_split_count', 1)  # programs are small, and pytest has as many workers as cores
 xla_flags.add_right_sums()
 
 ROOT = Path(__file__).parent.parent
@@ -28,10 +29,11 @@ RUN_FAST = dict(xla_backend_optimization_level=2, xla_llvm_disable_expensive_pas
 
 # Files that take longest, the longest first: they start first, so that no worker is left alone with one at the end.
 LONGEST = (
-  'training/test_devices.py', 'test_main.py', 'test_seam.py', 'test_latents.py', 'test_dalle2.py', 'test_recipes.py', 'test_clip_main.py',
-  'test_old_checkpoints.py', 'system/test_multihost.py', 'evaluation/test_evaluate_command.py',
+  'training/test_devices.py', 'test_main.py', 'test_seam.py', 'test_latents.py', 'test_dalle2.py', 'test_recipes.py',
+  'test_clip_main.py', 'test_old_checkpoints.py', 'system/test_multihost.py', 'evaluation/test_evaluate_command.py',
   'evaluation/test_trained_features.py',
   'training/test_chaos.py', 'nets/test_unet.py', 'generation/test_edits.py', 'objectives/test_vdm.py',
+  'interop/test_pipelines.py', 'interop/test_workdir.py',
   'generation/test_export.py', 'experiments/test_sweep_local.py', 'samplers/test_solvers.py',
   'training/test_loop.py', 'training/test_resources.py', 'training/test_options.py',
   'generation/test_guide_models.py', 'objectives/test_denoising.py', 'system/test_checkpoint_processes.py',

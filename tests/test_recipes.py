@@ -20,7 +20,8 @@ def test_every_recipe_fits_together_at_full_size(path):
   recipe = runpy.run_path(str(path))['get_config']
   others = dict(cifar10=('pod',), imagenet64=('pod', 'quarter'), captions_discrete=('pod',), patients=('mixed',),
                 restore=('sr', 'deblur', 'colour', 'mri', 'ct', 'ct_tiny'), kl=('adversarial', 'pod'), vq=('pod',),
-                latent=('pod',), prior_diffusion=('pod',), prior_ar=('pod',), unclip=('pod',))
+                latent=('pod',), upsample=('64', 'emoji', 'pod'), prior_diffusion=('pod',), prior_ar=('pod',),
+                unclip=('pod',))
   for variant in ('', 'tiny', *others.get(path.stem, ())):
     check(recipe(variant))
 
@@ -37,7 +38,7 @@ def test_a_pod_of_texts_fits_together_with_a_vocabulary(recipe, tmp_path):
 
 
 @pytest.mark.parametrize('recipe', ['linear_ddpm', 'offset_cosine', 'sprites_course', 'fashion_mnist', 'cifar10',
-                                    'learned_variance', 'own_folder', 'restore', 'denoising_ae'])
+                                    'learned_variance', 'own_folder', 'restore', 'denoising_ae', 'upsample'])
 def test_every_recipe_runs_in_its_tiny_form(recipe, command, tmp_path):
   data = []
   if recipe == 'fashion_mnist':
@@ -50,7 +51,8 @@ def test_every_recipe_runs_in_its_tiny_form(recipe, command, tmp_path):
     np.savez(tmp_path / 'cifar.npz', images=images, labels=np.arange(64) % 10)
     data = [f'--config.data=npz({tmp_path / "cifar.npz"})']
   recipe_file = f'--config={ROOT}/configs/{recipe}.py:tiny'
-  done = command(recipe_file, '--workdir=run', NET, *data, cwd=tmp_path)  # a relative directory
+  short = ('--config.steps=4', '--config.sample_every=100')  # the page at the end draws with the same program
+  done = command(recipe_file, '--workdir=run', NET, *short, *data, cwd=tmp_path)  # a relative directory
   assert done.returncode == 0, done.stderr
   assert len(list((tmp_path / 'run').glob('samples/*/grid.png'))) == 1
 

@@ -228,6 +228,24 @@ def _hartley(x):
 
 
 # ---- agreement without noise
+def fixed(denoise, known, mask):
+  """x0 is `known` where the mask is 0, as GLIDE's in-painting has it at every step (arXiv:2112.10741, section 2.4).
+
+  Where the mask is not 0 the prediction is unchanged, to the last bit. Apply it outside of clip.
+
+  Args:
+    denoise: (x, noise) -> Pred.
+    known, mask: broadcast against x; the mask is 1 where x0 is painted.
+  Returns:
+    A denoiser.
+  """
+  def constrained(x, noise):
+    pred = denoise(x, noise)
+    held = from_x0(expand_to(noise, x), x, jnp.broadcast_to(known, x.shape))
+    return pred._replace(x0=jnp.where(mask, pred.x0, held.x0), eps=jnp.where(mask, pred.eps, held.eps))
+  return constrained
+
+
 def ddnm(denoise, operator, y):
   """x0 + A^+ (y - A x0): an x0 that agrees with a noiseless measurement (DDNM, arXiv:2212.00490, equation 13).
 

@@ -19,7 +19,7 @@ from diffusion.system import cache
 __all__ = ['digits', 'folder', 'npy', 'npz', 'sprites', 'tfds']
 
 
-def sprites(size=16, n=20000, heldout=1000, seed=0):
+def sprites(size=16, n=20000, heldout=1000, seed=0, low=0):
   """Generated game sprites on white, RGB, in six classes, with attributes and captions; no download.
 
   No held-out combination of attributes and no held-out image, mirrored or not, occurs in training.
@@ -28,9 +28,12 @@ def sprites(size=16, n=20000, heldout=1000, seed=0):
     size: 16, 32 or 64 pixels.
     n, heldout: number of images to train on and to hold out.
     seed: other seeds give other images.
+    low: pixels of a column `low` with the same sprites smaller, for up-samplers; 0: none.
   """
   if size not in (16, 32, 64):
     raise InputError(f'sprites: size={size!r} is not available; choose 16, 32 or 64')
+  if low not in (0, 16, 32) or low >= size:
+    raise InputError(f'sprites: low={low!r} is not available; choose 16 or 32, below size={size}')
   for argument, value, least in (('n', n, 1), ('heldout', heldout, 0), ('seed', seed, 0)):
     if type(value) is not int or value < least:
       raise InputError(f'sprites: {argument}={value!r} must be an integer of at least {least}')
@@ -48,6 +51,9 @@ def sprites(size=16, n=20000, heldout=1000, seed=0):
   sides = [arrays.image_dataset(art.enlarge(stored[prefix + 'images'], size), stored[prefix + 'labels'], art.CLASSES,
                                 captions, attributes)
            for prefix, (captions, attributes) in zip(('', 'held_'), texts)]
+  if low:
+    sides = [side._replace(arrays=side.arrays | dict(low=art.enlarge(stored[prefix + 'images'], low)))
+             for prefix, side in zip(('', 'held_'), sides)]
   return splitting.sides(*sides)
 
 

@@ -167,34 +167,38 @@ def bound(keys, denoise, schedule, x0, *, steps=None, variance='small', std=None
     smallest: for a curve, the time from which x0 is decoded; the log-SNR must be finite there.
   Returns:
     ({'prior', 'diffusion', 'decoder', 'total'}: [B],
-     {'logsnr', 'rate'}: [steps, B], for a plot: bits per dimension and unit of log-SNR at the noisier end of a step;
-       the area is 'diffusion').
+     {'logsnr', 'rate'}: [steps, B], to plot: bits per dimension and unit of log-SNR at the noisier end of a step).
   Raises:
     InputError: a table that is too short, a time without noise, an unknown variance.
   """
-  if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-    raise InputError(f'steps={steps!r}: expected a number of evaluations, at least 1')
   dtype = jnp.promote_types(x0.dtype, jnp.float32)
-  curve = callable(schedule)
-  plan = _of_curve(schedule, steps, smallest, dtype) if curve else _of_table(schedule, steps, variance, dtype)
+  plan = _plan(schedule, steps, variance, smallest, dtype)
   eps_keys, level_keys = (jax.vmap(lambda key: jax.random.fold_in(key, i))(keys) for i in (0, 1))
 
-  def bits(nats):
-    # On CPUs, XLA of jaxlib 0.11.2 to 0.12.0 loses a factor where it fuses a sum with its terms: system/xla_flags.py.
-    nats = jax.lax.optimization_barrier(nats)
-    return jnp.mean(nats, tuple(range(1, x0.ndim))) / np.log(2).item()
-
-  def estimate(noise, index):
-    return denoise(q_sample(x0, noise, gaussian(eps_keys, index, x0)), noise)
+  estimate = lambda noise, index: denoise(q_sample(x0, noise, gaussian(eps_keys, index, x0)), noise)
 
   def body(total, k):
     noise, weight, nats, width = plan.point(jax.vmap(lambda key: jax.random.fold_in(key, k))(level_keys), k)
-    term = bits(nats(estimate(noise, k), x0))
+    term = _bits(nats(estimate(noise, k), x0))
     return total + weight * term, dict(logsnr=noise.logsnr, rate=term / width)
 
   diffusion, rates = jax.lax.scan(body, jnp.zeros(len(x0), dtype), jnp.arange(plan.count))
   pred = estimate(Noise(*(jnp.asarray(a, dtype) for a in plan.first)), plan.count)
   log_std = plan.decoder(pred) if std is None else np.log(std)
-  decoder = -bits(likelihood.data_log_likelihood(x0, pred.x0, jnp.asarray(log_std, dtype), levels))
-  prior = bits(.5 * np.exp(plan.last.logsnr) * jnp.square(x0))
+  decoder = -_bits(likelihood.data_log_likelihood(x0, pred.x0, jnp.asarray(log_std, dtype), levels))
+  prior = _bits(.5 * np.exp(plan.last.logsnr) * jnp.square(x0))
   return dict(prior=prior, diffusion=diffusion, decoder=decoder, total=prior + diffusion + decoder), rates
+
+
+def _plan(schedule, steps, variance, smallest, dtype):
+  if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+    raise InputError(f'steps={steps!r}: expected a number of evaluations, at least 1')
+  curve = callable(schedule)
+  return _of_curve(schedule, steps, smallest, dtype) if curve else _of_table(schedule, steps, variance, dtype)
+
+
+def _bits(nats):
+  """Nats [B, ...] as bits per dimension [B]."""
+  # On CPUs, XLA of jaxlib 0.11.2 to 0.12.0 loses a factor where it fuses a sum with its terms: system/xla_flags.py.
+  nats = jax.lax.optimization_barrier(nats)
+  return jnp.mean(nats, tuple(range(1, nats.ndim))) / np.log(2).item()

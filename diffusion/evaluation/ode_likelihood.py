@@ -108,6 +108,20 @@ def bits(keys, denoise, levels, x0, *, trace=hutchinson(), steps=256):
     value, push = jax.linearize(lambda y: level.sigma / level.alpha * denoise(level.alpha * y, level).eps, y)
     return value, trace(probe_keys, index, y, push)
 
+  thirds = slice(0, -2, 2), slice(1, -1, 2), slice(2, None, 2)
+  rows = [jax.tree.map(lambda a: jnp.asarray(a, dtype), take(path, third)) for third in thirds]
+  volume = jax.eval_shape(lambda y: slope(y, take(rows[0], 0), 0)[1], y)
+  start, moves = (y, jnp.zeros(volume.shape, dtype)), (*rows, jnp.arange(len(path.logsnr) // 2))
+  (y, volume), _ = jax.lax.scan(_runge_kutta(slope, h), start, moves)
+  log_p = jnp.sum(gaussian_log_density(y, 0., -.5 * path.logsnr[-1].item()), pixels) + volume  # [probes, B]
+  each = -log_p / (np.prod(x0.shape[1:]).item() * np.log(2).item())
+  error = jnp.std(each, 0, ddof=1) / np.sqrt(len(each)) if len(each) > 1 else jnp.full(each.shape[1:], jnp.nan)
+  quantised = 0. if steps is None else np.log2((steps - 1) / 2)
+  return dict(total=jnp.mean(each, 0) + quantised, error=error)
+
+
+def _runge_kutta(slope, h):
+  """The classical fourth-order step of (y, volume), for lax.scan. slope: (y, level, evaluation) -> both rates."""
   def body(state, step):
     (y, volume), (a, middle, b, index) = state, step
     k1, v1 = slope(y, a, 4 * index)
@@ -115,13 +129,4 @@ def bits(keys, denoise, levels, x0, *, trace=hutchinson(), steps=256):
     k3, v3 = slope(y + h / 2 * k2, middle, 4 * index + 2)
     k4, v4 = slope(y + h * k3, b, 4 * index + 3)
     return (y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), volume + h / 6 * (v1 + 2 * v2 + 2 * v3 + v4)), None
-
-  thirds = slice(0, -2, 2), slice(1, -1, 2), slice(2, None, 2)
-  rows = [jax.tree.map(lambda a: jnp.asarray(a, dtype), take(path, third)) for third in thirds]
-  volume = jax.eval_shape(lambda y: slope(y, take(rows[0], 0), 0)[1], y)
-  (y, volume), _ = jax.lax.scan(body, (y, jnp.zeros(volume.shape, dtype)), (*rows, jnp.arange(len(path.logsnr) // 2)))
-  log_p = jnp.sum(gaussian_log_density(y, 0., -.5 * path.logsnr[-1].item()), pixels) + volume  # [probes, B]
-  each = -log_p / (np.prod(x0.shape[1:]).item() * np.log(2).item())
-  error = jnp.std(each, 0, ddof=1) / np.sqrt(len(each)) if len(each) > 1 else jnp.full(each.shape[1:], jnp.nan)
-  quantised = 0. if steps is None else np.log2((steps - 1) / 2)
-  return dict(total=jnp.mean(each, 0) + quantised, error=error)
+  return body

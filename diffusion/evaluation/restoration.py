@@ -21,7 +21,7 @@ SHOWN = 8    # images in restoration.png
 
 def _needs(run, data):
   return first('' if run.draws else f'the objective {run.objective.name} draws nothing',
-               '' if run.task.takes == ('image',) else f'config.task={run.config.task!r} restores no images',
+               '' if 'image' in run.task.takes else f'config.task={run.config.task!r} restores no images',
                needs_heldout(data))
 
 

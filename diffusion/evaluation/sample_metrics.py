@@ -87,7 +87,8 @@ def conditions(run, data, number):
     order = np.concatenate([rng.permutation(len(names)) for _ in range(-(-number // len(names)))])[:number]
     return asked.cond[order], np.array([run.classes.index(label) for label in asked.labels])[order]
   index = np.resize(rng.permutation(size(data.train)), number)
-  cond = run.encode(run.frozen, None, run.task.batch(data.train, index))[1]
+  conditions_of = jax.jit(lambda frozen, batch: run.encode(frozen, None, batch)[1])  # without the work for x0
+  cond = conditions_of(run.frozen, run.task.batch(data.train, index))
   return jax.device_get(cond), labels_of(data.train, index)
 
 

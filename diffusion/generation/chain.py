@@ -2,6 +2,7 @@
 import shlex
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from diffusion.errors import InputError
@@ -38,7 +39,10 @@ AGREED = dict(clip='embeddings of the CLIP', tokens='the tokenizer')  # facts of
 
 
 def check(models):
-  """Raises InputError where a model does not take what the one before it gives, before anything is drawn."""
+  """Raises InputError where a model does not take what the one before it gives, before anything is drawn.
+
+  It is asked with an example of zeros, so that it also refuses what has another size.
+  """
   for i, model in enumerate(models):
     require(model.run, 'draws')
     given = models[i - 1].run.task.gives if i else None
@@ -48,6 +52,18 @@ def check(models):
                        'choose a model that continues from that')
     if given == 'embedding':
       _check_embeddings(i, *(model.run.task.facts for model in models[i - 1:i + 1]))
+    if i:
+      try:
+        model.run.task.ask({given: example_of(models[i - 1])}, np.arange(1), 0)
+      except InputError as error:
+        raise InputError(f'model {i + 1} of the chain does not go on from model {i}: {error}') from error
+
+
+def example_of(model):
+  """What a model hands on, one of it, as far as shape and type go."""
+  run, frozen = model.run, model.weights.frozen
+  outputs = jax.eval_shape(run.decode, frozen, *run.example)
+  return run.task.given(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), outputs))
 
 
 def _check_embeddings(i, first, second):
@@ -75,10 +91,12 @@ def draw(models, request, number, seed, batch, trace=None, setting='config.sampl
   unknown = {name: value for name, value in request.items() if not any(name in m.run.task.takes for m in models)}
   ids, parts = np.arange(number), []
   for i, (run, weights, _) in enumerate(models):
-    own = {name: value for name, value in request.items() if name in run.task.takes} | (unknown if i == 0 else {})
+    own = {name: value for name, value in request.items() if name in run.task.takes}
+    own = own | unknown if i == 0 else requests.of_config(run) | own  # a later model has settings of its own
     before = models[i - 1].run.task
     given = {before.gives: before.given(parts[-1].outputs)} if i else {}
     asked = requests.ask(run, own | given, ids, part_seed(seed, i), setting)
+    asked = asked._replace(labels=asked.labels or parts[-1].asked.labels) if i else asked
     drawn = sampling.make_draw(run, part_seed(seed, i), batch, trace=trace if i == len(models) - 1 else None,
                                shape=asked.shape)
     lost = []

@@ -14,6 +14,7 @@ from diffusion.data.decode_images import decoder, reason
 from diffusion.data.pairs import as_unit, from_unit_of, read_image
 from diffusion.errors import InputError
 from diffusion.generation import requests, restoring
+from diffusion.generation.edit_parts import mask_notes
 from diffusion.samplers import constraints
 from diffusion.setup import specs
 from diffusion.setup.build import require
@@ -93,7 +94,8 @@ def read(run):
     raise InputError(f'config.edit.task={options.task!r}: config.task={run.config.task!r} restores images; use '
                      '--config.edit.task=restore')
   size, channels = _input_size(run), picture_shape(run)[-1]
-  if options.task in MASKED and run.predicts == 'denoise':
+  learned = run.task.painted and options.task in FILLED
+  if options.task in MASKED and run.predicts == 'denoise' and not learned:
     constraints.inpaint(run.sampler, 0., True).plan(run.levels)  # refuses samplers that skip levels
   number = max(1, len(wanted(run))) if options.task == 'invert' else options.num_samples
   cond, labels, _, notes = _conditions(run, 'classes', number)
@@ -108,6 +110,7 @@ def read(run):
     cond, source_cond = (given | dict(embedding=np.repeat(z, len(given['embedding']), 0))
                          for given in (cond, source_cond))
   labels = labels or [f'variant {i}' for i in range(options.num_samples)]
+  notes = (*notes, *(mask_notes(mask, f'config.edit.mask={options.mask!r}') if options.mask else ()))
   return Inputs(image, target, mask, cond, source_cond, labels, notes)
 
 
@@ -173,7 +176,8 @@ def _measurement(options, degradation, shape):
 
 def picture_shape(run):
   """(height, width, channels) of the images of a model, whatever its x0 is."""
-  return tuple(run.task.facts['shape']) if run.task.coarse else run.shape
+  decoded = lambda frozen: run.decode(frozen, jnp.zeros((1, *run.shape)), None)['images']
+  return jax.eval_shape(decoded, run.frozen).shape[1:] if run.task.coarse else run.shape
 
 
 def _input_size(run):

@@ -9,6 +9,8 @@ from diffusion.generation import sampling
 from diffusion.samplers import constraints
 from diffusion.system import sharding
 
+FEW, MOST = .02, .9  # shares of an image, beyond which a mask is rather the wrong way round
+
 
 class Result(NamedTuple):
   """What an operation draws."""
@@ -51,3 +53,12 @@ def noise_of(run, weights, images, cond):
   up = lambda weights, x0, cond: constraints.invert(run.denoise(weights, cond), run.levels, x0)
   x0 = encoded(run, weights, images)
   return np.asarray(jax.jit(up, out_shardings=sharding.replicated(run.mesh))(weights, x0, cond))
+
+
+def mask_notes(mask, setting):
+  """Lines for the user on a mask, True where it paints, that is probably meant the other way round."""
+  share = mask.mean()
+  if FEW <= share <= MOST:
+    return ()
+  return (f'{setting}: {100 * share:.1f} % of it is white, and white is what is painted; if it should be kept, invert '
+          'the mask',)

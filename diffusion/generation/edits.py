@@ -18,6 +18,7 @@ from diffusion.samplers import constraints
 from diffusion.setup.build import without_clip
 from diffusion.system.files import numbered_folder, write_atomic, write_npz
 from diffusion.tasks import pages
+from diffusion.tasks.captioned_page import captioned_page
 from diffusion.tasks.restore import eight_bits
 from diffusion.training.open_model import with_guide_model
 
@@ -27,7 +28,18 @@ TINT = np.array([255, 0, 160])  # marks the area to paint
 
 # ---- operations: (run, weights, inputs) -> Result; run is guided, and weights as with_guide_model returns them
 def inpaint(run, weights, inputs):
-  """Replaces the known pixels after every step; known tokens stay as they are."""
+  """Replaces the known pixels after every step; known tokens stay as they are.
+
+  A model that has learned to paint is told what is kept, and where x0 is an image, that is its x0 at every step.
+  """
+  if run.task.painted:
+    cond = run.task.painted(weights.frozen.get('task', ()), inputs.image[None], inputs.mask, inputs.cond)
+    inputs = inputs._replace(cond=cond)
+    if run.task.coarse:  # latents near the border are of pixels on both sides
+      return _painted(run, weights, inputs, run.sampler)
+    known = encoded(run, weights, inputs.image[None])[0]
+    holding = wrapped(run, lambda denoise: operators.fixed(denoise, known, inputs.mask))
+    return _painted(holding, weights, inputs, run.sampler)
   known = encoded(run, weights, inputs.image[None])[0]
   if run.predicts == 'logits':
     tokens = np.repeat(np.where(inputs.mask, -1, known)[None], len(inputs.labels), 0)
@@ -37,13 +49,18 @@ def inpaint(run, weights, inputs):
 
 
 def repaint(run, weights, inputs):
-  """As inpaint, going up and down the noise levels, so that painted and known pixels agree. Also outpaints."""
+  """As inpaint, going up and down the noise levels, so that painted and known pixels agree."""
   options = run.config.edit
   if run.predicts == 'logits':
     return inpaint(run, weights, inputs)
   sampler = constraints.repaint(run.sampler, encoded(run, weights, inputs.image[None])[0], _mask(run, inputs),
                                 options.jump, options.repeats)
   return _painted(run, weights, inputs, sampler)
+
+
+def outpaint(run, weights, inputs):
+  """Paints around the image."""
+  return (inpaint if run.task.painted else repaint)(run, weights, inputs)
 
 
 def _mask(run, inputs):
@@ -120,12 +137,18 @@ def upscale(run, weights, inputs):
 
 def _constrained(run, weights, inputs, operator, y):
   """Images whose measurement by a linear operator is y (DDNM)."""
+  constrained = wrapped(run, lambda denoise: operators.ddnm(denoise, operator, jnp.asarray(y)))
+  return draw(constrained, weights, inputs.cond, len(inputs.labels))
+
+
+def wrapped(run, wrap):
+  """The Experiment whose denoiser is wrap(denoiser)."""
   def denoise(weights, cond):
-    unconstrained = run.denoise(weights, cond)
-    def constrained(x, noise, *previous):  # previous: the estimate that a self-conditioned network takes
-      return operators.ddnm(lambda x, noise: unconstrained(x, noise, *previous), operator, jnp.asarray(y))(x, noise)
-    return constrained
-  return draw(run._replace(denoise=denoise), weights, inputs.cond, len(inputs.labels))
+    plain = run.denoise(weights, cond)
+    def wrapped(x, noise, *previous):  # previous: the estimate that a self-conditioned network takes
+      return wrap(lambda x, noise: plain(x, noise, *previous))(x, noise)
+    return wrapped
+  return run._replace(denoise=denoise)
 
 
 def restore(run, weights, inputs):
@@ -141,7 +164,7 @@ def restore(run, weights, inputs):
   return Result(images, inputs.labels, before, arrays, facts)
 
 
-OPERATIONS = dict(inpaint=inpaint, repaint=repaint, outpaint=repaint, img2img=img2img, invert=invert,
+OPERATIONS = dict(inpaint=inpaint, repaint=repaint, outpaint=outpaint, img2img=img2img, invert=invert,
                   interpolate=interpolate, colourise=colourise, upscale=upscale,
                   restore=restore, **embedding_edits.OPERATIONS)
 
@@ -174,7 +197,9 @@ def _write_result(folder, run, inputs, result, step, versions):
   labels = [label for label, _ in result.before] + list(result.labels)
   sampler = 'ddim' if task in ('invert', 'interpolate', *embedding_edits.OPERATIONS) else config.sampler
   title = f'{task}, step {step}, {sampler}, {config.grid}'
-  pages.save_png(pages.grid(np.stack(tiles), COLUMNS, labels, title), folder / 'before_after.png')
+  page = (captioned_page(np.stack(tiles), labels, title) if 'prompt' in run.task.takes
+          else pages.grid(np.stack(tiles), COLUMNS, labels, title))
+  pages.save_png(page, folder / 'before_after.png')
   for i, image in enumerate(result.images):
     pages.save_png(_file(image), folder / f'edit_{i:02d}.png')
   write_npz(folder / 'samples.npz', dict(images=result.images, picture=inputs.image) | result.arrays)

@@ -3,6 +3,7 @@ import json
 
 import jax
 import numpy as np
+from PIL import Image
 
 from diffusion.core import EMAS, ema, grids
 from diffusion.errors import InputError
@@ -98,6 +99,7 @@ def write(model, parent, versions, data=None):
   if data is None and 'noising' in parse_show(options.show):
     data = load_data(config)
   models = [model] + [load(where, **settings) for where, settings in chain.parse(options.then)]
+  chain.check(models)
   with numbered_folder(parent, model.step) as folder:
     _draw_into(folder, models, versions, data)
   return folder
@@ -108,13 +110,13 @@ def _draw_into(folder, models, versions, data):
   options = config.sample
   parts = chain.draw(models, requests.of_config(run), options.num_samples, options.seed, batch_size(options),
                      traced(options) if len(models) == 1 else None)
-  how = (config.sampler, config.grid, config.guide) if run.levels else ()
-  title = ', '.join(filter(None, (f'step {step}', *how, options.class_mix, options.ask)))
   for i, (each, part) in enumerate(zip(models, parts)):
     place = folder / f'part_{i + 1}' if len(models) > 1 else folder
     if multihost.is_main():
       place.mkdir(exist_ok=True)
-    save(each.run, place, part.outputs, part.asked, title)
+    save(each.run, place, part.outputs, part.asked, title_of(each))
+  if len(models) > 1:
+    write_chain(folder, models, parts)
   lost = sorted({id for part in parts for id in part.lost})
   record = dict(step=step, config=json.loads(config.to_json()), facts=run.task.facts, versions=versions,
                 classes=list(run.classes), not_finite=lost)
@@ -124,7 +126,30 @@ def _draw_into(folder, models, versions, data):
   except InputError as error:
     raise InputError(f'{folder}: {error}') from error
   if len(models) == 1:
-    _write_strips(models[0], data, folder, title, parts[0])
+    _write_strips(models[0], data, folder, title_of(models[0]), parts[0])
+
+
+def title_of(model):
+  """How the samples of a model are drawn."""
+  config, options = model.run.config, model.run.config.sample
+  how = (config.sampler, config.grid, config.guide) if model.run.levels else ()
+  return ', '.join(filter(None, (f'step {model.step}', *how, options.class_mix, options.ask)))
+
+
+def write_chain(folder, models, parts):
+  """grid.png: some samples, a row each, as every model that draws pictures has left them."""
+  seen = [(i, model.run.task.tiles(part.outputs)) for i, (model, part) in enumerate(zip(models, parts))
+          if model.run.task.tiles]
+  if not seen:
+    return
+  index = spread(len(seen[0][1]), FILMED)
+  shown = [pages.enlarged(tiles[index], f'part {i + 1}') for i, tiles in seen]
+  size = max(column[0].size for column in shown)
+  shown = [[np.asarray(tile.resize(size, Image.Resampling.NEAREST)) for tile in column] for column in shown]
+  names = parts[seen[-1][0]].asked.labels or [f'sample {k}' for k in range(len(seen[0][1]))]
+  pages.save_png(pages.rows([np.stack(row) for row in zip(*shown)], [names[k] for k in index],
+                            [f'{i + 1}: {tiles.shape[1]}x{tiles.shape[2]}' for i, tiles in seen],
+                            'what each model of the chain has drawn'), folder / 'grid.png')
 
 
 def save(run, folder, outputs, asked, title):

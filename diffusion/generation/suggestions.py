@@ -2,6 +2,15 @@
 import shlex
 
 
+def after_import(run, workdir):
+  """Command lines for an imported model, which has no data yet."""
+  command = f'python -m diffusion.main --workdir={shlex.quote(str(workdir))}'
+  texts = 'prompt' in run.task.takes
+  data = run.config.data.replace('IMAGES', '/my/captioned/images' if texts else '/my/images')
+  return [f'{command} --mode=sample' + ' --prompt=TEXT' * texts,
+          f'{command} --config.data={shlex.quote(data)} --config.steps=1000']
+
+
 def commands(run, workdir):
   """Command lines for an Experiment in `workdir`, the most useful first."""
   command = f'python -m diffusion.main --workdir={shlex.quote(str(workdir))}'
@@ -19,6 +28,12 @@ def commands(run, workdir):
     show = ' --config.sample.show=' + ('words' if 'attention' in run.can else 'all') if run.task.tiles else ''
     tries = [f'{command} --mode=sample{guide}{show}',
              f"{command} --mode=sample --config.sampler=ddpm --config.grid='trailing(200)'", *tries]
+    file = f'{command} --mode=edit --config.edit.image=FILE'
+    if 'kept' in run.task.takes:
+      tries.insert(0, f'{file} --config.edit.mask=FILE' + (' --prompt=TEXT' if 'prompt' in run.task.takes else ''))
+    if 'images' in run.task.takes:
+      chain = shlex.quote(f'RUN_OF_SMALL_IMAGES, {workdir}')
+      tries = [f'{file} --config.edit.task=restore', f'python -m diffusion.main --mode=sample --chain={chain}', *tries]
   elif run.predicts:
     tries = [f'{command} --mode=sample' + (' --config.sample.show=all' if run.task.tiles else ''), *tries]
   elif 'embed_text' in run.can:

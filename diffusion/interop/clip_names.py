@@ -1,6 +1,8 @@
 """The names that files of CLIP and SigLIP have for the parameters of nets/clip.py: one list of rules, read both ways.
 
 Four dialects: Hugging Face's CLIPModel and SiglipModel, and open_clip's CLIP (whose names are OpenAI's) and SigLIP.
+Rules are needed since arrays there are joined, cut and transposed here; networks that keep the names and layout of
+their files (nets/pretrained) are read by models.py without any.
 """
 from typing import NamedTuple
 

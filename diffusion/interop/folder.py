@@ -19,7 +19,7 @@ class Stored(NamedTuple):
   """Tensors in files."""
   where: str     # of the folder, for messages
   shapes: dict   # name -> shape
-  get: Callable  # name -> float32 array, read now: nothing else of the file is in memory
+  get: Callable  # name -> float32 array, read now: nothing else of the file is in memory; InputError: not finite
 
 
 def read_json(path):
@@ -107,7 +107,12 @@ def stored(folder, variant=''):
 
   def get(name):
     with _opened(place[name]) as file:
-      return np.asarray(file.get_tensor(name)).astype(np.float32)
+      array = np.asarray(file.get_tensor(name)).astype(np.float32, copy=False)
+    if not np.isfinite(array).all():
+      number = np.sum(~np.isfinite(array))
+      raise InputError(f'{place[name]}: {number:,} of the {array.size:,} numbers of {name} are NaN or infinite, as '
+                       'after a diverged training or in a damaged copy: get it again')
+    return array
   return Stored(str(folder), shapes, get)
 
 

@@ -1,4 +1,8 @@
-"""Networks of diffusers and transformers: config.json as a Flax module, tensors as its parameters, and back."""
+"""Networks of diffusers and transformers: config.json as a Flax module, tensors as its parameters, and back.
+
+Parameters keep the names and layout of the files, but for a prefix. Files of CLIP for nets/clip.py, which has another
+layout, are read by interop/clip.py with the rules of clip_names.py.
+"""
 import dataclasses
 import re
 from typing import Any, Callable, NamedTuple
@@ -120,9 +124,11 @@ KINDS = dict(
             'CLIPVisionModel', 'CLIPVisionModelWithProjection'))
 
 
-def read(folder, variant='', kinds=None):
+def read(folder, variant='', kinds=None, expected=None):
   """The Model in a folder.
 
+  Args:
+    expected: {name: shape} of its parameters, where they are known; None: as its config says.
   Raises:
     InputError: files that cannot be read; a class or field that has no meaning here; tensors that are missing, not
       expected or of another shape, with the field of the config that they tell of.
@@ -130,7 +136,7 @@ def read(folder, variant='', kinds=None):
   config = folders.read_json(f'{folder}/config.json')
   name, kind, module = describe(config, str(folder), kinds)
   found = folders.stored(folder, variant)
-  return Model(name, config, module, parameters(kind, module, found))
+  return Model(name, config, module, parameters(kind, expected or shapes(kind, module), found))
 
 
 def describe(config, where, kinds=None):
@@ -202,9 +208,8 @@ def fields_of(module):
   return ', '.join(f'{f.name}={getattr(module, f.name)!r}' for f in fields if getattr(module, f.name) != f.default)
 
 
-def parameters(kind, module, found):
-  """{name: float32 array on the device}: the tensors of Stored, one after the other, as the module wants them."""
-  expected = shapes(kind, module)
+def parameters(kind, expected, found):
+  """{name: float32 array on the device}: the tensors of Stored, one after the other, of the expected shapes."""
   names = {kind.rename(name): name for name in found.shapes}
   names.pop(None, None)
   fits = lambda name: _squeezed(found.shapes[names[name]]) == _squeezed(expected[name])

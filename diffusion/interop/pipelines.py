@@ -13,6 +13,7 @@ class Parts(NamedTuple):
   texts: tuple = ()      # of text encoders; their tokenizers have the same endings
 
 
+LARGE = {'batch': 4, 'sample.batch': 4, 'sample.num_samples': 4}  # settings of pipelines of large pictures
 PIXELS, LATENT = Parts('unet'), Parts('unet', 'vqvae')
 TEXT = Parts('unet', 'vae', ('text_encoder',))
 PIPELINES = dict(
@@ -63,7 +64,8 @@ def settings(folder, steps=50):
     predict=process.predict, sampler=process.sampler, grid=process.grid, clip_x0=process.clip_x0,
     guide={'DiTPipeline': 'cfg(4)', 'StableDiffusionXLPipeline': 'cfg(5)'}.get(name, 'cfg(7.5)') if conditional else '',
     condition_dropout=.1, timesteps='uniform', ema_decay=.9999, learning_rate=1e-5,
-    data=f'folder(IMAGES, size={_size(folder, module, parts)})') | learned
+    data=f'folder(IMAGES, size={_size(folder, module, parts)})') | learned | (
+      LARGE if _size(folder, module, parts) >= 256 else {})
 
 
 def _channels(module, parts):
@@ -107,7 +109,7 @@ def _class_names(labels, number):
   return [name if first.count(name) == 1 else f'{name} {i}' for i, name in enumerate(first)]
 
 
-def read_net(folder, variant=''):
-  """The Model of what is trained."""
+def read_net(folder, variant='', expected=None):
+  """The Model of what is trained; expected: as of models.read."""
   _, parts, _ = read_index(folder)
-  return models.read(f'{folder}/{parts.net}', variant)
+  return models.read(f'{folder}/{parts.net}', variant, expected=expected)

@@ -100,7 +100,6 @@ def make(module):
     def create(key):
       example = jax.tree.map(lambda a: jnp.broadcast_to(a[:1], (shape[0], *a.shape[1:])), cond)
       return module.init(key, jnp.zeros(shape), jnp.zeros(shape[0]), example, method=whole)['params']
-
     if isinstance(key, jax.core.Tracer):  # inside jit or eval_shape
       return nn.meta.unbox(create(key))
     return initializers.draw(create, key)
@@ -115,8 +114,6 @@ def make(module):
     _, found = module.apply({'params': params}, x, time, cond, False, mutable=['intermediates'])
     return jax.tree.leaves(found)
 
-  def call(params, name, *arrays):
-    return module.apply({'params': params}, *arrays, method=name)
-
+  call = lambda params, name, *arrays: module.apply({'params': params}, *arrays, method=name)
   return Net(init, apply, prepare, look, call)
 

@@ -2,6 +2,10 @@
 
 The weights of either, as Hugging Face and open_clip publish them, are those of this network in another layout (see
 interop/clip.py).
+
+This is the CLIP that is trained, guides and judges: both towers, with q, k and v in one matrix, and padding masked. The
+towers inside published pipelines are in nets/pretrained/clip.py; to merge the two would rename parameters of
+checkpoints.
 """
 from collections.abc import Callable
 from functools import partial

@@ -91,16 +91,20 @@ class Encoder(nn.Module):
     return Parts(block, attend, resample)
 
   @nn.nowrap
-  def encode(self, x, parts):
+  def encode(self, x, parts, kept=None):
     """The way down, and the middle up to its attention.
 
     Args:
       x: [B, H, W, C].
       parts: as from `parts`.
+      kept: None, or more channels of x, [B, H, W, C'], that count for nothing at first.
     Returns:
       (features [B, h, w, F] at the lowest resolution, list of the skip connections' features).
     """
-    h = layers.Conv(self.channels, name='in', dtype=self.dtype, fast=self.fast)(layers.space_to_depth(x, self.patch))
+    first = dict(dtype=self.dtype, fast=self.fast)
+    h = layers.Conv(self.channels, name='in', **first)(layers.space_to_depth(x, self.patch))
+    if kept is not None:  # a convolution of channels side by side is the sum of two
+      h = h + layers.Conv(self.channels, zero=True, name='in_kept', **first)(layers.space_to_depth(kept, self.patch))
     h = self.constrain(h)
     skips = [h]
     widths = [self.channels * m for m in self.multipliers]

@@ -108,9 +108,10 @@ class PriorAr(Reading):
   """The autoregressive prior: `(codes int [B, K], time, cond, train) -> logits [B, K, values]`; time is not used.
 
   The places are, in this order: text, its embedding, their cosine with the image, codes (section 2.2); the logits of a
-  code are read at the place before it, so they do not depend on it or those after it. Unlike in the paper, a code enters
-  by the waves of its number too, since near numbers are near values, and the place before a code is told one linear
-  function of the text's embedding, of its own; both are learned slowly otherwise. Other fields are those of `Reading`.
+  code are read at the place before it, so they do not depend on it or those after it. Unlike in the paper, a code
+  enters by the waves of its number too, since near numbers are near values, and the place before a code is told one
+  linear function of the text's embedding, of its own; both are learned slowly otherwise. Other fields are those of
+  `Reading`.
     values, codes, dots: number of values of a code, of codes, and of values of the cosine, one of which stands for
       none: given by the objective.
   """

@@ -37,6 +37,8 @@ class UNet(Encoder):
       time: [B], about 0 to 1000 (discrete steps, or 1000 times a continuous time).
       cond: None, [B, K] (one-hot classes, a context vector, a weighted sum of such), or a dict of
         'image': float [B, H, W, C'], concatenated with x;
+        'kept': the same in a layer of its own that starts at zero, so that a network which was trained without it
+        does at first what it did (in-painting, GLIDE, arXiv:2112.10741, section 2.4);
         'span': [B], a second time, embedded like the first and added;
         'context': float [B, K, D], such as the vectors of the tokens of a text, taken in by attention, and
         'context_weights': float [B, K], how much each counts, 0 for padding;
@@ -45,18 +47,16 @@ class UNet(Encoder):
       train: whether dropout is active.
     Returns:
       [B, H, W, out_channels], float32.
-    Raises:
-      InputError: an option or a size does not fit, or an entry of cond is none of these.
+    Raises InputError: an option or a size does not fit, or an entry of cond is none of these.
     """
     check(self, x.shape)
-    features = (self.out_channels or x.shape[-1]) * self.patch ** 2
-    x, cond = with_image(x, cond)
+    features, (x, cond) = (self.out_channels or x.shape[-1]) * self.patch ** 2, with_image(x, cond)
+    kept, cond = without_kept(cond)
     context, cond = without_context(cond)
     emb = nn.silu(Embedding(self.channels, self.embedding, name='embedding')(time, cond))
-    parts = self.parts(emb, train, *context)
-    widths = [self.channels * m for m in self.multipliers]
+    parts, widths = self.parts(emb, train, *context), [self.channels * m for m in self.multipliers]
 
-    h, skips = self.encode(x, parts)
+    h, skips = self.encode(x, parts, kept)
     h = parts.block(h, widths[-1], 'middle_block1')
     for i in reversed(range(len(widths))):
       for j in range(self.blocks + 1):
@@ -77,6 +77,13 @@ def without_context(cond):
     return (), cond
   rest = {name: value for name, value in cond.items() if name not in ('context', 'context_weights')}
   return (cond['context'], cond['context_weights']), rest
+
+
+def without_kept(cond):
+  """(what is kept of the image or None, the rest of the condition)."""
+  if not (isinstance(cond, dict) and 'kept' in cond):
+    return None, cond
+  return cond['kept'], {name: value for name, value in cond.items() if name != 'kept'}
 
 
 def with_image(x, cond):

@@ -63,7 +63,7 @@ def ddim_shipped(schedule, eta=0., clip=0., steps=0, levels=None):
 
 
 class Pndm(NamedTuple):
-  """The state: the sample, that before the first step, and the last eps, newest first."""
+  """The state: the sample, that before the first step of the plan, and the last eps, newest first."""
   x: Any
   start: Any
   past: tuple
@@ -71,6 +71,7 @@ class Pndm(NamedTuple):
 
 class Coefficients(NamedTuple):
   """What a step of pndm needs besides its levels."""
+  first: Any    # whether it is the first step of a plan, of which an edit makes several
   again: Any    # whether the first step is made again, with the mean of two eps
   weights: Any  # [4] of the eps, newest first
   grow: Any     # x_s = grow * x + slope * eps
@@ -98,16 +99,18 @@ def pndm(schedule, steps=0, levels=None):
     for i in range(len(asked)):
       order = 1 if i == 0 else min(max(i, 2), 4)
       weights[i, :order] = [.5, .5] if i == 1 else ADAMS_BASHFORTH[order - 1]
-    extra = Coefficients(again, weights, s.alpha / start.alpha, NOISE.weight(start, s))
+    first = np.arange(len(asked)) == 0
+    extra = Coefficients(first, again, weights, s.alpha / start.alpha, NOISE.weight(start, s))
     return Step(t, s, (s.logsnr - start.logsnr) / 2, np.arange(1, len(asked) + 1, dtype=np.uint32), extra)
 
   def step(keys, denoise, state, step):
     c, eps = step.extra, denoise(state.x, step.t).eps
     recent = (eps, *state.past)
-    x = jnp.where(c.again, state.start, state.x)
+    start = jnp.where(c.first, state.x, state.start)
+    x = jnp.where(c.again, start, state.x)
     x_s = c.grow * x + c.slope * sum(c.weights[i] * e for i, e in enumerate(recent))
     past = tuple(jnp.where(c.again, old, new) for old, new in zip(state.past, recent))
-    return Pndm(x_s, state.start, past)
+    return Pndm(x_s, start, past)
   return Sampler(lambda x: Pndm(x, x, (zeros_for(x),) * 3), step, plan)
 
 

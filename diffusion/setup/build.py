@@ -54,6 +54,7 @@ class Experiment(NamedTuple):
   task: Task
   objective: Objective
   example: tuple         # (x0, cond) of one example as the task encodes it: NumPy zeros [1, ...]
+  initial: tuple         # (params, memory) at step 0, as ShapeDtypeStructs
   can: frozenset         # the fields that its Model has
   plan: Plan
   split: Callable        # params -> (those that are trained, the rest)
@@ -156,10 +157,10 @@ def _net(config, mesh, task, **needs):
   return nets.Net(net.init, *map(gather, net[1:]))
 
 
-def _abstract_params(config, objective):
-  """Shapes of all parameters; raises InputError for sizes and options of the network that do not fit."""
+def _initial(config, objective):
+  """Shapes of (params, memory); raises InputError for sizes and options of the network that do not fit."""
   try:
-    return jax.eval_shape(objective.init, jax.random.key(0))[0]
+    return jax.eval_shape(objective.init, jax.random.key(0))
   except InputError as error:
     if str(error).startswith('config.'):
       raise
@@ -187,11 +188,13 @@ def _away(config, parts, task, cond):
     other = task.ask({task.takes[0]: asked}, np.arange(1), 0).cond
   except InputError as error:
     raise InputError(f'{field}: negative={negative!r}: {error}') from error
-  def away(cond):  # tokens that are known stay known
+  def away(cond):  # what is known stays known, tokens as well as pixels
     rest, known = without_known(cond)
     leaves = [jax.numpy.broadcast_to(jax.numpy.asarray(b, a.dtype), a.shape)
               for a, b in zip(jax.tree.leaves(rest), jax.tree.leaves(other), strict=True)]
     led = jax.tree.unflatten(jax.tree.structure(rest), leaves)
+    if task.painted and isinstance(rest, dict):  # what is kept of a picture stays
+      led = led | {name: rest[name] for name in ('kept', 'image') if name in rest}
     return led if known is None else (led or {}) | dict(known=known)
   return away
 
@@ -241,7 +244,7 @@ def build(config, task, example, mesh, parts=None, open_model=None):
   named = parts._asdict() | {key: config[key] for key in others}
   objective = make('objective', config.objective, net=partial(_net, config, mesh, task), task=task, example=example,
                    open_model=open_model, **named)
-  params, schedule = _abstract_params(config, objective), objective.schedule(None)
+  initial, schedule = _initial(config, objective), objective.schedule(None)
   model = objective.model(None, (), ())._asdict()
   can = frozenset(name for name, value in model.items() if value and name not in ('prior', 'codes'))
   if schedule is None:
@@ -249,13 +252,13 @@ def build(config, task, example, mesh, parts=None, open_model=None):
   if config.grad_accumulation > 1 and objective.gradient is None:
     raise InputError(f'config.grad_accumulation={config.grad_accumulation}: the objective {objective.name!r} needs '
                      'whole batches; set it to 1')
-  split = optimizer.trainable(config.trainable, params)
+  split = optimizer.trainable(config.trainable, initial[0])
   rate = lambda steps: parts.lr_schedule(config.learning_rate, steps)
-  optimize = lambda steps: optimizer.optimizer(parts.optimizers, rate(steps), config.grad_clip, split(params)[0],
+  optimize = lambda steps: optimizer.optimizer(parts.optimizers, rate(steps), config.grad_clip, split(initial[0])[0],
                                                objective.group)
   optimize(config.steps)  # refuses groups that do not fit
   run = Experiment(
-    config=config, mesh=mesh, task=task, objective=objective, example=example, can=can,
+    config=config, mesh=mesh, task=task, objective=objective, example=example, initial=initial, can=can,
     plan=Plan(*(config[name] for name in Plan._fields)), split=split,
     optimizer=optimize, rate=rate, ema=ema.warmed_up(config.ema_decay), averages=parts.emas, schedule=schedule,
     levels=None if schedule is None else parts.levels, sampler=_sampler(config, parts, can), guide=parts.guide,

@@ -122,11 +122,15 @@ def resolve(choices, field, spec, **extra):
   for key in NESTED & bound.arguments.keys():
     if isinstance(bound.arguments[key], str):
       bound.arguments[key] = _nested(choices, key, bound.arguments[key], f'config.{field}={spec!r}', extra)
+  return _called(function, bound, f'config.{field}={spec!r}', expected)
+
+
+def _called(function, bound, spec, expected):
   try:
     return function(*bound.args, **bound.kwargs)
   except InputError as error:
     if str(error).startswith('config.'):  # it names a setting itself
       raise
-    raise InputError(f'config.{field}={spec!r}: {error}') from error
+    raise InputError(f'{spec}: {error}') from error
   except (TypeError, AttributeError, ValueError, ArithmeticError, LookupError) as error:  # as of trailing(ten)
-    raise InputError(f'config.{field}={spec!r}: {error}; expected {expected}') from error
+    raise InputError(f'{spec}: {error}; expected {expected}') from error

@@ -19,8 +19,9 @@ from diffusion.system.checksums import checksums, differences, flat, layout
 from diffusion.system.consensus import reason, run_together
 
 # Increment it when older code cannot read what a step holds. The record keeps its location and its seal in every
-# format, so that older code can tell a newer step from a damaged one. 0: before formats were numbered.
-FORMAT = 1
+# format, so that older code can tell a newer step from a damaged one. 0: before formats were numbered. 2: a step may
+# hold parameters alone (training/state.lean).
+FORMAT = 2
 
 # Errors that do not mean the data is damaged: Python's types, then tensorstore's and JAX's status codes.
 _ACCESS = (MemoryError, PermissionError, TimeoutError, ConnectionError)
@@ -62,9 +63,13 @@ def read_record(folder) -> dict:
     return record
 
 
-def read_step(folder, abstract) -> tuple:
+def read_step(folder, abstract, other=None) -> tuple:
   """(state, meta) of a step, by all processes together.
 
+  Args:
+    folder: of the step.
+    abstract: tree of the state, see Checkpoints.restore.
+    other: a tree that the step may hold instead.
   Raises:
     InputError: as read_record, or the checkpoint is of another model. Any other exception means damage.
   """
@@ -75,25 +80,25 @@ def read_step(folder, abstract) -> tuple:
       return leaf
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, 'sharding', None) or first)
 
-  targets = {path: target(leaf) for path, leaf in flat(abstract).items()}
-
   def read():
     record = read_record(folder)
-    different = differences(record['layout'], layout(abstract))
+    held = other if other is not None and record['layout'] == layout(other) else abstract
+    different = differences(record['layout'], layout(held))
     if different:
       more = f' and {len(different) - 4} more' if len(different) > 4 else ''
       raise InputError(f'{folder} holds another model: {"; ".join(different[:4])}{more}; '
                        'use the config it was trained with, or another directory')
     with reading(folder):  # the handler itself, since a Checkpointer waits for the other processes
       handler = ocp.StandardCheckpointHandler()
+      targets = {path: target(leaf) for path, leaf in flat(held).items()}
       leaves = handler.restore(folder / 'state', args=ocp.args.StandardRestore(targets))
-      return record, jax.block_until_ready(leaves)
+      return record, held, jax.block_until_ready(leaves)
 
-  record, leaves = run_together(read)
+  record, held, leaves = run_together(read)
   wrong = [path for path, value in checksums(leaves).items() if value != record['checksums'][path]]
   if wrong:
     raise ValueError(f'{wrong[0]} does not match its checksum ({len(wrong)} of {len(leaves)} arrays do not)')
-  return jax.tree.unflatten(jax.tree.structure(abstract), [leaves[path] for path in targets]), record['meta']
+  return jax.tree.unflatten(jax.tree.structure(held), [leaves[path] for path in flat(held)]), record['meta']
 
 
 def newest_intact(root, steps, damaged, read) -> tuple | None:

@@ -29,15 +29,11 @@ class Writer(NamedTuple):
 def open_writer(root, keep, keep_every, on_failure) -> Writer:
   """See open_checkpoints. Nothing is written before the first save."""
   pending = None  # the step that is being written, or was written last
+  # Created by the first save, because it removes the incomplete folders of a run that was killed: a process that
+  # only reads must not do that to a run that is still active.
+  manager = functools.cache(lambda: _manager(root, keep, keep_every))
 
-  @functools.cache
-  def manager():
-    # Created by the first save, because it removes the incomplete folders of a run that was killed: a process that
-    # only reads must not do that to a run that is still active.
-    return _manager(root, keep, keep_every)
-
-  def current():
-    return manager() if manager.cache_info().currsize else None
+  current = lambda: manager() if manager.cache_info().currsize else None
 
   def attempt(act, what) -> bool:
     try:
@@ -53,13 +49,7 @@ def open_writer(root, keep, keep_every, on_failure) -> Writer:
       manager.cache_clear()
       with contextlib.suppress(Exception):  # the next save will report it
         manager()  # a new one removes what is incomplete
-    if not isinstance(failure, (OSError, RuntimeError, ValueError)):
-      raise failure  # a bug in the program or its caller
-    problem = f'cannot {what} in {root}: {reason(failure)}; the finished steps {finished_steps(root)} are kept'
-    if on_failure == 'stop':
-      todo = 'free disk space or check permissions, and run the same command to resume'
-      raise InputError(f'{problem}: {todo}') from failure
-    logging.warning('%s; training continues, and the next save tries again', problem)
+    _report(failure, f'cannot {what} in {root}', finished_steps(root), on_failure)
     return False
 
   def save(step, items):
@@ -75,8 +65,17 @@ def open_writer(root, keep, keep_every, on_failure) -> Writer:
     if current():
       manager().close()
       manager.cache_clear()
-
   return Writer(attempt, save, wait, close)
+
+
+def _report(failure, problem, kept, on_failure):
+  if not isinstance(failure, (OSError, RuntimeError, ValueError)):
+    raise failure  # a bug in the program or its caller
+  problem = f'{problem}: {reason(failure)}; the finished steps {kept} are kept'
+  if on_failure == 'stop':
+    todo = 'free disk space or check permissions, and run the same command to resume'
+    raise InputError(f'{problem}: {todo}') from failure
+  logging.warning('%s; training continues, and the next save tries again', problem)
 
 
 def finished_steps(root) -> list:

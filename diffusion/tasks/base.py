@@ -51,6 +51,8 @@ class Task(NamedTuple):
                             # axis; None: x0 has none
   project: Callable = None  # (x, cond) -> x, linear: the subspace x0 lives in, such as without padding; None: all
   coarse: Callable = None   # (mask of an image, bool [H, W, 1]; shape of x0) -> that of x0, where it is no image
+  painted: Callable = None  # (frozen, image uint8 [1, H, W, C], mask bool [H, W, 1], cond) -> cond, of a network that
+                            # is told what to paint and what is kept; None: it is not
   embed: Callable = None    # images uint8 [B, H, W, C] -> unit vectors [B, D], where they are a condition
   score: Callable = None    # (outputs, cond) -> [B], higher is better: how well they do what was asked, for
                             # config.sample.best_of

@@ -32,9 +32,9 @@ def measured(degradation, key, x0):
   return y + degradation.noise * jax.random.normal(key, y.shape) if degradation.noise else y
 
 
-def bicubic(y, shape):
-  """Images [B, h, w, C] in the size of shape [H, W, C], by cubic interpolation."""
-  return jax.image.resize(y, (len(y), *shape[:2], y.shape[-1]), 'cubic') if y.shape[1:3] != tuple(shape[:2]) else y
+def enlarged(y, shape, method='cubic'):
+  """Images [B, h, w, C] in the size of shape [H, W, C]; method: cubic, linear or nearest."""
+  return jax.image.resize(y, (len(y), *shape[:2], y.shape[-1]), method) if y.shape[1:3] != tuple(shape[:2]) else y
 
 
 def super_resolution(factor=4, noise=0.):
@@ -46,7 +46,15 @@ def super_resolution(factor=4, noise=0.):
       raise InputError(f'super_resolution(factor={factor}) does not divide the size of the images, '
                        f'{shape[0]}x{shape[1]}')
     return linear
-  return Degradation(f'super_resolution({factor}, {noise})', operator, bicubic, noise)
+  return Degradation(f'super_resolution({factor}, {noise})', operator, enlarged, noise)
+
+
+def downscale(factor=2):
+  """Means over blocks of factor x factor pixels, rounded as a file of 8 bits has them, as an up-sampler in a cascade
+  gets them; the network sees them enlarged by linear interpolation (GLIDE, arXiv:2112.10741)."""
+  def view(y, shape):
+    return enlarged(jnp.round((y + 1) * 127.5) / 127.5 - 1, shape, 'linear')
+  return Degradation(f'downscale({factor})', super_resolution(factor).operator, view)
 
 
 def deblur(width=1., noise=.02):
@@ -138,7 +146,8 @@ def _nothing_lost(shape):
   return operators.Svd(np.ones(shape), _identity, _identity, _identity)
 
 
-DEGRADATIONS = dict(super_resolution=super_resolution, deblur=deblur, denoise=denoise, colour=colour, mri=mri, ct=ct)
+DEGRADATIONS = dict(super_resolution=super_resolution, downscale=downscale, deblur=deblur, denoise=denoise,
+                    colour=colour, mri=mri, ct=ct)
 
 
 def check_measurement(degradation, y, shape, setting):

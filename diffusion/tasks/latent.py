@@ -56,7 +56,7 @@ def latent(autoencoder, task, cached=True, *, data=None, facts=None, fitted=None
     decode=partial(_decode, task.decode, model, mean, std), facts=task.facts | dict(autoencoder=own),
     fitted=task.fitted | {name: fitted[name] for name in ('latent_mean', 'latent_std') if name in fitted},
     frozen=frozen, prepare=partial(_prepare, model, task, own) if cached else _prepared_by(task),
-    coarse=_coarse, bounds=None, levels=None,
+    coarse=coarse, bounds=None, levels=None,
     evaluators=tuple(name for name in task.evaluators if name not in PIXELS))
 
 
@@ -181,7 +181,7 @@ def _decode(inner, model, mean, std, frozen, x0, cond):
   return inner(frozen['task'], model(frozen).decode(x0 * std + mean), cond)
 
 
-def _coarse(mask, shape):
+def coarse(mask, shape):
   """The mask of latents of a shape, bool [h, w, 1]: True where it is for any of their pixels in mask [H, W, 1]."""
   h, w = shape[:2]
   return mask.reshape(h, mask.shape[0] // h, w, mask.shape[1] // w).any((1, 3))[..., None]

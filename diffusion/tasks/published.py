@@ -13,6 +13,7 @@ from diffusion.tasks import pages
 from diffusion.tasks.base import Asked, need, Task
 from diffusion.tasks.captioned_page import captioned_page
 from diffusion.tasks.classes import ask_classes, TAKES
+from diffusion.tasks.latent import coarse
 from diffusion.tasks.published_texts import read_texts
 from diffusion.tasks.text_to_image import prompts_of
 
@@ -35,17 +36,18 @@ def published(folder, *, data=None, facts=None):
     if size != [facts['pixels']] * 2:
       raise InputError(f'published: expected images of {facts["pixels"]} x {facts["pixels"]}, config.data has {size}')
   if facts is None:  # only the arguments are checked
-    return _task(None, dict(classes=[]), None, {}, (), None)
+    return _task(None, dict(classes=[]), None, {}, ())
   latent = models.read(f'{folder}/{parts.latent}')
   told, encoders = read_texts(folder, parts.texts, index, facts['pixels']) if parts.texts else (None, ())
   frozen = dict(latent=latent.params, texts=encoders)
-  more = {}
-  if name == 'StableDiffusionInpaintPipeline':
-    more['image'] = _all_painted(latent, facts)
-  return _task(latent.module, facts, told, more, frozen, folder)
+  if name != 'StableDiffusionInpaintPipeline':
+    return _task(latent.module, facts, told, {}, frozen)
+  nothing = np.zeros((1, facts['pixels'], facts['pixels'], 3), np.uint8)
+  image = _kept(latent.module, frozen, nothing, np.ones((*nothing.shape[1:3], 1), bool))
+  return _task(latent.module, facts, told, dict(image=image), frozen)._replace(painted=partial(_painted, latent.module))
 
 
-def _task(module, facts, told, more, frozen, folder):
+def _task(module, facts, told, more, frozen):
   with_texts = told is not None
   empty = told.empty(frozen['texts']) if with_texts else None
 
@@ -84,7 +86,7 @@ def _task(module, facts, told, more, frozen, folder):
     partial(_batch, with_texts), encode, null, decode, ask if with_texts else ask_classes(facts), show, _save, facts,
     frozen=frozen, prepare=(lambda frozen, data: told.prepared(data)) if with_texts else lambda frozen, data: data,
     tiles=lambda outputs: outputs['images'], takes=('prompt',) if with_texts else TAKES, gives='images',
-    evaluators=('loss', 'samples'))
+    coarse=coarse, evaluators=('loss', 'samples'))
 
 
 def _batch(with_texts, data, indices):
@@ -99,8 +101,19 @@ def _save(folder, outputs, cond, labels):
     write_atomic(folder / 'prompts.txt', '\n'.join([*labels, '']).encode())
 
 
-def _all_painted(latent, facts):
-  """The mask of an in-painting network, 1 everywhere, and latents of the grey picture that is left, [1, h, w, 5]."""
-  grey = jnp.zeros((1, facts['pixels'], facts['pixels'], 3))
-  mean, _ = latent.module.apply(dict(params=latent.params), grey, 'encode')
-  return np.concatenate([np.ones((*mean.shape[:3], 1), np.float32), latent.module.scaled(np.asarray(mean))], -1)
+# ---- in-painting networks
+def _painted(module, frozen, image, mask, cond):
+  """The condition with what StableDiffusionInpaintPipeline has beside x: the mask, and the latents of what is kept."""
+  kept = _kept(module, frozen, image, mask)
+  return cond | dict(image=np.repeat(kept, len(cond['image']), 0))
+
+
+def _kept(module, frozen, image, mask):
+  """[1, h, w, 5]: the mask, 1 where it is painted, and the mean latents of the image, grey where it is painted.
+
+  The mask of a latent is that of the first of its pixels, as torch resizes by 'nearest'.
+  """
+  encode = jax.jit(lambda params, x: module.apply(dict(params=params), x, 'encode')[0])
+  mean = np.asarray(encode(frozen['latent'], jnp.where(mask, 0., to_unit(image))))
+  small = mask[None, ::module.factor, ::module.factor].astype(np.float32)
+  return np.concatenate([small, module.scaled(mean)], -1)

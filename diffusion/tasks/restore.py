@@ -10,17 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion.data.pairs import as_unit, from_unit_of, read_image
-from diffusion.errors import InputError
+from diffusion import samplers
+from diffusion.errors import InputError, unknown
 from diffusion.system.files import user_path, write_npz
 from diffusion.tasks import pages
 from diffusion.tasks.augment import mirror
 from diffusion.tasks.base import Asked, Task
-from diffusion.tasks.degradations import bicubic, check_measurement, measured
+from diffusion.tasks.degradations import check_measurement, enlarged, measured
 
 EXAMPLES = 16  # degraded images of the data that are restored where none is asked for
 
 
-def restore(degradation=None, residual=False, noise=0., blur=0., flip=False, *, data=None, facts=None, fitted=None):
+METHODS = ('cubic', 'linear', 'nearest')  # of enlarging the low images of pairs
+APART = 2 ** 31 + 5  # folded into the key of a sample: the noise of its image is another than that of the sampler
+
+
+def restore(degradation=None, residual=False, noise=0., blur=0., flip=False, enlarge='cubic', *, data=None, facts=None,
+            fitted=None):
   """x0: images in [-1, 1], or in residual form what the degraded image lacks; the condition: the degraded `image`.
 
   Args:
@@ -29,23 +35,22 @@ def restore(degradation=None, residual=False, noise=0., blur=0., flip=False, *, 
       them.
     residual: whether x0 is the image minus the degraded one.
     noise, blur: of augmentation: the degraded image gets noise of a standard deviation from 0 to `noise`, and a blur
-      from 0 to `blur` pixels; the network is told which. Samples are drawn with none.
+      from 0 to `blur` pixels; the network is told which (CDM, arXiv:2106.15282; Imagen, arXiv:2205.11487). Samples are
+      drawn with none, or with the share `level` of the strongest noise, from 0 to 1, that is asked for.
     flip: whether to mirror a random half of the training images left to right.
+    enlarge: how the low images of pairs get the size of the others: cubic, linear or nearest.
   """
-  for name, value in dict(noise=noise, blur=blur).items():
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float('inf'):
-      raise InputError(f'{name}={value!r}: expected a number of at least 0')
-  if degradation is not None and not hasattr(degradation, 'operator'):
-    raise InputError(f"degradation={degradation!r}: expected one such as super_resolution(4), or none for pairs")
+  _check(degradation, enlarge, noise=noise, blur=blur)
   if data is not None:
-    facts, examples = _measured_on(data, degradation, residual)
+    facts, examples = _measured_on(data, degradation, residual, enlarge)
     fitted = fitted if fitted and np.shape(fitted.get('examples')) == examples.shape else dict(examples=examples)
   facts = facts or dict(shape=[1, 1, 1], bits=8)
   if data is not None and residual and facts['view'][-1] not in (1, facts['shape'][-1]):
     raise InputError(f'residual: {facts["view"][-1]} channels cannot be taken from {facts["shape"][-1]}; '
                      'set residual=False')
   shape, top = tuple(facts['shape']), 2 ** facts['bits'] - 1
-  encode = partial(_encode, degradation, residual, noise, blur, flip, shape)
+  seen = partial(_view, degradation, enlarge)
+  encode = partial(_encode, seen, residual, noise, blur, flip, shape)
 
   def null(cond):
     return jax.tree.map(jnp.zeros_like, cond)
@@ -55,10 +60,21 @@ def restore(degradation=None, residual=False, noise=0., blur=0., flip=False, *, 
     return dict(images=from_unit_of(x0, top)) | ({} if cond is None else dict(inputs=from_unit_of(cond['image'], top)))
 
   return Task(
-    _batch, encode, null=null, decode=decode, ask=partial(_ask, degradation, facts, fitted, bool(noise or blur)),
+    _batch, encode, null=null, decode=decode, ask=partial(_ask, degradation, enlarge, facts, fitted, noise, blur),
     show=_show, save=_save, facts=facts, fitted=fitted or {}, prepare=partial(_compared, degradation), tiles=_tiles,
-    takes=('image',), gives='images', bounds=(-2., 2.) if residual else (-1., 1.), levels=None if residual else top + 1,
+    takes=('image', 'images', *['level'] * bool(noise)), gives='images',
+    bounds=(-2., 2.) if residual else (-1., 1.), levels=None if residual else top + 1,
     evaluators=('loss', 'restoration'))
+
+
+def _check(degradation, enlarge, **numbers):
+  if enlarge not in METHODS:
+    raise InputError(f'enlarge={enlarge!r}: {unknown(str(enlarge), METHODS)}')
+  for name, value in numbers.items():
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float('inf'):
+      raise InputError(f'{name}={value!r}: expected a number of at least 0')
+  if degradation is not None and not hasattr(degradation, 'operator'):
+    raise InputError(f"degradation={degradation!r}: expected one such as super_resolution(4), or none for pairs")
 
 
 def high(data):
@@ -69,7 +85,7 @@ def high(data):
   raise InputError(f'it needs images, and config.data has {", ".join(data.arrays)}; choose a task for these data')
 
 
-def _measured_on(data, degradation, residual):
+def _measured_on(data, degradation, residual, enlarge):
   """(facts, degraded images of some examples) of the data."""
   images, pairs = high(data), 'low' in data.arrays
   if degradation is None and not pairs:
@@ -78,11 +94,12 @@ def _measured_on(data, degradation, residual):
   if degradation is not None:
     degradation.operator(shape)  # refuses sizes that do not fit
   first = _batch(data, np.unique(np.linspace(0, len(images) - 1, EXAMPLES).astype(int)))
-  view = np.asarray(_view(degradation, None, as_unit(first['images']), first, shape))
+  view = np.asarray(_view(degradation, enlarge, None, as_unit(first['images']), first, shape))
   facts = dict(shape=list(shape), bits=8 * images.dtype.itemsize, view=list(view.shape[1:]), residual=residual,
                degradation=degradation.name if degradation else '')
   if pairs:
     facts['low'] = list(data.arrays['low'].shape[1:])
+    facts |= dict(enlarge=enlarge) if enlarge != 'cubic' else {}  # which models of before have
   return facts, view
 
 
@@ -91,17 +108,17 @@ def _batch(data, indices):
   return batch | (dict(low=data.arrays['low'][indices]) if 'low' in data.arrays else {})
 
 
-def _view(degradation, key, x0, batch, shape):
+def _view(degradation, enlarge, key, x0, batch, shape):
   """The degraded image [B, H, W, C'] beside x."""
   if 'low' in batch:
-    return bicubic(as_unit(batch['low']), shape)
+    return enlarged(as_unit(batch['low']), shape, enlarge)
   return degradation.view(measured(degradation, key, x0), shape)
 
 
-def _encode(degradation, residual, noise, blur, flip, shape, frozen, key, batch):
+def _encode(seen, residual, noise, blur, flip, shape, frozen, key, batch):
   x0 = as_unit(batch['images'])
   keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-  view = _view(degradation, keys[0], x0, batch, shape)
+  view = seen(keys[0], x0, batch, shape)
   if flip and key is not None:
     x0, view = mirror(keys[1], x0), mirror(keys[1], view)
   told = {}
@@ -123,37 +140,52 @@ def _augmented(key, view, noise, blur):
   return blurred + noise * told[:, 0, None, None, None] * jax.random.normal(keys[1], view.shape), dict(told=told)
 
 
-def _ask(degradation, facts, fitted, told, request, ids, seed):
-  """A file with a degraded image (or .npy with a measurement), or an array of one for each sample; else examples."""
-  wanted = request.get('image', '')
+def _ask(degradation, enlarge, facts, fitted, noise, blur, request, ids, seed):
+  """image: a file with a degraded image (or .npy with a measurement); images: one for each sample; else examples.
+
+  level: share of the strongest noise that the image gets, and the network is told.
+  """
+  level = _level(request.get('level', 0.))
+  wanted = request.get('images', request.get('image', ''))
+  seen = partial(_view_of, degradation, enlarge, facts)
   if isinstance(wanted, str) and not wanted:
     index = np.asarray(ids) % len(fitted['examples'])
     view, labels = fitted['examples'][index], [f'example {i}' for i in index]
   elif isinstance(wanted, str):
-    one = view_of_file(degradation, facts, wanted, f'image={wanted!r}')
+    one = seen(read_image(user_path(wanted), f'image={wanted!r}'), f'image={wanted!r}')
     view, labels = np.repeat(one[None], len(ids), 0), [f'variant {i}' for i in ids]
   else:
-    views = [_view_of(degradation, facts, image, 'image') for image in wanted]
+    views = [seen(image, 'images') for image in wanted]
     if len(views) != len(ids):
-      raise InputError(f'image: {len(views)} images for {len(ids)} samples; give one for each')
+      raise InputError(f'images: {len(views)} images for {len(ids)} samples; give one for each')
     view, labels = np.stack(views), None
-  return Asked(dict(image=view) | (dict(told=np.zeros((len(ids), 2), np.float32)) if told else {}), labels)
+  if level:
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, APART))(samplers.sample_keys(seed, np.asarray(ids)))
+    view = view + np.float32(level * noise) * np.asarray(samplers.gaussian(keys, 0, view))
+  told = np.tile(np.float32([level, 0.]), (len(ids), 1))
+  return Asked(dict(image=view) | (dict(told=told) if noise or blur else {}), labels)
 
 
-def view_of_file(degradation, facts, path, setting):
-  """The degraded image float32 [H, W, C'] of a file, as the network sees it."""
-  return _view_of(degradation, facts, read_image(user_path(path), setting), setting)
+def _level(value):
+  try:
+    level = float(value)
+  except (TypeError, ValueError):
+    level = -1.
+  if not 0 <= level <= 1:
+    raise InputError(f'level={value!r}: expected a number from 0 (the image as it is) to 1 (the strongest noise)')
+  return level
 
 
-def _view_of(degradation, facts, image, setting):
-  """That of an array: an image uint8 or uint16 [h, w, c], or a measurement, float."""
+def _view_of(degradation, enlarge, facts, image, setting):
+  """The degraded image float32 [H, W, C'], as the network sees it, of one uint8 or uint16 [h, w, c] or a measurement.
+  """
   shape, image = tuple(facts['shape']), np.asarray(image)
   if image.dtype.kind == 'u' and image.dtype.itemsize * 8 != facts['bits']:
     raise InputError(f'{setting} has {image.dtype.itemsize * 8} bits, and the model is of {facts["bits"]}; convert it')
   if degradation is None:
     if list(image.shape) != facts['low'] or image.dtype.kind != 'u':
       raise InputError(f'{setting}: {image.dtype} {list(image.shape)}, and the model takes images {facts["low"]}')
-    return np.asarray(bicubic(as_unit(image)[None], shape))[0]
+    return np.asarray(enlarged(as_unit(image)[None], shape, enlarge))[0]
   y = to_measurement(degradation, image, shape, setting)
   return np.asarray(degradation.view(y[None], shape))[0]
 

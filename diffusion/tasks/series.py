@@ -46,20 +46,21 @@ def series(*, data=None, facts=None, fitted=None):
   def tiles(outputs):
     return np.stack([picture((one - mean) / scale) for one in np.asarray(outputs['series'], np.float32)])
 
-  def save(folder, outputs, cond, labels):
-    """series.npy: float32 [N, length, channels]; labels.txt: the class of each."""
-    buffer = io.BytesIO()
-    np.save(buffer, np.asarray(outputs['series'], np.float32))
-    write_atomic(folder / 'series.npy', buffer.getvalue())
-    if labels:
-      write_atomic(folder / 'labels.txt', '\n'.join([*labels, '']).encode())
-
   return Task(
     batch, lambda frozen, key, batch: ((batch['series'] - mean) / scale, batch.get('cond')),
     null=lambda cond: jax.tree.map(jnp.zeros_like, cond),
     decode=lambda frozen, x0, cond: dict(series=x0 * scale + mean), ask=ask,
     show=lambda outputs, labels, title: pages.grid(tiles(outputs), labels=labels, title=title), save=save, facts=facts,
     fitted=fitted, tiles=tiles, takes=(*TAKES, 'length'), gives='series', evaluators=('loss', 'spectrum'))
+
+
+def save(folder, outputs, cond, labels):
+  """series.npy: float32 [N, length, channels]; labels.txt: the class of each."""
+  buffer = io.BytesIO()
+  np.save(buffer, np.asarray(outputs['series'], np.float32))
+  write_atomic(folder / 'series.npy', buffer.getvalue())
+  if labels:
+    write_atomic(folder / 'labels.txt', '\n'.join([*labels, '']).encode())
 
 
 def picture(values):

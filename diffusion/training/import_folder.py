@@ -3,6 +3,7 @@ import json
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion.errors import InputError
@@ -16,7 +17,7 @@ from diffusion.system.checkpoint import open_checkpoints
 from diffusion.system.files import user_path, write_atomic
 from diffusion.training.open_model import open_at
 from diffusion.training.record import to_meta
-from diffusion.training.state import abstract_state, init_state
+from diffusion.training.state import lean, TrainState
 
 KEPT = 'diffusers'  # folder of a work directory with the files of the pipeline that are no weights
 
@@ -30,6 +31,8 @@ def import_folder(config, source, workdir, report, variant=''):
     workdir: epath.Path, without checkpoints.
     report: (label, text) -> None.
     variant: of the weights: '', 'fp16' or 'non_ema'.
+  Returns:
+    The Experiment.
   Raises:
     InputError: a work directory in use; what of the folder cannot be read or has no meaning here.
   """
@@ -42,19 +45,18 @@ def import_folder(config, source, workdir, report, variant=''):
   for key, value in pipelines.settings(source).items():
     put(config, key, value)
   run = _run_of(config, source, report)
-  model = pipelines.read_net(source, variant)
-  run_shapes = {name: a.shape for name, a in abstract_state(run).params.items()}
-  if run_shapes != {name: a.shape for name, a in model.params.items()}:
-    raise InputError(f'{source}: the network of these settings has other parameters than the weights: '
-                     f'{", ".join(sorted(set(run_shapes) ^ set(model.params))[:3])}')
+  shapes, memory = run.initial
+  model = pipelines.read_net(source, variant, {name: a.shape for name, a in shapes.items()})
   report('read', f'{len(model.params)} tensors, {sum(a.size for a in model.params.values()):,} parameters')
-  params, base = run.split(sharding.put(model.params, jax.tree.map(lambda a: a.sharding, abstract_state(run).params)))
-  memory = jax.jit(lambda key: run.objective.init(key)[1])(jax.random.key(0))  # without random parameters
-  state = init_state(params, run.optimizer(config.steps), memory, len(run.averages), base)
+  params, base = run.split(model.params)
+  if jax.tree.leaves(memory):
+    memory = jax.jit(lambda key: run.objective.init(key)[1])(jax.random.key(0))  # without random parameters
+  state = lean(TrainState(jnp.zeros((), jnp.int32), params, (), (), memory, (), base))  # the network is held once
   _copy_files(user_path(source), workdir / KEPT)  # first: with a checkpoint the work directory counts as complete
   checkpoints.save(0, state, to_meta(config, run) | dict(source=source))
   checkpoints.close()
   report('checkpoint', workdir / 'checkpoints' / '0')
+  return run
 
 
 def _run_of(config, source, report):
@@ -67,7 +69,7 @@ def _run_of(config, source, report):
   example = np.zeros((1, *facts['shape']), np.float32), cond
   for key in ('net', 'task', 'schedule', 'predict', 'sampler', 'grid', 'guide'):
     report(key, config[key])
-  return build.build(config, task, example, sharding.make_mesh(1), parts, open_at)
+  return build.build(config, task, example, sharding.make_mesh(devices=jax.devices()[:1]), parts, open_at)
 
 
 def _copy_files(source, target):

@@ -11,7 +11,7 @@ from diffusion.system.checksums import flat
 from diffusion.system.files import user_path
 from diffusion.training.open_model import open_at, split_step
 from diffusion.training.record import record_of
-from diffusion.training.state import abstract_state
+from diffusion.training.state import restore_state
 
 SHOWN = 8  # parameters that are listed
 
@@ -45,7 +45,7 @@ def start_from(run, state, report):
   left = [path for path, fits in found.items() if not fits]
   more = f' and {len(left) - SHOWN} more' if len(left) > SHOWN else ''
   report('start', f'{len(taken)} of {len(found)} parameters of {run.config.init_from}, step {step}' +
-         (f'; at random: {", ".join(left[:SHOWN])}{more}' if left else ''))
+         (f'; new: {", ".join(left[:SHOWN])}{more}' if left else ''))
   return state._replace(params=new['params'], ema=new['ema'], base=new['base'],
                         averages=tuple(new[name] for name in names))
 
@@ -72,5 +72,5 @@ def _restored(run):
   config, record = filled(newest[1]['config']), record_of(newest[1])
   task = make('task', config.task, facts=record.facts, fitted=record.fitted, open_model=open_at)
   other = build.build(config, task, record.example, run.mesh, open_model=open_at)
-  restored = checkpoints.restore(abstract_state(other), step)
+  restored = restore_state(other, checkpoints, step)
   return restored.state, [name for name, _ in other.averages], restored.step

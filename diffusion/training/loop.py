@@ -181,42 +181,48 @@ def fit(run, data, state, hooks, frozen={}, step_fn=None):
     step_fn: make_train_step(run), if it has been made already.
   Returns:
     (state, whether it reached the last step): SIGTERM and Ctrl-C make it save and return early.
-  Raises:
-    InputError: the loss is not finite; the last good checkpoint is kept.
+  Raises InputError if the loss is not finite; the last good checkpoint is kept.
   """
   plan, start, step_fn = run.plan, int(state.step), step_fn or make_train_step(run)
-  logged = [plan.log_every, plan.save_every, *(every for every, _ in hooks.measures)]
-  logged += [plan.snapshot_every] if hooks.snapshots else []
-  window, clock, slow = [], time.monotonic(), False
+  logged, window, clock, slow = _logged(plan, hooks), [], time.monotonic(), False
   averaged = lambda state: Weights(merged(state.ema, state.base), state.memory, frozen)
+  due = lambda every: done % every == 0 or done == plan.steps
   with _beside(run, data, hooks, start) as (requests, bar, batches, profiled):
     step_fn = partial(step_fn, frozen=frozen, steps=np.int32(plan.steps))
     for done, state, metrics, stopped in _steps(run, state, start, step_fn, batches, requests, profiled):
       window.append(metrics)
-      last = done == plan.steps or stopped
+      last, values = done == plan.steps or stopped, {}
       leaving = lambda: stopped or multihost.is_only() and bool(requests)  # several processes must all do the same
-      due = lambda every: done % every == 0 or done == plan.steps
-      values = {}
       if last or any(map(due, logged)):
         values = summarise(window, done)
         values |= _speed(run, hooks, done, len(window), time.monotonic() - clock, batches.waited())
-        window = []
-        for every, measure in hooks.measures:
-          values |= measure(done, averaged(state)) if due(every) and not leaving() else {}
+        for measure in [measure for every, measure in hooks.measures if due(every)]:
+          values |= {} if leaving() else measure(done, averaged(state))
         hooks.log(done, values)
         slow = slow or done > start + plan.log_every and _warn_of_slow_data(values['data_wait'])
+        window = []
       bar.update(done, values.get('loss'))
-      if hooks.snapshots and due(plan.snapshot_every):
-        hooks.snapshots.save(done, state.averages, hooks.meta)
-        hooks.snapshots.wait()  # before the checkpoint: a run resumed from it has all earlier snapshots
-      if last or due(plan.save_every):
-        hooks.checkpoints.save(done, state, hooks.meta)
+      _save(hooks, done, state, hooks.snapshots and due(plan.snapshot_every), last or due(plan.save_every))
       if done % plan.sample_every == 0 and not last and not leaving():
         hooks.look(done, averaged(state))
       if not window:
         batches.waited()
         clock = time.monotonic()  # logging, saving and sampling do not count as training time
   return state, int(state.step) == plan.steps
+
+
+def _logged(plan, hooks):
+  """After how many steps each there is something to log."""
+  every = [plan.log_every, plan.save_every, *(every for every, _ in hooks.measures)]
+  return every + ([plan.snapshot_every] if hooks.snapshots else [])
+
+
+def _save(hooks, done, state, snapshot, checkpoint):
+  if snapshot:
+    hooks.snapshots.save(done, state.averages, hooks.meta)
+    hooks.snapshots.wait()  # before the checkpoint: a run resumed from it has all earlier snapshots
+  if checkpoint:
+    hooks.checkpoints.save(done, state, hooks.meta)
 
 
 def _steps(run, state, start, step_fn, batches, requests, profiled):

@@ -20,7 +20,7 @@ from diffusion.system.checkpoint import open_checkpoints
 from diffusion.system.files import user_path
 from diffusion.training import posthoc
 from diffusion.training.record import OF_DATA, other_data, record_of, require_same_model, require_same_weights, to_meta
-from diffusion.training.state import abstract_state
+from diffusion.training.state import abstract_state, restore_state
 
 class Opened(NamedTuple):
   """A work directory, opened."""
@@ -111,24 +111,22 @@ def open_run(config, workdir, data=None, fsdp=None, parts=None, report=lambda la
   """
   checkpoints = open_checkpoints(workdir / 'checkpoints', config.keep_last, config.keep_every or None,
                                  config.on_save_error)
-  newest = checkpoints.latest_meta()
-  old = newest[1] if newest else None
+  _, old = checkpoints.latest_meta() or (None, None)
   if old is None and data is None:
     raise InputError(f'{workdir} holds no checkpoint yet; train first')
-  record = record_of(old) if old else None
+  record = old and record_of(old)
   fitted = record.fitted if old else fitted_of(config)
   task = make('task', config.task, data=data and data.train, facts=old and record.facts, fitted=fitted or None,
               open_model=open_at)
   mark = data and fingerprint(data)
   changed = other_data(config, old, mark) if old and data else ''
-  if changed:
-    report('note', changed)
   data = data and Source(*(task.prepare(task.frozen, side) for side in data[:2]), (*data.notes, changed))
-  for line in data.train.facts.get('lost', ()) if data else ():
-    report('note', line)
-  example = encoded_example(task, data.train) if data else record.example
+  for line in (changed, *data.train.facts.get('lost', ())) if data else ():
+    if line:
+      report('note', line)
   if old:
     require_same_model(workdir, config, filled(old['config']), task.facts, record.facts, report)
+  example = encoded_example(task, data.train) if data else record.example
   mesh = sharding.make_mesh(fsdp or math.gcd(config.fsdp, jax.device_count()))
   run = build.build(config, task, example, mesh, parts, open_at)
   meta = to_meta(config, run) | (dict(data_fingerprint=mark) if data else {})
@@ -148,7 +146,11 @@ def fitted_of(config):
   """The fitted arrays of the model that config.init_from names, or None."""
   if not config.init_from:
     return None
-  return record_of(stored_meta(user_path(split_step(config.init_from, 'config.init_from')[0]))).fitted
+  workdir, _ = split_step(config.init_from, 'config.init_from')
+  try:
+    return record_of(stored_meta(user_path(workdir))).fitted
+  except InputError as error:
+    raise InputError(f'config.init_from={config.init_from!r}: {error}') from error
 
 
 def encoded_example(task, data):
@@ -160,7 +162,7 @@ def encoded_example(task, data):
 
 def restore(run, checkpoints, step=None, report=lambda label, text: None):
   """The newest intact state, or that of a step; None without a checkpoint. report: receives notes on damaged ones."""
-  restored = checkpoints.restore(abstract_state(run), step)
+  restored = restore_state(run, checkpoints, step)
   for note in restored.notes if restored else ():
     report('note', note)
   return restored and restored.state
@@ -197,7 +199,9 @@ def placed_frozen(run):
   held = {}
   def one(a, place):
     key = tensors.digest(a), str(place)
-    held[key] = held.get(key) if key in held else sharding.put(a, place)
+    if key not in held:
+      there = isinstance(a, jax.Array) and a.sharding.device_set == place.device_set  # then without a copy
+      held[key] = jax.device_put(a, place) if there else sharding.put(a, place)
     return held[key]
   return jax.tree.map(one, run.frozen, sharding.by_shape(run.mesh, run.frozen))
 
@@ -290,5 +294,5 @@ def _open_second(run, guide):
     raise InputError(f'{field}: {workdir} is a CLIP; guide by clip_guidance({guide.model}, 50) instead')
   _require_schedule(field, workdir, config, run.config)
   second = build.build(config, run.task, run.example, run.mesh, open_model=open_at)
-  state = checkpoints.restore(abstract_state(second), step).state
+  state = restore_state(second, checkpoints, step).state
   return second, Weights(merged(state.ema, state.base), state.memory, placed_frozen(second))

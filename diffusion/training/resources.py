@@ -66,9 +66,8 @@ def forecast(run, config, data):
       raise
     raise InputError(advise(*flops.exhausted(str(error)))) from error
   parameters = sum(a.size for a in jax.tree.leaves((state.params, state.base)))
-  lines = dict(
-    devices=_devices(run, config.grad_accumulation),
-    network=f'{parameters / 1e6:.2f} million parameters, {each / 1e9:.3g} GFLOP to train on an image')
+  lines = dict(devices=_devices(run, config.grad_accumulation),
+               network=f'{parameters / 1e6:.2f} million parameters, {each / 1e9:.3g} GFLOP to train on an image')
   available = flops.memory_available(device)
   lines |= _memory(needed, bytes_of((state, frozen)), available)
   if available and needed > available:

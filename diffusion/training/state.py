@@ -33,13 +33,40 @@ def init_state(params, optimizer, memory=(), averages=0, base=()):
 
 def abstract_state(run):
   """Shapes, dtypes and shardings of an Experiment's state (ShapeDtypeStructs), without creating it."""
-  def make(key):
-    params, memory = run.objective.init(key)
+  def make(params, memory):
     params, base = run.split(params)
     return init_state(params, run.optimizer(run.plan.steps), memory, len(run.averages), base)
-  shapes = jax.eval_shape(make, jax.random.key(0))
+  shapes = jax.eval_shape(make, *run.initial)
   place = lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
   return jax.tree.map(place, shapes, sharding.by_shape(run.mesh, shapes))
+
+
+def lean(state):
+  """A state at step 0 without what follows from its parameters: what an import stores."""
+  return state._replace(ema=(), opt_state=(), averages=())
+
+
+def restore_state(run, checkpoints, step=None):
+  """The newest intact state of an Experiment, or that of a step, as checkpoint.Restored; None without a checkpoint.
+
+  Of a lean one the averages are the parameters themselves, held once, and there is no state of the optimizer: `whole`.
+  """
+  abstract = abstract_state(run)
+  restored = checkpoints.restore(abstract, step, lean(abstract))
+  if restored is None or jax.tree.leaves(restored.state.ema):
+    return restored
+  params = restored.state.params
+  return restored._replace(state=restored.state._replace(ema=params, averages=(params,) * len(run.averages)))
+
+
+def whole(run, state):
+  """A restored state, donated, as training needs it: one that was lean gets its own averages and optimizer state."""
+  abstract = abstract_state(run)
+  if jax.tree.structure(state) == jax.tree.structure(abstract):
+    return state
+  make = lambda state: init_state(state.params, run.optimizer(run.plan.steps), state.memory, len(run.averages),
+                                  state.base)
+  return jax.jit(make, donate_argnums=0, out_shardings=jax.tree.map(lambda a: a.sharding, abstract))(lean(state))
 
 
 def make_state(run, key):

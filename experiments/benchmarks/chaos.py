@@ -67,7 +67,8 @@ def experiment(steps):
     return each.mean(), dict(mse=each, logsnr=jnp.zeros(len(x)))
 
   run = image_run(config, (8, 8, 1))
-  return run._replace(objective=run.objective._replace(init=init, loss=loss))
+  objective = run.objective._replace(init=init, loss=loss)
+  return run._replace(objective=objective, initial=jax.eval_shape(init, jax.random.key(0)))
 
 
 def data():

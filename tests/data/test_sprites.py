@@ -160,10 +160,12 @@ def test_the_source_enlarges_caches_and_repeats(tmp_path, monkeypatch):
   small = sources.sprites(size=16, n=60, heldout=10)
   path, = tmp_path.iterdir()
   before = path.stat().st_mtime_ns
-  large = sources.sprites(size=64, n=60, heldout=10)
+  large = sources.sprites(size=64, n=60, heldout=10, low=16)
   assert path.stat().st_mtime_ns == before and list(tmp_path.iterdir()) == [path]
   assert large.train.arrays['images'].shape == (60, 64, 64, 3)
   assert large.heldout.arrays['images'].shape == (10, 64, 64, 3)
+  for one, other in zip(small[:2], large[:2]):
+    np.testing.assert_array_equal(other.arrays['low'], one.arrays['images'])
   for name in ('captions', 'attributes'):
     assert list(small.train.arrays[name]) == list(large.train.arrays[name])
   for little, big in zip(small.train.arrays['images'], large.train.arrays['images']):

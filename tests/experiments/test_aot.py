@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from diffusion.errors import InputError
+from diffusion.setup.config import default, tiny
 from diffusion.system import flops
 from experiments import aot, aot_table, hlo
 
@@ -197,6 +198,20 @@ def test_without_libtpu_it_says_how_to_get_it(monkeypatch):
   with pytest.raises(InputError, match='pip install') as caught:
     aot.devices('v5e:2x2')
   assert '\n' not in str(caught.value)
+
+
+def test_devices_of_this_processor_in_place_of_a_tpu():
+  config = tiny(default())
+  config.net = 'unet(channels=8, multipliers=(1,), blocks=1, attention=(), groups=2)'
+  record = aot.measure(config, 'cpu:1', shape=(8, 8, 1), classes=2, names=['train'], report=lambda label, text: None)
+  found = record['programs']['train']
+  assert (record['kind'], record['chips'], found['fits']) == ('cpu', 1, True)
+  four = 4 * 4 * record['parameters']  # the parameters, their averages, and two moments, in float32
+  assert four < record['state_bytes'] < four + 100
+  assert record['state_bytes'] < found['arguments'] < found['needed']
+  assert 'fits' in aot.tell(record)
+  with pytest.raises(InputError, match='cpu:7: expected a number of devices'):
+    aot.devices('cpu:7')
 
 
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed (the extra tpu)')

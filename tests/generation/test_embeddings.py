@@ -12,6 +12,7 @@ from diffusion.errors import InputError
 from diffusion.generation import chain
 from diffusion.generation.sampling import best_of, candidate_seed
 from diffusion.generation.strips import slerp
+from diffusion.setup.build import Weights
 
 RNG = np.random.default_rng(0)
 
@@ -72,8 +73,10 @@ def test_a_linear_gaussian_prior_draws_the_conditional_mean_and_covariance():
 def test_a_decoder_of_another_clip_is_refused(change, message):
   facts = dict(clip='a' * 32, tokens=dict(kind='words'))
   def model(facts, takes, gives):
-    task = SimpleNamespace(facts=facts, takes=takes, gives=gives)
-    return SimpleNamespace(run=SimpleNamespace(task=task, can={'denoise'}, draws=True, config=None))
+    task = SimpleNamespace(facts=facts, takes=takes, gives=gives, given=lambda z: z, ask=lambda *request: None)
+    run = SimpleNamespace(task=task, can={'denoise'}, draws=True, config=None, example=(np.zeros((1, 3)), None),
+                          decode=lambda frozen, z, cond: z)
+    return SimpleNamespace(run=run, weights=Weights({}))
   prior = model(facts, ('prompt',), 'embedding')
   chain.check([prior, model(facts, ('prompt', 'embedding'), 'images')])
   with pytest.raises(InputError, match=message):

@@ -24,8 +24,12 @@ DIT = dict(num_attention_heads=2, attention_head_dim=4, num_layers=1, sample_siz
            num_embeds_ada_norm=1000)
 LENGTH = 9
 STEPS, PROMPTS = 6, ('abc bé', 'cad')
-TEXTS = ('StableDiffusionPipeline', 'StableDiffusionXLPipeline')
+PAINTS = 'StableDiffusionInpaintPipeline'
+TEXTS = ('StableDiffusionPipeline', 'StableDiffusionXLPipeline', PAINTS)
 NAMES = ('DDPMPipeline', 'LDMPipeline', 'DiTPipeline', *TEXTS)
+PICTURE = np.random.default_rng(3).integers(0, 256, (8, 8, 3), np.uint8)
+MASK = np.zeros((8, 8, 1), bool)
+MASK[3:, 2:7] = True  # with an edge in the middle of a latent, where the way of resizing counts
 
 
 def tokenizer(folder, pad='<|endoftext|>'):
@@ -62,6 +66,10 @@ def make(name, folder):
     made = diffusers.StableDiffusionPipeline(
       kl(), tower(), tokenizer(folder.parent / 'vocabulary'), unet(CONTEXT),
       diffusers.PNDMScheduler(**SD, skip_prk_steps=True, steps_offset=1), None, None, requires_safety_checker=False)
+  elif name == PAINTS:
+    made = diffusers.StableDiffusionInpaintPipeline(
+      kl(), tower(), tokenizer(folder.parent / 'vocabulary'), unet(CONTEXT | dict(in_channels=9)), ddim, None, None,
+      requires_safety_checker=False)
   else:
     pad = tokenizer(folder.parent / 'vocabulary2', '!')
     made = diffusers.StableDiffusionXLPipeline(
@@ -84,6 +92,7 @@ def drawn(name, theirs, x):
       return from_torch(theirs.unet(noise, 981).sample), np.zeros(0, np.float32)
     if name in TEXTS:
       given = dict(latents=noise, guidance_scale=7.5, num_inference_steps=STEPS)
+      given |= painting(theirs) if name == PAINTS else {}
       latents = theirs(list(PROMPTS), **given, output_type='latent').images
       return from_torch(latents), theirs(list(PROMPTS), **given, output_type='np').images
     part = theirs.vqvae if name == 'LDMPipeline' else theirs.vae
@@ -95,15 +104,24 @@ def drawn(name, theirs, x):
     return from_torch(kept[0] * part.config.scaling_factor), images
 
 
+def painting(theirs):
+  """What an in-painting pipeline takes besides; its latents of what is kept are made the mean, which it draws."""
+  from PIL import Image
+  module = sys.modules[type(theirs).__module__]
+  module.retrieve_latents = lambda given, *unused, **more: given.latent_dist.mean
+  mask = Image.fromarray(255 * MASK[..., 0].astype(np.uint8))
+  return dict(image=Image.fromarray(PICTURE), mask_image=mask, height=8, width=8)
+
+
 def noise_for(name):
   shape = dict(DDPMPipeline=(8, 8, 3), LDMPipeline=(8, 8, 3)).get(name, (4, 4, 4))
   return normal(7, 2, *shape)
 
 
-def ship(folder):
+def ship(folder, names=NAMES):
   """Writes each pipeline as a zip, with what it draws: what tests without the library read."""
   folder = pathlib.Path(folder)
-  for name in NAMES:
+  for name in names:
     with tempfile.TemporaryDirectory() as place:
       theirs = make(name, pathlib.Path(place) / 'folder')
       x0, images = drawn(name, theirs, noise_for(name))
@@ -111,5 +129,5 @@ def ship(folder):
       shutil.make_archive(str(folder / name), 'zip', pathlib.Path(place) / 'folder')
 
 
-if __name__ == '__main__':  # python -m tests.interop.made_pipelines FOLDER
-  ship(sys.argv[1])
+if __name__ == '__main__':  # python -m tests.interop.made_pipelines FOLDER [NAME ..]
+  ship(sys.argv[1], sys.argv[2:] or NAMES)

@@ -81,6 +81,10 @@ def test_weights_that_cannot_be_read(folder):
   assert models.read(unet).params['conv_in.bias'].tolist() == [0, 1, 2, 3]
   save_file(tensors | {'conv_in.bias': np.zeros(4, np.uint8)}, path)
   refused(unet, 'conv_in.bias is of type U8')
+  save_file(tensors | {'conv_in.bias': np.float32([0, np.inf, np.nan, 1])}, path)
+  refused(unet, '2 of the 4 numbers of conv_in.bias are NaN or infinite')
+  save_file(tensors | {'conv_in.bias': np.float64([0, 1e300, 0, 1])}, path)
+  refused(unet, '1 of the 4 numbers of conv_in.bias')
   save_file({key: a for key, a in tensors.items() if key != 'conv_in.bias'}, path)
   refused(unet, r'1 tensors do not fit config.json: conv_in \(1\): bias \[4\] is missing')
   path.rename(unet / 'diffusion_pytorch_model.bin')

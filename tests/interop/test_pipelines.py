@@ -20,7 +20,7 @@ from diffusion.setup.config import default
 from diffusion.training.import_folder import export_folder, import_folder
 from diffusion.training.open_model import load
 from tests.interop import made_pipelines
-from tests.interop.made_pipelines import NAMES, noise_for, PROMPTS, STEPS, TEXTS
+from tests.interop.made_pipelines import MASK, NAMES, noise_for, PICTURE, PROMPTS, STEPS, TEXTS
 
 FIXTURES = Path(__file__).parents[1] / 'fixtures' / 'interop'
 
@@ -45,6 +45,8 @@ def imported(folder, tmp_path):
 def draw(run, weights, x, request):
   """(x0, images uint8) from the noise x."""
   cond = run.task.ask(request, np.arange(len(x)), 0).cond
+  if run.task.painted:
+    cond = run.task.painted(weights.frozen['task'], PICTURE[None], MASK, cond)
   keys = samplers.sample_keys(0, np.arange(len(x)))
   def both(weights, x, cond):
     x0 = samplers.sample(keys, run.denoise(weights, cond), run.sampler, run.levels, x)

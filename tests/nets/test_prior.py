@@ -14,7 +14,8 @@ from diffusion.setup.choices import make
 
 RNG = np.random.default_rng(0)
 L, D, W, SPEC = 5, 6, 8, 'prior(width=8, blocks=2, heads=2)'
-COND = dict(tokens=RNG.integers(0, 7, (3, L)).astype(np.int32), text_embedding=RNG.normal(size=(3, D)).astype(np.float32),
+COND = dict(tokens=RNG.integers(0, 7, (3, L)).astype(np.int32),
+            text_embedding=RNG.normal(size=(3, D)).astype(np.float32),
             weights=(np.arange(L) < np.array([5, 3, 1])[:, None]).astype(np.float32))
 X, TIME = RNG.normal(size=(3, D)).astype(np.float32), np.array([3., 400., 900.], np.float32)
 

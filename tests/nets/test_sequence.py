@@ -1,4 +1,6 @@
 """The transformer over sequences: who sees whom, padding, the cache; and networks that are told a text."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from diffusion.nets.sequence import empty_cache, Sequence, TextEncoder
 from diffusion.setup.choices import make
 
 RNG = np.random.default_rng(0)
-NET = 'with_text(unet(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), {}), width=16, blocks=2, heads=2)'
+NET = 'with_text(unet(channels=8, multipliers=(1,), blocks=1, attention=(8,), {}), width=16, blocks=2, heads=2)'
 
 
 def randomised(params):
@@ -21,7 +23,8 @@ def randomised(params):
 def encoder(causal=False):
   module = TextEncoder(vocabulary=11, length=12, width=16, blocks=2, heads=2, causal=causal)
   params = randomised(module.init(jax.random.key(0), jnp.zeros((1, 12), int), jnp.ones((1, 12), bool))['params'])
-  return lambda tokens, mask: np.asarray(module.apply({'params': params}, tokens, mask)[0])
+  apply = jax.jit(lambda params, tokens, mask: module.apply({'params': params}, tokens, mask)[0])
+  return lambda tokens, mask: np.asarray(apply(params, tokens, mask))
 
 
 @pytest.mark.parametrize('causal', (False, True))
@@ -55,10 +58,11 @@ def test_a_cache_gives_what_the_whole_sequence_gives(parts):
   module = Sequence(blocks=2, heads=2, causal=True)
   x = RNG.normal(size=(3, 6, 8)).astype(np.float32)
   params = randomised(module.init(jax.random.key(0), x)['params'])
-  whole = module.apply({'params': params}, x)
+  apply = jax.jit(lambda x, cache=None: module.apply({'params': params}, x, None, cache))
+  whole = apply(x)
   cache, out, start = empty_cache(2, 3, 9, 2, 8), [], 0
   for n in parts:
-    y, cache = module.apply({'params': params}, x[:, start:start + n], None, cache)
+    y, cache = apply(x[:, start:start + n], cache)
     out.append(y)
     start += n
   assert int(cache.filled) == 6
@@ -81,17 +85,20 @@ def test_a_sequence_without_places_is_a_set():
 
 
 # ---- networks that are told a text
+@functools.cache
 def told(form, length=12):
+  """(tokens, weights) -> what the network gives for the same x and times."""
   net = nets.make(make('net', NET.format(f'text={form}'), vocabulary=11, length=12))
   cond = dict(tokens=jnp.zeros((1, length), int), weights=jnp.ones((1, length)))
   params = randomised(net.init(jax.random.key(0), (1, 8, 8, 3), cond))
   x, time = RNG.normal(size=(2, 8, 8, 3)).astype(np.float32), np.array([10., 500.])
-  return lambda **cond: np.asarray(net.apply(params, x, time, net.prepare(params, cond))), params
+  apply = jax.jit(lambda params, cond: net.apply(params, x, time, net.prepare(params, cond)))
+  return lambda **cond: np.asarray(apply(params, cond))
 
 
 @pytest.mark.parametrize('form', ('joint', 'block'))
 def test_padding_of_a_text_has_no_effect_and_words_have(form):
-  out, _ = told(form)
+  out = told(form)
   tokens = RNG.integers(1, 11, (2, 12))
   weights = (np.arange(12) < np.array([6, 3])[:, None]).astype(np.float32)
   plain = out(tokens=tokens, weights=weights)
@@ -102,7 +109,7 @@ def test_padding_of_a_text_has_no_effect_and_words_have(form):
 
 @pytest.mark.parametrize('form', ('joint', 'block'))
 def test_a_mix_of_texts_is_each_at_its_ends_and_one_twice_is_itself(form):
-  out, _ = told(form)
+  out = told(form)
   tokens, weights = RNG.integers(1, 11, (2, 2, 6)), np.ones((2, 2, 6), np.float32)
   each = [out(tokens=tokens[:, i], weights=weights[:, i]) for i in (0, 1)]
   for i, share in enumerate(([1, 0], [0, 1])):

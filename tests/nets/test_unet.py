@@ -54,6 +54,23 @@ def test_output_is_exactly_zero_at_the_start_and_only_with_zero_init():
     assert (np.abs(out).max() == 0) == zero_init
 
 
+@pytest.mark.parametrize('patch', [1, 2])
+def test_what_is_kept_enters_as_more_channels_of_the_input_that_are_nothing_at_first(patch):
+  x, t = inputs()
+  kept = np.random.default_rng(2).normal(size=(2, 4, 4, 4)).astype(np.float32)
+  both = dict(image=kept)
+  wide, apply = build(cond=both, patch=patch)  # beside x, in one kernel
+  apart = make(UNet(**TINY, patch=patch)).init(jax.random.key(0), x.shape, dict(kept=kept))
+  whole = wide['in']['kernel'].reshape(3, 3, patch ** 2, 7, -1)
+  first, rest = (part.reshape(3, 3, -1, 8) for part in (whole[..., :3, :], whole[..., 3:, :]))
+  split = wide | {'in': wide['in'] | dict(kernel=first),
+                  'in_kept': dict(zero_kernel=rest, bias=np.zeros(8, np.float32))}
+  np.testing.assert_allclose(run(apply, split, x, t, dict(kept=kept)), run(apply, wide, x, t, both), atol=1e-5)
+  without = {name: value for name, value in split.items() if name != 'in_kept'}
+  fresh = split | dict(in_kept=apart['in_kept'])
+  np.testing.assert_array_equal(run(apply, fresh, x, t, dict(kept=kept)), run(apply, without, x, t))
+
+
 def test_initial_values_are_those_of_the_modules_own_initialisers():
   module = UNet(channels=32, multipliers=(1,), blocks=1, attention=())
   x, t = inputs((1, 4, 4, 3))

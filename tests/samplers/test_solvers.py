@@ -132,10 +132,10 @@ def test_stochastic_solvers_give_the_mean_and_the_spread_of_the_data(name):
 def test_scalings_give_the_same_samples(name):
   denoise = mixture_denoiser(MEANS.astype(np.float32), STD)
   z = np.random.default_rng(3).normal(size=(4, 8)).astype(np.float32)
-  outs = []
+  outs, walk = [], walked(ALL[name], denoise)
   for scaling in (vp, ve, flow):
     levels = log_uniform(8, 30, .02, scaling, clean=True)
-    outs.append(run(ALL[name], levels, denoise, z * float(levels.sigma[0])))
+    outs.append(walk(levels, z * float(levels.sigma[0]), np.arange(4)))
   np.testing.assert_allclose(outs[0], outs[1], atol=2e-5)
   np.testing.assert_allclose(outs[2], outs[1], atol=2e-5)
 

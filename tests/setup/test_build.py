@@ -159,7 +159,7 @@ def test_every_choice_of_every_field_can_be_built_from_its_bare_name_or_says_wha
   for field in ('task', 'degradation', 'net', 'schedule', 'predict', 'timesteps', 'loss_weight', 'loss_type',
                 'noise_type', 'optimizer', 'lr_schedule', 'sampler', 'grid'):
     for name in build.CHOICES[field]:
-      missing = (dict(latent='autoencoder', published='folder') if field == 'task' else needs).get(name)
+      missing = (dict(latent='autoencoder', published='folder', inpaint='task') if field == 'task' else needs).get(name)
       if missing:
         with pytest.raises(InputError, match=missing):
           build.make(field, name)

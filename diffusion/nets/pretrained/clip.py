@@ -1,6 +1,9 @@
 """CLIP's towers as transformers has them (arXiv:2103.00020): CLIPTextModel and CLIPVisionModel, also WithProjection.
 
 Fields have the names of config.json; parameters those of its files without the prefixes text_model and vision_model.
+
+These are given weights of published pipelines, whose hash over names and arrays is in checkpoints, so they keep the
+layout of the files; they give the layer before the last, and see padding. The CLIP that is trained is nets/clip.py.
 """
 from typing import Any, NamedTuple
 
