@@ -81,7 +81,7 @@ def truncate(run, weights, inputs):
   keys = samplers.sample_keys(run.config.edit.seed, np.zeros(len(numbers), int))
   start = np.asarray(samplers.prior(keys, run.levels, run.shape))
   images = draw(run, weights, condition(run, path), len(numbers), start, samplers.ddim())
-  labels = [f'{k} component' + 's' * int(k > 1) for k in numbers]
+  labels = [f'first {k}' for k in numbers]  # longer ones do not fit
   return Result(images, labels, [('input', inputs.image)], dict(embedding=path))
 
 

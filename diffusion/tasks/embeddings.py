@@ -1,10 +1,11 @@
 """Embeddings of images by a CLIP, to be drawn from captions: what the diffusion prior of DALL-E 2 models
 (arXiv:2204.06125, section 2.2).
 
-x0 is what unit vectors z are in their principal components, each divided by its standard deviation: it has mean 0 and
-covariance 1. Embeddings vary a thousand times more in some directions than in others, and with one scale for all the
-errors of a network would fill the narrow ones. Components are measured on the training data and kept in the checkpoint.
-What is drawn is scaled to length 1 again.
+x0 is what unit vectors z are in their principal components, each divided by a power of its standard deviation, and all
+scaled to a mean variance of 1. Embeddings vary a thousand times more in some directions than in others: with one scale
+for all the errors of a network fill the narrow ones, and with equal variances they are learned as carefully as the wide
+ones, which tell images apart. Components are measured on the training data and kept in the checkpoint. What is drawn is
+scaled to length 1 again.
 """
 from functools import partial
 
@@ -22,14 +23,17 @@ COLUMNS = ('tokens', 'counts', 'image_embedding', 'text_embedding')
 NARROW = 1e-6  # variance of a component, of the largest, below which it is not enlarged further
 
 
-def embeddings(clip, *, data=None, facts=None, fitted=None, open_model=None):
+def embeddings(clip, whiten=.5, *, data=None, facts=None, fitted=None, open_model=None):
   """x0: embeddings float32 [D]; the condition: the tokens of a caption, and sqrt(D) times its own embedding.
 
   Args:
     clip: the work directory of a CLIP, or WORKDIR@STEP; its tokenizer is that of the prior.
+    whiten: the power, from 0, one scale for all components, to 1, equal variances.
   Raises:
-    InputError: no CLIP, or another one than the model was trained with; images of another size.
+    InputError: no CLIP, or another one than the model was trained with; images of another size; another power.
   """
+  if isinstance(whiten, bool) or not isinstance(whiten, (int, float)) or not 0 <= whiten <= 1:
+    raise InputError(f'whiten={whiten!r}: expected a number from 0 (one scale for all) to 1 (equal variances)')
   if open_model is None:  # only the arguments are checked
     return text_to_image()._replace(gives='embedding', bounds=None, levels=None)
   task, towers = conditioned(clip, data, facts, open_model)
@@ -38,14 +42,16 @@ def embeddings(clip, *, data=None, facts=None, fitted=None, open_model=None):
     fitted = clips.measured(towers, task.prepare((), data), lambda images, texts: clips.principal(images))
   own = {name: fitted[name] for name in ('pca_mean', 'pca_axes', 'pca_variance')}
   mean, axes, variance = own.values()
-  scale = np.sqrt(np.maximum(variance, NARROW * variance[0]))
+  variance = np.maximum(variance, NARROW * variance[0])
+  scale = variance ** (whiten / 2) * np.sqrt(np.mean(variance ** (1 - whiten)))  # of x0 the mean variance is 1
 
   def encode(frozen, key, batch):
     return (unit(batch['image_embedding']) - mean) @ axes / scale, condition(key, batch)
 
   def decode(frozen, x0, cond):
     return outputs((x0 * scale) @ axes.T + mean)
-  return task._replace(encode=encode, decode=decode, fitted=task.fitted | own)
+  return task._replace(encode=encode, decode=decode, fitted=task.fitted | own,
+                       facts=task.facts | dict(whiten=float(whiten)))
 
 
 def conditioned(clip, data, facts, open_model):

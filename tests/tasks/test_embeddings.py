@@ -37,7 +37,7 @@ def rows(task, n=8, key=None):
 
 # ---- embeddings
 def test_embeddings_have_mean_0_and_covariance_1_and_come_back_with_length_1():
-  task, z = task_of('embeddings(clip)'), truth()
+  task, z = task_of('embeddings(clip, whiten=1)'), truth()
   x0, cond = rows(task, len(z))
   x0 = np.asarray(x0, np.float64)
   np.testing.assert_allclose(x0.mean(0), 0, atol=2e-3)
@@ -50,6 +50,16 @@ def test_embeddings_have_mean_0_and_covariance_1_and_come_back_with_length_1():
   outputs = task.decode((), longer.astype(np.float32), cond)
   np.testing.assert_allclose(outputs['length'], 2, rtol=1e-3)
   np.testing.assert_allclose(outputs['embedding'], z, atol=1e-3)
+
+
+@pytest.mark.parametrize('whiten', (0, .5, 1))
+def test_variances_follow_the_power_and_are_1_on_average(whiten):
+  task, z = task_of(f'embeddings(clip, whiten={whiten})'), truth()
+  x0 = np.asarray(rows(task, len(z))[0], np.float64)
+  eigenvalues = np.linalg.svd(z - z.mean(0), compute_uv=False) ** 2 / len(z)
+  np.testing.assert_allclose(x0.var(0).mean(), 1, rtol=3e-3)
+  np.testing.assert_allclose(x0.var(0) / x0.var(0)[0], (eigenvalues / eigenvalues[0]) ** (1 - whiten), rtol=1e-2)
+  np.testing.assert_allclose(task.decode((), x0.astype(np.float32), None)['embedding'], z, atol=1e-3)
 
 
 @pytest.mark.parametrize('spec', SPECS)
@@ -192,6 +202,7 @@ def test_a_checkpoint_needs_no_data_and_refuses_another_clip(spec):
 @pytest.mark.parametrize('spec, open_model, data, message', [
   ('embeddings(clip)', OPEN, pictures(side=8), r'takes images of \[4, 4, 1\], and these have \[8, 8, 1\]'),
   ('unclip(clip)', opened(DATA, can=('denoise',)), DATA, 'no towers; give the work directory of a CLIP'),
+  ('embeddings(clip, whiten=2)', OPEN, DATA, 'whiten=2: expected a number from 0'),
   ('unclip(clip, text_dropout=2)', OPEN, DATA, 'text_dropout=2: expected a share from 0 to 1'),
   ('codes(clip, components=7)', OPEN, DATA, 'components=7: an embedding has 6 numbers'),
   ('codes(clip, components=2, buckets=65)', OPEN, DATA, 'there are 64 training examples; use fewer'),
