@@ -156,10 +156,12 @@ def test_every_choice_of_every_field_can_be_built_from_its_bare_name_or_says_wha
   needs = dict(from_betas='betas', scaled='predict', table='weights', shift='ratio', times='values', sigmas='values',
                sub_vp='schedule', zero_terminal='schedule', with_text='net')
   extra = dict(schedule=schedules.cosine(), levels=grids.trailing(10)(schedules.cosine()), classes=2)
+  of_tasks = dict(latent='autoencoder', published='folder', inpaint='task', embeddings='clip', codes='clip',
+                  unclip='clip')
   for field in ('task', 'degradation', 'net', 'schedule', 'predict', 'timesteps', 'loss_weight', 'loss_type',
                 'noise_type', 'optimizer', 'lr_schedule', 'sampler', 'grid'):
     for name in build.CHOICES[field]:
-      missing = (dict(latent='autoencoder', published='folder', inpaint='task') if field == 'task' else needs).get(name)
+      missing = (of_tasks if field == 'task' else needs).get(name)
       if missing:
         with pytest.raises(InputError, match=missing):
           build.make(field, name)
@@ -210,7 +212,7 @@ def test_guidance_and_clipping_are_as_configured(mesh):
 
 def test_the_negative_condition_keeps_tokens_that_are_known():
   c = config(guide='cfg(2, negative=b)', condition_dropout=.1)
-  task = SimpleNamespace(takes=('classes',), classes=CLASSES, null=None,
+  task = SimpleNamespace(takes=('classes',), classes=CLASSES, null=None, painted=None,
                          ask=ask_classes(dict(classes=CLASSES)))
   away = build._away(c, validate.check(c), task, np.zeros((1, 2), np.float32))
   known = np.full((3, 4, 1), -1)
