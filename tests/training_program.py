@@ -44,36 +44,33 @@ data = image_dataset(rng.integers(0, 256, (100, 8, 8, 1), np.uint8), np.arange(1
 state = make_state(run, jax.random.key(0))
 shards = [shard for a in jax.tree.leaves(state) for shard in a.addressable_shards]
 on_one = sum(shard.data.nbytes for shard in shards if shard.device == jax.local_devices()[0])
-step = loop.make_train_step(run)
-text = step.lower(abstract_state(run), *loop.abstract_inputs(run, data)).compile().as_text()
-moved = [(m[2], m[1]) for m in re.finditer(r'= (\S+) (all-gather|all-to-all|collective-permute)\(', text)]
+step = loop.make_train_step(run).lower(abstract_state(run), *loop.abstract_inputs(run, data)).compile()
+moved = [(m[2], m[1]) for m in re.finditer(r'= (\S+) (all-gather|all-to-all|collective-permute)\(', step.as_text())]
 
 read = partial(read_batch, run.task.batch, data, B, 0, sharding.local_rows(mesh, B))
 batches = feed(read, 0, 20, lambda rows: sharding.put_rows(rows, mesh, B))
 values, norms = [], []
 for _ in range(20):
-  state, metrics = step(state, batches.next(), jax.random.key(1))
+  state, metrics = step(state, batches.next(), jax.random.key(1), run.frozen)
   values.append(float(metrics['loss']))
   norms.append(float(metrics['grad_norm']))
 batches.close()
 
-drawn = {}
-if (devices, accumulate) != (1, 4):  # its samples are those of (1, 1)
-  cond = np.eye(2, dtype=np.float32)[np.arange(13) % 2]
-  weights = Weights(state.params)
-  pictures = sampling.make_draw(run, 5, 16)(weights, np.arange(13), cond)[0]['images']
-  alone = pictures[:3]
-  if devices == 8 and fsdp == 1:
-    alone = sampling.make_draw(run, 5, 1)(weights, np.arange(3), cond[:3])[0]['images']
-  prior = lambda ids: samplers.prior(samplers.sample_keys(5, ids), run.levels, run.shape)
-  noise = jax.jit(prior, out_shardings=sharding.replicated(mesh))(sharding.put_batch(np.arange(16), mesh))
-  drawn = dict(pictures=pictures, alone=alone, noise=np.asarray(noise))
+cond = np.eye(2, dtype=np.float32)[np.arange(13) % 2]
+weights = Weights(state.params)
+pictures = sampling.make_draw(run, 5, 16)(weights, np.arange(13), cond)[0]['images']
+alone = pictures[:3]
+if devices == 8 and fsdp == 1:
+  alone = sampling.make_draw(run, 5, 1)(weights, np.arange(3), cond[:3])[0]['images']
+prior = lambda ids: samplers.prior(samplers.sample_keys(5, ids), run.levels, run.shape)
+noise = jax.jit(prior, out_shardings=sharding.replicated(mesh))(sharding.put_batch(np.arange(16), mesh))
+drawn = dict(pictures=pictures, alone=alone, noise=np.asarray(noise))
 fetched = sharding.fetch(dict(p=state.params, e=state.averages))
 leaves = {jax.tree_util.keystr(path): a for path, a in jax.tree_util.tree_leaves_with_path(fetched)}
 
-if devices == 2 and fsdp == accumulate == 1 and len(sys.argv) == 5:  # pure functions under pmap, one key per device
-  keys = jax.random.split(jax.random.key(2), 2)
-  x0 = jnp.asarray(rng.standard_normal((2, 4, 2, 2, 1)), jnp.float32)
+if devices == 8 and fsdp == accumulate == 1:  # pure functions under pmap, one key per device
+  keys = jax.random.split(jax.random.key(2), 8)
+  x0 = jnp.asarray(rng.standard_normal((8, 4, 2, 2, 1)), jnp.float32)
   net = lambda params, x, time, cond, train, rngs: params * x
   kind = dict(predict=gaussian.predict_eps(), weight=weighting.one(),
               draw=timesteps.draw_levels(timesteps.uniform(), schedules.cosine()))
