@@ -6,9 +6,8 @@
 
 It takes as many steps as fit into config.minutes: on 2 CPU cores 4,900 where other programs use them too and, by the
 time of a step, 7,500 where none does. Those give fd_infinity 1.3 (1.0 to 1.6) and 1.1 (.8 to 1.5, two seeds), class
-accuracy .945 and .967. Expect a loss near
-0.034 at the end, clean heroes and weapons; some creatures and spells come out malformed: give it more minutes. What was
-tried is in experiments/reports/ten_minutes.
+accuracy .945 and .967. Expect a loss near 0.034 at the end, clean heroes and weapons; some creatures and spells come
+out malformed: give it more minutes. What was tried is in experiments/reports/ten_minutes.
 """
 from diffusion.setup.config import default, variant
 
