@@ -11,7 +11,7 @@ r"""CLIP from nothing (arXiv:2103.00020): two towers that find the caption of an
 pairs, whose published vocabulary (bpe_simple_vocab_16e6.txt.gz) it needs. It has not been trained.
 docs/clip.md says what was measured.
 """
-from diffusion.setup.config import default, variant
+from diffusion.setup.config import default, SPRITE_TEMPLATES, variant
 
 
 def pod(c):
@@ -36,5 +36,5 @@ def get_config(name=''):
   c.learning_rate, c.optimizer = 1e-3, 'adamw(b2=.98, eps=1e-6, weight_decay=.1, vectors=False)'
   c.ema_decay = .99
   c.val_every = c.save_every = 200
-  c.evaluate.templates = 'a red {} | a blue {} | a green {} | a yellow {} | a purple {} | a gray {}'
+  c.evaluate.templates = SPRITE_TEMPLATES
   return variant(c, name, pod=pod)

@@ -10,7 +10,7 @@ The image tower is told the noise level by a token in the place of the class tok
 model to be guided. At the noisiest levels expect no less than log(batch): nothing is left to see. `:pod` is GLIDE's
 size, a patch of 4 on 64 pixels in 12 blocks, with a batch of 32,768; not trained.
 """
-from diffusion.setup.config import default, variant
+from diffusion.setup.config import default, SPRITE_TEMPLATES, variant
 
 
 def pod(c):
@@ -36,5 +36,5 @@ def get_config(name=''):
   c.learning_rate, c.optimizer = 1e-3, 'adamw(b2=.98, eps=1e-6, weight_decay=.1, vectors=False)'
   c.ema_decay = .99
   c.val_every = c.save_every = 200
-  c.evaluate.templates = 'a red {} | a blue {} | a green {} | a yellow {} | a purple {} | a gray {}'
+  c.evaluate.templates = SPRITE_TEMPLATES
   return variant(c, name, pod=pod)

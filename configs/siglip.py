@@ -7,7 +7,7 @@ r"""SigLIP from nothing (arXiv:2303.15343): each pair of an image and a text is 
 The learned bias starts at -log(batch - 1), the share of positives: -4.8 for 128, and the paper's -10 for 32,768. `:pod`
 is SigLIP's B/16 on images of 224 pixels, with CLIP's byte pairs in place of its own vocabulary; not trained.
 """
-from diffusion.setup.config import default, variant
+from diffusion.setup.config import default, SPRITE_TEMPLATES, variant
 
 
 def pod(c):
@@ -33,5 +33,5 @@ def get_config(name=''):
   c.learning_rate, c.optimizer = 1e-3, 'adamw(b2=.95, weight_decay=1e-4, vectors=False)'
   c.ema_decay = .99
   c.val_every = c.save_every = 200
-  c.evaluate.templates = 'a red {} | a blue {} | a green {} | a yellow {} | a purple {} | a gray {}'
+  c.evaluate.templates = SPRITE_TEMPLATES
   return variant(c, name, pod=pod)

@@ -27,7 +27,7 @@ def test_a_clip_finds_and_classifies_and_draws_nothing(folder, command):
   assert done.returncode == 0, done.stderr
   made = evaluation(folder, 'clip')
   assert set(made['metrics']) == {'heldout_error', 'recall_text_1', 'recall_text_5', 'recall_image_1', 'recall_image_5',
-                                  'zero_shot'}
+                                  'zero_shot', 'zero_shot_mixture'}
   assert made['protocol']['recall_text_1']['candidates'] == 500 and made['protocol']['zero_shot']['classes'] == 60
   refused(command('--mode=sample', '--workdir=clip', cwd=folder), 'draws nothing')
 

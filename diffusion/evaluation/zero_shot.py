@@ -1,13 +1,21 @@
 """Zero-shot classification by a model of two towers: the class whose name is nearest to the image.
 
-A class is the mean of the unit vectors of config.evaluate.templates with its name, scaled to length 1 again (CLIP,
-arXiv:2103.00020, section 3.1.4). Captions of sprites never name their six classes, so there the classes are the kinds
-of creatures, food, spells and weapons, which they do name.
+Two rules for a class that config.evaluate.templates describe in several texts:
+
+* zero_shot: the mean of their unit vectors, scaled to length 1 again (CLIP, arXiv:2103.00020, section 3.1.4), which
+  suits templates that say the same in other words;
+* zero_shot_mixture: the sum over texts of exp(scale * cosine), which suits templates that exclude each other, as of
+  colours. The softmax loss makes exp(scale * cosine) proportional to p(image | text) / p(image) (arXiv:1807.03748,
+  section 2.3), so the sum is that of an image whose text is any of them.
+
+Captions of sprites never name their six classes, so there the classes are the kinds of creatures, food, spells and
+weapons, which they do name.
 """
 import re
 
 import jax
 import numpy as np
+from scipy.special import logsumexp
 
 from diffusion.data.dataset import size, take
 from diffusion.errors import InputError
@@ -50,10 +58,20 @@ def text_vectors(run, weights, texts):
 
 
 def class_vectors(run, weights, names, templates):
-  """Unit vectors [K, D] of classes: the mean over templates."""
+  """Unit vectors [K, T, D] of the texts of classes."""
   each = text_vectors(run, weights, [template.replace('{}', name) for name in names for template in templates])
-  mean = each.reshape(len(names), len(templates), -1).mean(1)
-  return mean / np.linalg.norm(mean, axis=1, keepdims=True)
+  return each.reshape(len(names), len(templates), -1)
+
+
+def found_by_mean(images, texts):
+  """The class of each image, int [N]: the nearest mean. images: unit vectors [N, D]; texts: [K, T, D]."""
+  mean = texts.mean(1)
+  return np.argmax(images @ (mean / np.linalg.norm(mean, axis=1, keepdims=True)).T, 1)
+
+
+def found_by_mixture(images, texts, scale):
+  """The class of each image, int [N]: the largest sum over texts of exp(scale * cosine). Arguments as above."""
+  return np.argmax(logsumexp(scale * np.einsum('nd,ktd->nkt', images, texts), axis=2), 1)
 
 
 # ---- the evaluator
@@ -69,13 +87,19 @@ def _measure(run, weights, data, folder, report):
   examples, labels = take(data.heldout, rows), labels[rows]
   report('zero-shot', f'{len(names)} classes, {len(rows)} held-out images, {len(templates)} templates')
   images, *_ = retrieval.vectors(run, weights, examples)
-  found = np.argmax(images @ class_vectors(run, weights, names, templates).T, 1)
+  texts, scale = class_vectors(run, weights, names, templates), np.exp(np.asarray(weights.params['logit_scale']))
+  found = dict(zero_shot=found_by_mean(images, texts), zero_shot_mixture=found_by_mixture(images, texts, scale))
+  protocol = dict(classes=len(names), templates=run.config.evaluate.templates, data_hash=digest(*columns(examples)))
+  shares = {name: record.share(int(np.sum(classes == labels)), size(examples)) for name, classes in found.items()}
+  mistakes = {name: dict(mistakes=_mistakes(names, labels, classes)) for name, classes in found.items()}
+  return Measured(shares, dict.fromkeys(shares, protocol), mistakes)
+
+
+def _mistakes(names, labels, found):
+  """{'a as b': how often} of the ten most frequent."""
   wrong, counts = np.unique(np.stack([labels, found])[:, labels != found], axis=1, return_counts=True)
   often = sorted(zip(wrong.T, counts), key=lambda pair: -pair[1])[:10]
-  mistakes = {f'{names[a]} as {names[b]}': int(n) for (a, b), n in often}
-  protocol = dict(classes=len(names), templates=run.config.evaluate.templates, data_hash=digest(*columns(examples)))
-  share = record.share(int(np.sum(found == labels)), size(examples))
-  return Measured(dict(zero_shot=share), dict(zero_shot=protocol), dict(zero_shot=dict(mistakes=mistakes)))
+  return {f'{names[a]} as {names[b]}': int(n) for (a, b), n in often}
 
 
 EVALUATOR = Evaluator(_needs, _measure)

@@ -10,6 +10,11 @@ import ml_collections
 from diffusion.errors import InputError, unknown
 from diffusion.setup.migrate import migrated
 
+# Texts of the kinds of sprites, in all colours, for config.evaluate.templates.
+SPRITE_TEMPLATES = ' | '.join(f'{tint} {colour} {{}}' for tint in ('a', 'a pale', 'a dark') for colour in (
+  'red', 'yellow', 'lime', 'green', 'teal', 'cyan', 'blue', 'purple', 'pink', 'brown', 'white', 'gray', 'black', 'gold',
+  'silver')) + ' | an orange {} | a pale orange {} | a dark orange {}'
+
 
 def default():
   """The settings of the main job: class-conditional game sprites and the cosine schedule."""

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import vonmises
 
 from diffusion.core import schedules
 from diffusion.data import sources
@@ -79,7 +80,7 @@ def known(task, named=None, config=None, heard=COLOURS, **more):
     objective=SimpleNamespace(name='contrastive'), config=config, **more)
 
 
-WEIGHTS = SimpleNamespace(frozen={}, params=dict(a=np.ones(3, np.float32)))
+WEIGHTS = SimpleNamespace(frozen={}, params=dict(logit_scale=np.float32(2)))
 jax.tree_util.register_pytree_node(SimpleNamespace, lambda tree: ((), tree), lambda tree, _: tree)
 OPTIONS = SimpleNamespace(evaluate=SimpleNamespace(seed=1, templates='a {} thing | {}', clip='judge', num_samples=20))
 
@@ -98,17 +99,26 @@ def test_a_model_that_knows_colours_finds_all_of_them():
   assert made.details['zero_shot']['mistakes'] == {'red as blue': 5, 'blue as red': 5}
 
 
-def test_a_class_is_the_normalised_mean_of_its_normalised_templates():
+def test_texts_of_classes_are_unit_vectors_and_templates_have_one_place_for_a_name():
   _, task = world()
-  run = known(task)
-  found = zero_shot.class_vectors(run, WEIGHTS, ['red'], ['a {}', 'a blue {}'])
-  red, both = np.array([1, -1, -1]) / 3 ** .5, np.array([0, -2, 0]) / 2.
-  wanted = red + both
-  np.testing.assert_allclose(found[0], wanted / np.linalg.norm(wanted), atol=1e-5)
+  found = zero_shot.class_vectors(known(task), WEIGHTS, ['red'], ['a {}', 'a blue {}'])
+  np.testing.assert_allclose(found[0], [np.array([1, -1, -1]) / 3 ** .5, [0, -1, 0]], atol=1e-5)
   assert zero_shot.literal('a (red) \\') == r'a \(red\) \\'
   for text in ('a thing', '{} and {}', 'a {} | b'):
     with pytest.raises(InputError, match='not one {}'):
       zero_shot.templates_of(text)
+
+
+def test_a_mixture_finds_the_class_by_bayes_rule_where_the_mean_of_its_texts_does_not():
+  """Angles on a circle, von Mises around each text: class 0 at 80 and -80 degrees, class 1 at 30 and -20."""
+  vector = lambda degrees: np.stack([np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))], -1)
+  centres, angles, scale = np.array([[80., -80.], [30., -20.]]), np.array([0., 20., 50., 60., 85., -45., -60.]), 9.
+  density = vonmises.pdf(np.deg2rad(angles)[:, None, None], scale, np.deg2rad(centres)).sum(2)
+  found = zero_shot.found_by_mixture(vector(angles), vector(centres), scale)
+  np.testing.assert_array_equal(found, density.argmax(1))
+  np.testing.assert_array_equal(found, [1, 1, 1, 0, 0, 1, 0])
+  # Means at 0 and 5 degrees: the nearest is decided at 2.5.
+  np.testing.assert_array_equal(zero_shot.found_by_mean(vector(angles), vector(centres)), [0, 1, 1, 1, 1, 0, 0])
 
 
 def test_sprites_are_classified_by_the_kinds_that_captions_name():
