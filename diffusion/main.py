@@ -21,6 +21,7 @@ config and parameters come from its checkpoint.
 Several hosts: start the same command on each. TPU pods, SLURM and Open MPI need nothing else; elsewhere add
 --coordinator=HOST:PORT --processes=NUMBER_OF_PROCESSES --process=NUMBER_OF_THIS_ONE.
 """
+import gc
 import re
 import sys
 import time
@@ -167,6 +168,7 @@ def main(argv):
   workdir = user_path(flags.FLAGS.workdir or first_of_chain(sys.argv) or default_workdir(sys.argv))
   from diffusion import commands
   from diffusion.system import consensus  # after the flags are read: its imports take seconds
+  gc.freeze()  # what was imported stays, and to trace makes so many objects that the collector would search it often
   if argument(sys.argv, 'config.steps'):
     if float(argument(sys.argv, 'config.minutes') or 0):
       raise InputError('--config.minutes and --config.steps both say how long to train: give one of them')

@@ -77,6 +77,12 @@ def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: places.get(name(item).split('::')[0], len(places)))
 
 
+def pytest_collection_finish():
+  """Thousands of tests stay, and the collector would search them again and again while functions are traced."""
+  gc.collect()
+  gc.freeze()
+
+
 @pytest.fixture(scope='session')
 def shared_dir(tmp_path_factory):
   """A folder of this session that all xdist workers share."""

@@ -17,7 +17,7 @@ from diffusion.nets import layers
 from diffusion.nets.embeddings import Embedding
 from diffusion.nets.encoder import check, Encoder
 
-TINY = 'unet(channels=16, multipliers=(1, 2), blocks=1, attention=())'
+TINY = 'unet(channels=16, multipliers=(1,), blocks=1, attention=(), patch=2)'
 
 
 class UNet(Encoder):

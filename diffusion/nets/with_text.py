@@ -9,7 +9,7 @@ from diffusion.errors import InputError
 from diffusion.nets import layers
 from diffusion.nets.sequence import TextEncoder
 
-TINY = 'with_text(unet(channels=16, multipliers=(1, 2), blocks=1, attention=(8,)), width=16, blocks=1, heads=2)'
+TINY = 'with_text(unet(channels=16, multipliers=(1,), blocks=1, attention=(), patch=2), width=16, blocks=1, heads=2)'
 EMBEDDED = 4  # entries of the context that the embedding of an image becomes
 
 
