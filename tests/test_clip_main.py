@@ -13,7 +13,8 @@ def folder(command, tmp_path_factory):
   folder = tmp_path_factory.mktemp('clip')
   done = command(f'--config={ROOT}/configs/clip.py:tiny', '--workdir=clip', '--config.grad_accumulation=2', cwd=folder)
   assert done.returncode == 0 and 'clip_guidance(clip, 50)' in done.stdout, done.stderr
-  done = command(f'--config={ROOT}/configs/text_to_image.py:tiny', '--workdir=model', cwd=folder)
+  done = command(f'--config={ROOT}/configs/text_to_image.py:tiny', '--workdir=model', '--config.sample_every=100',
+                 cwd=folder)
   assert done.returncode == 0, done.stderr
   return folder
 

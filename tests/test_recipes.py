@@ -62,7 +62,8 @@ def test_every_recipe_runs_in_its_tiny_form(recipe, command, tmp_path):
 def test_recipes_of_tokens_and_tables_run_and_are_evaluated(recipe, files, command, tmp_path):
   part = dict(patients='tables').get(recipe, 'nelbo')
   done = command(f'--config={ROOT}/configs/{recipe}.py:tiny', '--workdir=run', '--config.evaluate.at_end=True',
-                 f'--config.evaluate.parts={part}', '--config.evaluate.num_samples=64', cwd=tmp_path)
+                 f'--config.evaluate.parts={part}', '--config.evaluate.num_samples=64', '--config.sample_every=100',
+                 cwd=tmp_path)
   assert done.returncode == 0, done.stderr
   assert all(list((tmp_path / 'run').glob(f'samples/*/{name}')) for name in ('grid.png', *files))
   made = json.loads(next((tmp_path / 'run').glob('evaluations/*/evaluation.json')).read_text())

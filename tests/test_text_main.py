@@ -16,7 +16,7 @@ RECIPE = f'--config={ROOT}/configs/text_to_image.py:tiny'
 def written(command, tmp_path_factory):
   """(a work directory of a few steps, what was printed); the module's tests add to it."""
   folder = tmp_path_factory.mktemp('text')
-  done = command(RECIPE, '--workdir=run', cwd=folder)
+  done = command(RECIPE, '--workdir=run', '--config.sample_every=100', cwd=folder)
   assert done.returncode == 0, done.stderr
   return folder, done.stdout
 
