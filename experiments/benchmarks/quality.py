@@ -23,6 +23,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from diffusion.errors import InputError
 from diffusion.system import platform
 
 
@@ -121,11 +122,13 @@ def rows(results, options):
     yield f'\n{name}: fd_infinity {options.goal:g} ' + (f'after {took:.0f} s' if took else 'is not crossed')
 
 
-def main():
-  options = arguments()
+def main(options):
   platform.start()
+  from diffusion.setup.config import put
   from experiments.benchmarks.same_step import recipe
   config = recipe(options.config)
+  for item in options.set:
+    put(config, *item.split('=', 1))
   kept = tempfile.TemporaryDirectory() if options.workdir is None else None
   root = Path(options.workdir or kept.name)
   root.mkdir(parents=True, exist_ok=True)
@@ -162,4 +165,7 @@ def train_all(options, config, root, peer):
 
 
 if __name__ == '__main__':
-  main()
+  try:
+    main(arguments())
+  except InputError as error:
+    raise SystemExit(f'error: {error}') from None
