@@ -66,6 +66,7 @@ def small(c):
   """A variant in its tiny form."""
   c = tiny(c)
   c.data = {HEADS: 'phantoms(16, n=64, heldout=16)', BRAIN: 'brain(16)'}.get(c.data, c.data)
+  c.evaluate.num_samples = 19 * 6
   return c
 
 

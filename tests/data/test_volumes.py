@@ -51,9 +51,10 @@ def test_slices_keep_their_proportions_in_mm_and_are_those_of_the_array(tmp_path
   path = saved(tmp_path / 'a.nii', array, (1., 2., 3.))
   [one, _] = volumes.nifti(path, size=(24, 24), values=(0, 255), heldout=0).train.arrays['images'][..., 0]
   assert not one[:, :6].any() and not one[:, 18:].any() and one[:, 6:18].any(0).all()
-  [same, _] = volumes.nifti(saved(tmp_path / 'b.nii', array), size=12, values=(0, 255), heldout=0).train.arrays['images']
+  plain = saved(tmp_path / 'b.nii', array)
+  [same, _] = volumes.nifti(plain, size=12, values=(0, 255), heldout=0).train.arrays['images']
   np.testing.assert_array_equal(same[..., 0], array[::-1, ::-1, 0].T)
-  [fine, _] = volumes.nifti(str(tmp_path / 'b.nii'), size=12, values=(0, 255), bits=16, heldout=0).train.arrays['high']
+  [fine, _] = volumes.nifti(plain, size=12, values=(0, 255), bits=16, heldout=0).train.arrays['high']
   np.testing.assert_array_equal(fine[..., 0], 257 * array[::-1, ::-1, 0].T)
 
 
