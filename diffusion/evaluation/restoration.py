@@ -117,8 +117,8 @@ def distances(run, data, restored, inputs):
   if protocol.heldout and run.config.evaluate.split == 'train':
     heldout = far('', gaussian_stats.moments([protocol.heldout[0].points[:n]], mesh=mesh))
   how = sample_metrics.describe(run, protocol) | dict(images='one sample of each of some held-out images')
-  note = (f'fd and fd_infinity compare the first sample of each of {n} held-out images with '
-          + ('the training images' if run.config.evaluate.split == 'train' else 'all held-out images')
+  note = (f'fd and fd_infinity compare the first sample of each of {n} held-out images (config.evaluate.num_samples / '
+          f'{EACH}) with ' + ('the training images' if run.config.evaluate.split == 'train' else 'all held-out images')
           + '; input_fd and input_fd_infinity the degraded images that the network saw')
   warning = frechet.warning(n, protocol.extractor.size)
   return Measured(metrics, {name: how for name in metrics}, {}, heldout, (note, *[warning] * bool(warning)))

@@ -130,4 +130,7 @@ def test_a_report_of_exact_posterior_samples_says_so(monkeypatch, tmp_path, tmp_
   restored, noisy = (measured.metrics[name] for name in ('fd_infinity', 'input_fd_infinity'))
   assert restored.low < 0 < restored.high < .06 and noisy.low < 8 * .09 * (2 ** .5 - 1) ** 2 < noisy.high
   assert noisy.low > restored.high and measured.heldout['fd_infinity'].high < .06 and restored.n == 110
+  fine = Source(*(Dataset(dict(high=np.minimum(257 * side.arrays['images'].astype(int) + 100, 65535).astype(np.uint16)))
+                 for side in data[:2]))
+  np.testing.assert_array_equal(report._pictures(fine).heldout.arrays['images'], data.heldout.arrays['images'])
   assert sum(seen) == 400 + 120 + 110 + 110  # the data once, and what is compared with them
