@@ -39,6 +39,7 @@ setup(
     'tpu': ['libtpu>=0.0.52,<0.1'],  # TPUs, and compiling for them without one: experiments/aot.py
     'codec': ['constriction>=0.5,<0.6'],  # lossless compression with a model
     'tables': ['lifelines>=0.30,<0.31'],  # a file of it alone: data of the German breast cancer study
+    'scans': ['nibabel>=5.4,<6', 'nilearn>=0.14,<0.15'],  # NIfTI volumes; a file of nilearn alone: a brain
     'ray': ['ray>=2.60,<3'],  # sweeps on a Ray cluster
     'optuna': ['optuna>=5,<6'],  # sweeps by search
     'parity': ['torch>=2.9,<3', 'torchvision', 'transformers>=5.23,<6', 'pytorch-fid>=0.3,<0.4',

@@ -5,18 +5,21 @@ r"""Restoration: a model that sees a degraded image beside x, trained on pairs t
   python -m diffusion.main --config=configs/restore.py:colour                      grey to RGB, sprites
   python -m diffusion.main --config=configs/restore.py:mri                         a third of k-space, phantoms
   python -m diffusion.main --config=configs/restore.py:ct                          20 directions of rays, phantoms
-  python -m diffusion.main --config=configs/restore.py:tiny                 :sr in seconds, for tests; or :mri_tiny
+  python -m diffusion.main --config=configs/restore.py:low_dose                    30 photons a white pixel, phantoms
+  python -m diffusion.main --config=configs/restore.py:brain                       a third of k-space, slices of a brain
+  python -m diffusion.main --config=configs/restore.py:tiny                        :sr in seconds; or :mri_tiny, ..
   python -m diffusion.main --workdir=runs/sr --mode=evaluate                       PSNR, spread and its calibration
   python -m diffusion.main --workdir=runs/sr --mode=edit --config.edit.task=restore --config.edit.image=small.png
 
 Your own pairs, of files with the same names in two folders, 8 or 16 bits:
   --config.task=restore --config.data='pairs(good, degraded)'
+Your own volumes: :brain with --config.data='nifti(/my/scans, size=64)'. It needs pip install -e '.[scans]'.
 Ten minutes each. Expect :sr 4 dB above cubic interpolation; docs/restoration.md has what was measured. The others have
 not been trained at full length.
 """
 from diffusion.setup.config import default, tiny, variant
 
-HEADS = 'phantoms(32)'
+HEADS, BRAIN = 'phantoms(32)', 'brain(64)'
 
 
 def sr(c):
@@ -43,13 +46,27 @@ def ct(c):
   return c
 
 
-VARIANTS = dict(sr=sr, deblur=deblur, colour=colour, mri=mri, ct=ct)
+def low_dose(c):
+  c.data, c.task = HEADS, 'restore(low_dose(30))'
+  return c
+
+
+def brain(c):
+  """A model of one brain, which knows no other: it shows the way for volumes of one's own."""
+  c.data, c.task = BRAIN, 'restore(mri(3, noise=.05))'
+  c.net = 'unet(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(8,), patch=2)'
+  c.evaluate.num_samples = 19 * 18  # all that are held out
+  return c
+
+
+VARIANTS = dict(sr=sr, deblur=deblur, colour=colour, mri=mri, ct=ct, low_dose=low_dose, brain=brain)
 
 
 def small(c):
   """A variant in its tiny form."""
   c = tiny(c)
-  c.data = 'phantoms(16, n=64, heldout=16)' if c.data == HEADS else c.data
+  c.data = {HEADS: 'phantoms(16, n=64, heldout=16)', BRAIN: 'brain(16)'}.get(c.data, c.data)
+  c.evaluate.num_samples = 19 * 6
   return c
 
 

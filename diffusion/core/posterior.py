@@ -13,6 +13,10 @@ None is exact for other data; samplers/twisted.py is, in the limit of many parti
 noise a step adds, and so are samplers (samplers/spectral.py). Any solver takes the denoisers here. Apply them to a
 denoiser that is not clipped, whose J would vanish at the bounds, and clip the result.
 
+`noise` of dps, pigdm and tmpd may depend on what is measured: a function A x0 -> standard deviation, taken at A E[x0 |
+x_t]. Mean and variance of y given x_t are then right for Poisson noise, too, whose variance is linear in x0 (the law of
+total variance); its shape is taken as Gaussian.
+
 An example depends on its own measurement alone, whatever else is in the batch.
 """
 import jax
@@ -31,6 +35,17 @@ def check_noise(name, noise, least_exclusive=False):
   if not number or not 0 <= noise < float('inf') or least_exclusive and not noise:
     raise InputError(f'{name}(noise={noise!r}): expected the standard deviation of the noise of the measurement, '
                      f'{"above" if least_exclusive else "at least"} 0, in the units of y')
+
+
+def _check_either(name, noise, least_exclusive=False):
+  """check_noise of a number; a function says a standard deviation for each A x0."""
+  if not callable(noise):
+    check_noise(name, noise, least_exclusive)
+
+
+def _variance(noise, clean):
+  """Of y around A x0 = clean."""
+  return jnp.square(noise(clean) if callable(noise) else noise)
 
 
 def linearised(denoise, x, noise):
@@ -59,18 +74,19 @@ def dps(denoise, operator, y, noise, scale=1.):
     denoise: (x, noise) -> Pred, not clipped.
     operator: a Linear.
     y: the measurement [B, ...]; broadcasts against operator.forward(x0).
-    noise: its standard deviation, above 0.
+    noise: its standard deviation, above 0; or A x0 -> that.
     scale: of the change.
   Raises:
     InputError: a noise or scale that is not above 0.
   """
-  check_noise('dps', noise, True)
+  _check_either('dps', noise, True)
   if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not scale > 0:
     raise InputError(f'dps(scale={scale!r}): expected a number above 0')
   def conditioned(x, level):
     pred, spread = linearised(denoise, x, level)
     back = transposed(operator.forward, x.shape)
-    return _moved(level, x, pred, scale / noise ** 2 * spread(back(y - operator.forward(pred.x0))))
+    clean = operator.forward(pred.x0)
+    return _moved(level, x, pred, scale * spread(back((y - clean) / _variance(noise, clean))))
   return conditioned
 
 
@@ -83,10 +99,11 @@ def _spread_of(level, x, variance):
 def _by_variance(operator, y, noise, variance, iterations, level, pred):
   """(residual y - A x0, (r^2 A A^T + noise^2)^-1 of it, its A^T)."""
   back = transposed(operator.forward, pred.x0.shape)
-  residual = y - operator.forward(pred.x0)
+  clean = operator.forward(pred.x0)
+  residual, variance_y = y - clean, _variance(noise, clean)
   r2 = _spread_of(level, pred.x0, variance)
   # r^2 [B, 1, 1, 1] is in the units of x, and y may have another rank: it goes in before A.
-  matrix = lambda u: operator.forward(r2 * back(u)) + noise ** 2 * u
+  matrix = lambda u: operator.forward(r2 * back(u)) + variance_y * u
   return residual, solve(matrix, residual, iterations), back
 
 
@@ -95,7 +112,7 @@ def pigdm(denoise, operator, y, noise=0., variance=1., iterations=20):
 
   Args:
     denoise, operator, y: as for dps.
-    noise: the standard deviation of the noise of y; 0: none.
+    noise: the standard deviation of the noise of y; 0: none; or A x0 -> that.
     variance: of the data, in r^2 = variance sigma^2 / (variance alpha^2 + sigma^2); the paper has 1.
     iterations: of conjugate gradients; 1 is enough where A A^T is a multiple of 1, as for pixels, blocks and luma.
   Raises:
@@ -110,7 +127,7 @@ def pigdm(denoise, operator, y, noise=0., variance=1., iterations=20):
 
 
 def _check(noise, variance, name):
-  check_noise(name, noise)
+  _check_either(name, noise)
   if isinstance(variance, bool) or not isinstance(variance, (int, float)) or not 0 < variance < float('inf'):
     raise InputError(f'{name}(variance={variance!r}): expected the variance of the data, above 0')
 
@@ -127,12 +144,14 @@ def tmpd(denoise, operator, y, noise=0., iterations=8):
   Raises:
     InputError: a noise below 0.
   """
-  check_noise('tmpd', noise)
+  _check_either('tmpd', noise)
   def conditioned(x, level):
     pred, spread = linearised(denoise, x, level)
     back = transposed(operator.forward, x.shape)
-    matrix = lambda u: operator.forward(spread(back(u))) + noise ** 2 * u
-    solved = solve(matrix, y - operator.forward(pred.x0), iterations)
+    clean = operator.forward(pred.x0)
+    variance = _variance(noise, clean)
+    matrix = lambda u: operator.forward(spread(back(u))) + variance * u
+    solved = solve(matrix, y - clean, iterations)
     return _moved(level, x, pred, spread(back(solved)))
   return conditioned
 

@@ -19,6 +19,7 @@ from diffusion.setup import specs
 from diffusion.setup.choices import CHOICES
 from diffusion.system import sharding
 
+GAUSSIAN = ('ddnm_plus', 'ddrm', 'smc')  # take Gaussian noise of one strength alone
 METHODS = ('ddnm', 'ddnm_plus', 'ddrm', 'dps', 'pigdm', 'tmpd', 'smc')
 
 
@@ -69,10 +70,13 @@ def conditioned(how, shape, y):
   """
   operator, noise, same = how.degradation.operator(shape), how.degradation.noise, lambda denoise: denoise
   if how.method == 'ddnm' and noise:
-    raise InputError(f"ddnm takes a measurement without noise, and {how.degradation.name} has some: use tmpd, pigdm or "
-                     'ddnm_plus, or noise=0')
+    raise InputError(f"ddnm takes a measurement without noise, and {how.degradation.name} has some: use tmpd or "
+                     'pigdm, or noise=0')
   if how.method == 'ddnm':
     return lambda denoise: operators.ddnm(denoise, operator, y), False, None
+  if how.method in GAUSSIAN and callable(noise):
+    raise InputError(f'{how.method} takes Gaussian noise of one strength, and that of {how.degradation.name} depends '
+                     'on the image: use tmpd, pigdm or dps')
   if how.method in ('ddnm_plus', 'ddrm'):
     return same, False, getattr(spectral, how.method)(operator, y, noise)
   if how.method == 'smc':

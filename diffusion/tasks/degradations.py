@@ -1,9 +1,10 @@
 """What is measured of an image, and what the network sees of it: degradations that a config can name.
 
-A degradation is y = A x0 + noise * z with A of core/operators.py. The network sees the `view` of y, an image of
-the size of x0. To add one, write a function that returns a Degradation, and list it in DEGRADATIONS.
+A degradation is y = A x0 + noise * z with A of core/operators.py, or y around A x0 with noise of another kind. The
+network sees the `view` of y, an image of the size of x0. To add one, write a function that returns a Degradation, and
+list it in DEGRADATIONS.
 """
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import numpy as np
 from diffusion.core import operators
 from diffusion.core.operators import Linear
 from diffusion.core.posterior import check_noise
-from diffusion.errors import InputError
+from diffusion.errors import check_positive, InputError
 
 
 class Degradation(NamedTuple):
@@ -20,16 +21,24 @@ class Degradation(NamedTuple):
   name: str
   operator: Callable   # shape -> Linear; raises InputError for one that does not fit
   view: Callable       # (y [B, ...], shape) -> image [B, H, W, C'] beside x
-  noise: float = 0.    # standard deviation of the noise of y
+  noise: Any = 0.      # standard deviation of the noise of y; or A x0 -> that, where it depends on the image
   largest: Callable = lambda shape: 1.  # |y| of an image in [-1, 1], without noise
   picture: bool = True  # whether y is an image in [-1, 1] itself, which a file may hold
+  draw: Callable | None = None  # (key, A x0) -> y; None: noise * z is added
 
 
 def measured(degradation, key, x0):
   """y of images [B, H, W, C]; key None: the same noise at every call."""
   y = degradation.operator(x0.shape[1:]).forward(x0)
   key = jax.random.key(0) if key is None else key
+  if degradation.draw:
+    return degradation.draw(key, y)
   return y + degradation.noise * jax.random.normal(key, y.shape) if degradation.noise else y
+
+
+def strength(degradation, clean):
+  """The standard deviation of the noise of y around A x0 = clean."""
+  return degradation.noise(clean) if callable(degradation.noise) else degradation.noise
 
 
 def enlarged(y, shape, method='cubic'):
@@ -68,6 +77,28 @@ def denoise(noise=.2):
   """Noise alone, such as that of a low dose; noise: its standard deviation, where black is -1 and white 1."""
   check_noise('denoise', noise, True)
   return Degradation(f'denoise({noise})', lambda shape: Linear(_identity, _identity, _nothing_lost), _same, noise)
+
+
+def low_dose(counts=100.):
+  """The image by its photons: y is Poisson(counts * intensity) / counts, with intensity from 0, black, to 1, white.
+
+  Training pairs have that noise. Posterior sampling takes it as Gaussian with its variance, intensity / counts, where
+  the intensity is that of E[x0 | x_t] and at least one photon's. So its mean, its variance and the gradient of
+  log p(y | x0) are right, and its skewness is not: with few photons in a pixel a trained restorer is more exact.
+
+  Args:
+    counts: mean number of photons in a white pixel, above 0 and up to 100,000.
+  """
+  check_positive('low_dose', counts=counts)
+  if counts > 1e5:  # above, the sums of logarithms with which photons are drawn in float32 are too coarse
+    raise InputError(f'low_dose(counts={counts!r}): expected up to 100,000 photons; more make no visible noise')
+  intensity = lambda x: (x + 1) / 2
+  def draw(key, x):
+    return 2 * jax.random.poisson(key, counts * jnp.maximum(intensity(x), 0.)).astype(x.dtype) / counts - 1
+  def spread(x):
+    return 2 * jnp.sqrt(jnp.maximum(intensity(x), 1 / counts) / counts)
+  return Degradation(f'low_dose({counts})', lambda shape: Linear(_identity, _identity), _same, spread,
+                     lambda shape: 1. + 24 / counts, draw=draw)  # few photons have a long tail
 
 
 def colour(noise=0.):
@@ -147,7 +178,7 @@ def _nothing_lost(shape):
 
 
 DEGRADATIONS = dict(super_resolution=super_resolution, downscale=downscale, deblur=deblur, denoise=denoise,
-                    colour=colour, mri=mri, ct=ct)
+                    low_dose=low_dose, colour=colour, mri=mri, ct=ct)
 
 
 def check_measurement(degradation, y, shape, setting):
@@ -162,7 +193,8 @@ def check_measurement(degradation, y, shape, setting):
   if y.shape != expected or y.dtype.kind not in 'iuf':
     raise InputError(f'{setting}: {y.dtype} {list(y.shape)}, and {degradation.name} of images {list(shape)} measures '
                      f'{list(expected)} numbers; give an array or image of that shape')
-  largest = degradation.largest(shape) + 6 * degradation.noise
+  largest = degradation.largest(shape)
+  largest += 6 * float(strength(degradation, largest))
   if not np.isfinite(y).all() or np.abs(y).max() > 1.01 * largest:
     raise InputError(f'{setting}: values from {y.min():.4g} to {y.max():.4g}, and {degradation.name} of images from -1 '
                      f'to 1 stays within +-{largest:.4g}; scale it as the images are')

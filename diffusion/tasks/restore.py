@@ -16,7 +16,7 @@ from diffusion.system.files import user_path, write_npz
 from diffusion.tasks import pages
 from diffusion.tasks.augment import mirror
 from diffusion.tasks.base import Asked, Task
-from diffusion.tasks.degradations import check_measurement, enlarged, measured
+from diffusion.tasks.degradations import check_measurement, enlarged, measured, strength
 
 EXAMPLES = 16  # degraded images of the data that are restored where none is asked for
 
@@ -97,6 +97,8 @@ def _measured_on(data, degradation, residual, enlarge):
   view = np.asarray(_view(degradation, enlarge, None, as_unit(first['images']), first, shape))
   facts = dict(shape=list(shape), bits=8 * images.dtype.itemsize, view=list(view.shape[1:]), residual=residual,
                degradation=degradation.name if degradation else '')
+  if degradation is not None and degradation.draw:
+    facts['noise'] = 'of the image'  # and so not the same for two images
   if pairs:
     facts['low'] = list(data.arrays['low'].shape[1:])
     facts |= dict(enlarge=enlarge) if enlarge != 'cubic' else {}  # which models of before have
@@ -213,7 +215,8 @@ def disagreement(degradation, images, low, most=64):
   if made.shape != y.shape:
     return [f'{degradation.name} makes {list(made.shape[1:])} of the images, and the low ones are {list(y.shape[1:])}']
   gap = float(np.sqrt(np.mean((np.asarray(made) - y) ** 2)))
-  allowed = np.hypot(1.2 * degradation.noise, 1.5 / 255)
+  noise = float(np.sqrt(np.mean(np.square(strength(degradation, made)))))
+  allowed = np.hypot(1.2 * noise, 1.5 / 255)
   if gap <= allowed:
     return []
   factor, hint = x0.shape[1] // y.shape[1], ''

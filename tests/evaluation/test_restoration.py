@@ -1,15 +1,19 @@
 """PSNR, SSIM, ranks and coverage, against closed forms and distributions that are known."""
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from scipy import stats
 
+from diffusion.data.arrays import to_unit
 from diffusion.data.dataset import Dataset, Source
 from diffusion.data.pairs import from_unit_of
-from diffusion.evaluation import restoration as report
+from diffusion.evaluation import restoration as report, sample_metrics
 from diffusion.evaluation.metrics import restoration
+from diffusion.evaluation.metrics.extractor import Extractor, Features
 from diffusion.setup.config import default
+from diffusion.system import sharding
 from diffusion.tasks import degradations, restore
 
 
@@ -82,19 +86,36 @@ def test_p_is_uniform_where_the_spread_is_right_and_small_where_it_is_not():
   assert restoration.inside(restoration.ranks(samples, truth, 0), 19)[:, :, 2:].mean() < .75  # too sure
 
 
-def test_a_report_of_exact_posterior_samples_says_so(monkeypatch, tmp_path):
+def pixels_as_features(monkeypatch):
+  """Eight pixels of an image, in [-1, 1], become its features; a list of how many images they were taken of."""
+  def see(params, images):
+    return Features(to_unit(images[:, 0, :8, 0]))
+  extractor = Extractor('pixels', 'eight pixels', 'none', 8, (), {}, see)
+  monkeypatch.setattr(sample_metrics, 'make_features', lambda config: lambda data, mesh: extractor)
+  seen, make_extract = [], sample_metrics.make_extract
+  def counted(*args):
+    extract = make_extract(*args)
+    return lambda images: (seen.append(len(images)), extract(images))[1]
+  monkeypatch.setattr(sample_metrics, 'make_extract', counted)
+  return seen
+
+
+def test_a_report_of_exact_posterior_samples_says_so(monkeypatch, tmp_path, tmp_path_factory):
   """Independent pixels N(0, .3^2) with noise .3: the posterior is N(y / 2, .3^2 / 2), and every number is known."""
   rng, std = np.random.default_rng(0), .3
   pixels = lambda n: np.clip(np.round(127.5 * (1 + std * rng.standard_normal((n, 8, 10, 1)))), 0, 255).astype(np.uint8)
-  data = Source(Dataset(dict(images=pixels(20))), Dataset(dict(images=pixels(120))))
+  data = Source(Dataset(dict(images=pixels(400))), Dataset(dict(images=pixels(120))))
   task = restore.restore(degradations.denoise(std), data=data.train)
   config = default()
   config.evaluate.num_samples = 19 * 110
-  run = SimpleNamespace(config=config, task=task, frozen={}, draws=True, encode=task.encode, decode=task.decode)
+  run = SimpleNamespace(config=config, task=task, frozen={}, draws=True, encode=task.encode, decode=task.decode,
+                        mesh=sharding.make_mesh(devices=jax.devices()[:1]))
   def exact(run, weights, cond, seed, each):
     mean = cond['image'][:, None] / 2
     return from_unit_of(mean + std / 2 ** .5 * rng.standard_normal((len(mean), each, 8, 10, 1)), 255)
   monkeypatch.setattr(report, 'draw', exact)
+  monkeypatch.setenv('DIFFUSION_CACHE', str(tmp_path_factory.mktemp('cache')))
+  seen = pixels_as_features(monkeypatch)
   assert report.EVALUATOR.needs(run, data) == ''
   measured = report.EVALUATOR.measure(run, None, data, tmp_path, lambda label, text: None)
   db = lambda variance: 10 * np.log10(4 / variance)
@@ -105,3 +126,11 @@ def test_a_report_of_exact_posterior_samples_says_so(monkeypatch, tmp_path):
   assert details['coverage']['low'] - .01 < .9 < details['coverage']['high'] + .01 and details['rank_p'] > .001
   assert sum(details['ranks']) == 110 * 80 and measured.protocol['psnr']['number'] == 110
   assert {path.name for path in tmp_path.iterdir()} == {'ranks.png', 'restoration.png'}
+  # samples of the posterior are distributed as the data; those with noise have a spread of .3 sqrt(2) in 8 pixels
+  restored, noisy = (measured.metrics[name] for name in ('fd_infinity', 'input_fd_infinity'))
+  assert restored.low < 0 < restored.high < .06 and noisy.low < 8 * .09 * (2 ** .5 - 1) ** 2 < noisy.high
+  assert noisy.low > restored.high and measured.heldout['fd_infinity'].high < .06 and restored.n == 110
+  fine = Source(*(Dataset(dict(high=np.minimum(257 * side.arrays['images'].astype(int) + 100, 65535).astype(np.uint16)))
+                 for side in data[:2]))
+  np.testing.assert_array_equal(report._pictures(fine).heldout.arrays['images'], data.heldout.arrays['images'])
+  assert sum(seen) == 400 + 120 + 110 + 110  # the data once, and what is compared with them

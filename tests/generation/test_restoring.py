@@ -112,7 +112,7 @@ def test_a_task_that_cannot_be_read_is_refused_at_once(task, message):
 def test_a_model_that_has_learned_it_restores_a_scan_of_16_bits(tmp_path):
   """Before training the output is 0, and in residual form that is the degraded image itself, to the last bit."""
   config = runpy.run_path(str(ROOT / 'configs/restore.py'))['get_config']('tiny')
-  config.data, config.task = 'phantoms(16, n=40, heldout=12, bits=16)', 'restore(mri(2), residual=True, noise=.1)'
+  config.data, config.task = 'phantoms(16, n=15, heldout=12, bits=16)', 'restore(mri(2), residual=True, noise=.1)'
   config.evaluate.num_samples = 19 * 12
   data = load_data(config)
   run = open_model.run_of(config, data, sharding.make_mesh(devices=jax.devices()[:1]))

@@ -18,9 +18,9 @@ from diffusion.errors import InputError
 
 FORMAT = 1
 # Lower is better.
-LOWER = ('fd_infinity', 'fd', 'kid', 'sliced_wasserstein', 'copies', 'heldout_error', 'bits_bound', 'bits_ode',
-         'nelbo', 'nelbo_token', 'two_sample_auc', 'nearer_to_train', 'copied_rows', 'attack_auc', 'attack_tpr',
-         'caption_gap', 'rfd_infinity', 'rfd', 'code_bits')
+LOWER = ('fd_infinity', 'input_fd_infinity', 'fd', 'input_fd', 'kid', 'sliced_wasserstein', 'copies',
+         'heldout_error', 'bits_bound', 'bits_ode', 'nelbo', 'nelbo_token', 'two_sample_auc', 'nearer_to_train',
+         'copied_rows', 'attack_auc', 'attack_tpr', 'caption_gap', 'rfd_infinity', 'rfd', 'code_bits')
 # Higher is better.
 HIGHER = ('precision', 'recall', 'density', 'coverage', 'inception_score', 'class_accuracy', 'attribute_accuracy',
           'diversity', 'authenticity', 'tstr', 'tstr_ratio', 'rare_categories', 'caption_class', 'caption_kind',
@@ -30,7 +30,7 @@ HIGHER = ('precision', 'recall', 'density', 'coverage', 'inception_score', 'clas
 # Metrics of families have names that end in one of these; lower is better.
 ENDINGS = ('_distance', '_nll', '_error')
 # The expected value depends on n.
-SIZED = ('fd', 'copies', 'inception_score', 'precision', 'recall', 'density', 'coverage', 'diversity',
+SIZED = ('fd', 'input_fd', 'copies', 'inception_score', 'precision', 'recall', 'density', 'coverage', 'diversity',
          'sliced_wasserstein', 'column_distance', 'worst_column_distance', 'missing_distance', 'pair_distance',
          'two_sample_auc', 'tstr', 'tstr_ratio', 'rare_categories', 'rfd', 'code_usage')
 NAMES = ('reference', 'extractor')  # names of what the hashes identify
