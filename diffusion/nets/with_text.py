@@ -1,5 +1,7 @@
-"""A network for texts: an encoder of tokens, trained with the network that it tells what to draw, or what such a network
-makes of the tokens that a frozen encoder has encoded."""
+"""A network for texts: an encoder of tokens, trained with the network that it tells what to draw.
+
+Where a frozen encoder has encoded the tokens, layers on top of it are trained in its place.
+"""
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -72,7 +74,7 @@ class WithText(nn.Module):
           without the encoder. After them comes the vector 'pooled', where there is one.
     """
     tokens, weights = cond['tokens'], cond['weights']
-    B, L, frozen = len(tokens), tokens.shape[-1], 'states' in cond
+    B, L, frozen = tokens.shape[0], tokens.shape[-1], 'states' in cond  # an export has a B without a value, or len
     encode, given = (self.above, cond['states']) if frozen else (self.text, tokens)
     h, words = encode(given.reshape(-1, L, *given.shape[tokens.ndim:]), weights.reshape(-1, L) > 0)
     h, words = (a.reshape(B, -1, self.width) for a in (h, words))
@@ -88,9 +90,9 @@ class WithText(nn.Module):
       of_texts = cond['pooled'].reshape(B, shares.shape[1], -1)
       pooled = jnp.concatenate([pooled, jnp.einsum('bpe,bp->be', of_texts, shares)], -1)
     if 'embedding' in rest:
-      more = self.embedded(rest['embedding']).reshape(len(h), EMBEDDED, self.width)
+      more = self.embedded(rest['embedding']).reshape(B, EMBEDDED, self.width)
       h = jnp.concatenate([h, more.astype(h.dtype)], 1)
-      weights = jnp.concatenate([weights, jnp.ones((len(h), EMBEDDED), weights.dtype)], 1)
+      weights = jnp.concatenate([weights, jnp.ones((B, EMBEDDED), weights.dtype)], 1)
     return rest | dict(context=h, context_weights=weights, text=pooled)
 
   def __call__(self, x, time, cond=None, train=False):

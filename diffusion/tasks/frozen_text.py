@@ -31,10 +31,11 @@ class TextEncoder(NamedTuple):
   tokenizer: text.Tokenizer  # its own
   params: Any                # on the devices
   read: Callable             # (params, tokens int [B, L], mask bool [B, L]) -> (states [B, L, W], vectors [B, E])
+  facts: dict                # tokens: those of the tokenizer; encoder: the hash of the parameters
 
-  @property
-  def facts(self):
-    return dict(tokens=self.tokenizer.facts, encoder=tensors.digest(self.params))
+
+def _encoder(tokenizer, params, read):
+  return TextEncoder(tokenizer, params, read, dict(tokens=tokenizer.facts, encoder=tensors.digest(params)))
 
 
 def open_encoder(where, open_model, facts):
@@ -72,7 +73,7 @@ def _of_workdir(where, open_model):
 
   def read(params, tokens, mask):
     return run.model(rest._replace(params=params)).read_text(tokens, mask)
-  return TextEncoder(text.rebuild(run.task.facts['tokens'], run.task.fitted), params, read)
+  return _encoder(text.rebuild(run.task.facts['tokens'], run.task.fitted), params, read)
 
 
 def _of_folder(own, whole):
@@ -86,14 +87,15 @@ def _of_folder(own, whole):
   empty = tokenizer.encode('')
   end = empty.ids[empty.count - 1]
   if tokenizer.size != module.vocab_size or module.eos_token_id not in (2, end):  # 2 of old files: the largest id
-    raise InputError(f'{beside} is the tokenizer of another encoder: it has {tokenizer.size} tokens and ends a text with '
-                     f'{end}, and the encoder has {module.vocab_size} and {module.eos_token_id}; get both from one place')
+    raise InputError(f'{beside} is the tokenizer of another encoder: it has {tokenizer.size} tokens and ends a text '
+                     f'with {end}, and the encoder has {module.vocab_size} and {module.eos_token_id}; get both from one '
+                     'place')
   params = models.read(own, kinds=KINDS).params
 
   def read(params, tokens, mask):
     found = module.apply(dict(params=params), tokens, mask)
     return found.last, unit(found.pooled if found.embedded is None else found.embedded)
-  return TextEncoder(tokenizer, params, read)
+  return _encoder(tokenizer, params, read)
 
 
 # ---- the task

@@ -32,8 +32,8 @@ def text_to_image(tokens='words', length=0, vocabulary='', flip=False, encoder='
     length: most tokens of a text, begin and end among them; longer ones are cut; 0: 24, 104 or 77.
     vocabulary: of clip, its file or folder (see text/bpe.py).
     flip: whether to mirror a random half of the training images, which suits captions without left and right.
-    encoder: of a frozen encoder of texts, which brings its own tokenizer: the work directory of a CLIP, WORKDIR@STEP, or
-      a folder of transformers (see tasks/frozen_text.py); '': the network's own is trained.
+    encoder: of a frozen encoder of texts, which brings its own tokenizer: the work directory of a CLIP, WORKDIR@STEP,
+      or a folder of transformers (see tasks/frozen_text.py); '': the network's own is trained.
   """
   if tokens not in text.TOKENIZERS:
     raise InputError(f'tokens={tokens!r}: {unknown(tokens, text.TOKENIZERS)}')

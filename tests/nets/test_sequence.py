@@ -2,6 +2,7 @@
 import functools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -123,6 +124,20 @@ def test_a_network_with_text_refuses_a_task_without():
   with pytest.raises(InputError, match="with_text needs a task that gives tokens"):
     net = nets.make(make('net', NET.format('text=joint')))
     net.init(jax.random.key(0), (1, 8, 8, 3), dict(tokens=jnp.zeros((1, 4), int), weights=jnp.ones((1, 4))))
+
+
+def test_a_text_is_prepared_for_any_batch_in_one_exported_program():
+  net = nets.make(make('net', NET.format('text=joint'), vocabulary=11, length=6))
+  cond = dict(tokens=RNG.integers(1, 11, (3, 6)), weights=np.ones((3, 6), np.float32),
+              embedding=RNG.normal(size=(3, 5)).astype(np.float32))
+  frozen = cond | dict(states=np.ones((3, 6, 7), np.float32), pooled=np.ones((3, 4), np.float32))
+  batch, = jax.export.symbolic_shape('batch')
+  for cond in (cond, frozen):
+    params = jax.eval_shape(lambda key: net.init(key, (3, 8, 8, 3), cond), jax.random.key(0))
+    any_batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype), cond)
+    made = jax.export.export(jax.jit(net.prepare))(params, any_batch)
+    found, expected = made.call(randomised(params), cond), jax.eval_shape(net.prepare, params, cond)
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(lambda a: a.shape, expected)
 
 
 def test_vectors_of_a_frozen_encoder_take_the_place_of_tokens_by_the_formula():
