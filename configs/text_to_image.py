@@ -3,6 +3,8 @@ r"""Text to image from nothing: 16x16 game sprites drawn as a sentence says, cos
   python -m diffusion.main --config=configs/text_to_image.py
   python -m diffusion.main --workdir=runs/text_to_image --mode=sample --prompt='a red dragon with two eyes'
   python -m diffusion.main --workdir=runs/text_to_image --mode=evaluate --config.evaluate.parts=text
+  python -m diffusion.main --config=configs/text_to_image.py --config.task='text_to_image(encoder=runs/clip)'
+                                                                     on a frozen encoder of texts (docs/text.md)
   python -m diffusion.main --config=configs/text_to_image.py:tiny    the same in seconds, for tests
 
 `:pod` is for real captions: 64x64 images, CLIP's byte pairs, the U-Net of ADM (arXiv:2105.05233) with a text encoder

@@ -27,6 +27,7 @@ PIXELS = (.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711)
 
 class Clip(nn.Module):
   """Network `(x, time, cond, train) -> image vectors`; `prepare(cond) -> text vectors`. Neither is scaled to length 1.
+  `read(tokens, mask)` gives the vectors of the tokens besides.
 
   Fields:
     size: of the vectors; of siglip, that of the image tower is its width.
@@ -87,7 +88,11 @@ class Clip(nn.Module):
 
   def prepare(self, cond):
     """dict of tokens int [B, L] and weights float [B, L], 0 for padding -> text vectors [B, size], float32."""
-    return self.constrain(self.text(cond['tokens'], cond['weights'] > 0))
+    return self.constrain(self.text(cond['tokens'], cond['weights'] > 0)[1])
+
+  def read(self, tokens, mask):
+    """tokens int [B, L], mask bool [B, L] -> (vectors of the tokens [B, L, text_width], text vectors [B, size])."""
+    return self.text(tokens, mask)
 
   def __call__(self, x, time, cond=None, train=False):
     """x [B, H, W, C] in [-1, 1], time [B], cond not used -> image vectors [B, size], float32.
@@ -160,7 +165,10 @@ class Reader(nn.Module):
 
 
 class TextTower(nn.Module):
-  """A transformer over tokens int [B, L], of which mask, bool [B, L], tells those that count -> [B, size]."""
+  """A transformer over tokens int [B, L], of which mask, bool [B, L], tells those that count.
+
+  -> (the tokens after the last normalisation [B, L, width], the text [B, size]), float32.
+  """
   vocabulary: int
   length: int
   width: int
@@ -180,5 +188,6 @@ class TextTower(nn.Module):
     h, _ = encoder(self.vocabulary, self.length, self.width, self.blocks, self.heads, hidden=self.hidden,
                    name='encoder')(tokens, mask if of_clip else None)
     last = jnp.max(jnp.where(mask, jnp.arange(mask.shape[1]), 0), 1) if of_clip else jnp.full(len(h), h.shape[1] - 1)
-    h = jnp.take_along_axis(h, last[:, None, None], 1)[:, 0].astype(jnp.float32)
-    return layers.Dense(self.size, use_bias=not of_clip, name='out')(h)
+    h = h.astype(jnp.float32)
+    end = jnp.take_along_axis(h, last[:, None, None], 1)[:, 0]
+    return h, layers.Dense(self.size, use_bias=not of_clip, name='out')(end)

@@ -1,4 +1,4 @@
-"""A plain transformer over a sequence of vectors, causal or not; and the encoder of texts made of it."""
+"""A plain transformer over a sequence of vectors, causal or not; and encoders of texts made of it."""
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -127,3 +127,26 @@ class TextEncoder(nn.Module):
     sequence = Sequence(self.blocks, self.heads, self.causal, self.dtype, self.hidden, self.activation, self.eps,
                         name='sequence')
     return sequence(h, mask), embedded
+
+
+class StateEncoder(nn.Module):
+  """The vectors that a frozen encoder has given each token -> a vector of another width, by a `Sequence`.
+
+  Fields:
+    width: of the vectors that it gives; blocks: 0 is a linear layer between normalisations, and no more.
+    heads, causal, dtype: of the sequence.
+  """
+  width: int
+  blocks: int
+  heads: int
+  causal: bool = False
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, states, mask):
+    """states float [B, L, D]; mask bool [B, L] -> as TextEncoder: (encoded tokens [B, L, width], the same before the
+    blocks). Given vectors are normalised first (Imagen, arXiv:2205.11487): some of their entries may be very large.
+    """
+    embedded = layers.Dense(self.width, name='project')(nn.LayerNorm(dtype='float32', name='norm')(states))
+    h = embedded.astype(self.dtype)
+    return Sequence(self.blocks, self.heads, self.causal, self.dtype, name='sequence')(h, mask), embedded

@@ -66,6 +66,7 @@ class Model(NamedTuple):
   embed: Callable = None        # (x0, cond) -> features [B, ...]
   embed_image: Callable = None  # (x, noise, or None for clean x) -> unit vectors [B, D], in one space with
   embed_text: Callable = None   # cond -> unit vectors [B, D]
+  read_text: Callable = None    # (tokens [B, L], mask) -> (vectors of the tokens [B, L, W], unit vectors [B, D])
   reconstruct: Callable = None  # (key or None, x0, cond) -> x0 [B, ...]
   encode: Callable = None       # x0 -> moments [B, ...]: all that an autoencoder keeps of it
   latent: Callable = None       # (key or None, moments) -> z [B, h, w, c]; None: the mean

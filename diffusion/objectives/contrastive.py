@@ -161,7 +161,11 @@ def _towers(network, predict, schedule):
         return found
       shares = cond['weights'][..., :1]  # of each text in a mix [B, P, L]: the weight of its first token
       return unit(jnp.sum(shares * found.reshape(*shares.shape[:2], -1), 1))
-    return Model(embed_image=embed_image, embed_text=embed_text)
+
+    def read_text(tokens, mask):
+      states, vectors = network.call(params, 'read', tokens, mask)
+      return states, unit(vectors)
+    return Model(embed_image=embed_image, embed_text=embed_text, read_text=read_text)
   return model
 
 

@@ -30,7 +30,7 @@ def read_texts(folder, encoders, index, pixels):
     pixels: size of its images, of which SDXL is told.
   """
   found = [models.read(f'{folder}/{part}') for part in encoders]
-  tokenizers = [_tokenizer(f'{folder}/{part.replace("text_encoder", "tokenizer")}') for part in encoders]
+  tokenizers = [tokenizer_of(f'{folder}/{part.replace("text_encoder", "tokenizer")}') for part in encoders]
   modules, xl = [model.module for model in found], len(encoders) == 2
 
   def tokens(prompts):
@@ -71,11 +71,11 @@ def _prepared(tokens, notes, data):
   return data._replace(arrays=columns, facts=data.facts | dict(lost=list(notes(captions))))
 
 
-def _tokenizer(folder):
-  """CLIP's tokenizer as a folder of transformers describes it."""
+def tokenizer_of(folder, most=10 ** 4):
+  """CLIP's tokenizer as a folder of transformers describes it, for texts of at most that many tokens."""
   config = folders.read_json(f'{folder}/tokenizer_config.json')
   pad = config.get('pad_token') or '<|endoftext|>'
   pad = pad.get('content') if isinstance(pad, dict) else pad
   if pad not in ('<|endoftext|>', '!'):
     raise InputError(f'{folder}: pad_token={pad!r}: expected <|endoftext|> or !')
-  return text.clip(folder, min(config.get('model_max_length', 77), 10 ** 4), 'end' if pad != '!' else 0)
+  return text.clip(folder, min(config.get('model_max_length', 77), most), 'end' if pad != '!' else 0)

@@ -14,12 +14,14 @@ from diffusion.tasks.augment import mirror
 from diffusion.tasks.base import Asked, need, Task
 from diffusion.tasks.captioned_page import captioned_page
 from diffusion.tasks.classes import parse_terms
+from diffusion.tasks.frozen_text import open_encoder, with_encoder
 
 EXAMPLES = 16  # captions of the training data that are drawn where none is asked for
 TAKES = ('prompt', 'prompt_mix')
 
 
-def text_to_image(tokens='words', length=0, vocabulary='', flip=False, *, data=None, facts=None, fitted=None):
+def text_to_image(tokens='words', length=0, vocabulary='', flip=False, encoder='', *, data=None, facts=None,
+                  fitted=None, open_model=None):
   """x0: images in [-1, 1]; the condition: the tokens of a caption, int32 [B, L], and their weights, 0 for padding.
 
   A request is a `prompt`, one or several in turn, one on each line: 'a (red:1.5) dragon' gives a part another weight.
@@ -30,23 +32,31 @@ def text_to_image(tokens='words', length=0, vocabulary='', flip=False, *, data=N
     length: most tokens of a text, begin and end among them; longer ones are cut; 0: 24, 104 or 77.
     vocabulary: of clip, its file or folder (see text/bpe.py).
     flip: whether to mirror a random half of the training images, which suits captions without left and right.
+    encoder: of a frozen encoder of texts, which brings its own tokenizer: the work directory of a CLIP, WORKDIR@STEP,
+      or a folder of transformers (see tasks/frozen_text.py); '': the network's own is trained.
   """
   if tokens not in text.TOKENIZERS:
     raise InputError(f'tokens={tokens!r}: {unknown(tokens, text.TOKENIZERS)}')
+  if encoder and (tokens, length, vocabulary) != ('words', 0, ''):
+    raise InputError(f'encoder={encoder!r} brings its own tokenizer; leave tokens, length and vocabulary out')
   if data is not None:
     need(data, 'images', 'captions')
+  frozen = open_encoder(encoder, open_model, facts or {}) if encoder and open_model else None
+  if frozen:
+    fitted, facts = frozen.tokenizer.fitted, facts or dict(tokens=frozen.tokenizer.facts, examples=[''])
   tokenizer = _tokenizer(tokens, length, vocabulary, data, facts, fitted)
   if data is not None:
     shape, classes = list(data.arrays['images'].shape[1:]), list(data.facts.get('classes', ()))
     facts = dict(shape=shape, tokens=tokenizer.facts, classes=classes, examples=_examples(data.arrays['captions']))
   facts = facts or dict(tokens=tokenizer.facts, examples=[''])
   encoded = partial(_encoded, tokenizer)
-  return Task(
+  task = Task(
     _batch, partial(_encode, flip), null=partial(_null, encoded('')), decode=_decode,
     ask=partial(_ask, encoded, facts['examples']), show=_show, save=_save, facts=facts, fitted=tokenizer.fitted,
     prepare=partial(_prepare, tokenizer), tiles=lambda outputs: outputs['images'], takes=TAKES, gives='images',
     bounds=(-1., 1.), levels=256, between=_between,
     evaluators=('loss', 'samples', 'text', 'clip_score', 'bound', 'ode'))
+  return with_encoder(task, frozen) if frozen else task
 
 
 def _batch(data, indices):
@@ -150,9 +160,9 @@ def _ask(encoded, examples, request, ids, seed):
 
 def _between(a, b, shares):
   """Both texts, the weights of one's tokens falling and those of the other's rising."""
-  pair = lambda name: np.repeat(np.stack([a[name], b[name]], 1), len(shares), 0)
+  both = {name: np.repeat(np.stack([a[name], b[name]], 1), len(shares), 0) for name in a}
   falling = np.stack([1 - np.asarray(shares), shares], 1)[..., None]
-  return dict(tokens=pair('tokens'), weights=(pair('weights') * falling).astype(np.float32))
+  return both | dict(weights=(both['weights'] * falling).astype(np.float32))
 
 
 def _notes(rows):

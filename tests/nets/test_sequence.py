@@ -2,6 +2,7 @@
 import functools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -123,3 +124,43 @@ def test_a_network_with_text_refuses_a_task_without():
   with pytest.raises(InputError, match="with_text needs a task that gives tokens"):
     net = nets.make(make('net', NET.format('text=joint')))
     net.init(jax.random.key(0), (1, 8, 8, 3), dict(tokens=jnp.zeros((1, 4), int), weights=jnp.ones((1, 4))))
+
+
+def test_a_text_is_prepared_for_any_batch_in_one_exported_program():
+  net = nets.make(make('net', NET.format('text=joint'), vocabulary=11, length=6))
+  cond = dict(tokens=RNG.integers(1, 11, (3, 6)), weights=np.ones((3, 6), np.float32),
+              embedding=RNG.normal(size=(3, 5)).astype(np.float32))
+  frozen = cond | dict(states=np.ones((3, 6, 7), np.float32), pooled=np.ones((3, 4), np.float32))
+  batch, = jax.export.symbolic_shape('batch')
+  for cond in (cond, frozen):
+    params = jax.eval_shape(lambda key: net.init(key, (3, 8, 8, 3), cond), jax.random.key(0))
+    any_batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype), cond)
+    made = jax.export.export(jax.jit(net.prepare))(params, any_batch)
+    found, expected = made.call(randomised(params), cond), jax.eval_shape(net.prepare, params, cond)
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(lambda a: a.shape, expected)
+
+
+def test_vectors_of_a_frozen_encoder_take_the_place_of_tokens_by_the_formula():
+  """Without blocks, in float64: a normalisation, a dense layer, a normalisation; padding counts nothing."""
+  net = nets.make(make('net', 'with_text(unet(channels=8, multipliers=(1,), blocks=1, attention=(4,)), width=6, '
+                       'blocks=0, heads=1)', vocabulary=11, length=5))
+  states, pooled = RNG.normal(size=(2, 2, 5, 7)).astype(np.float32), RNG.normal(size=(2, 2, 3)).astype(np.float32)
+  weights = np.array([[1, 2, 1, 0, 0], [1, 1, 1, 1, 0]], np.float32) * np.array([.25, .75], np.float32)[:, None, None]
+  weights = weights.swapaxes(0, 1)  # [B, P, L]
+  cond = dict(tokens=np.zeros((2, 2, 5), int), weights=weights, states=states, pooled=pooled)
+  params = randomised(jax.eval_shape(lambda key: net.init(key, (2, 4, 4, 3), cond), jax.random.key(0)))
+  found = net.prepare(params, cond)
+  p = jax.tree.map(lambda a: a.astype(float), params['above'])
+
+  def norm(x, p):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * p['scale'] + p['bias']
+  words = norm(states.astype(float), p['norm']) @ p['project']['kernel'] + p['project']['bias']
+  h = norm(words, p['sequence']['norm'])
+  words /= np.sqrt((words ** 2).mean(-1, keepdims=True))
+  both, flat = np.concatenate([h, words], -1).reshape(2, 10, 12), weights.reshape(2, 10)
+  summed = (both * flat[..., None]).sum(1) / np.sqrt(flat.sum(1, keepdims=True))
+  mixed = .25 * pooled[:, 0] + .75 * pooled[:, 1]
+  np.testing.assert_allclose(found['context'], h.reshape(2, 10, 6), atol=1e-5)
+  np.testing.assert_allclose(found['text'], np.concatenate([summed, mixed], -1), atol=1e-5)
+  np.testing.assert_array_equal(found['context_weights'], flat)
+  assert found.keys() == {'context', 'context_weights', 'text'} and params.keys() == {'above', 'net'}

@@ -54,21 +54,23 @@ class _Tower(nn.Module):
 
 
 class ClipText(_Tower):
-  """Texts. Padding is not masked: a token sees all before it, as it was trained."""
+  """Texts. Without a mask a token sees all before it, as it was trained; padding is after the text, which sees none."""
   vocab_size: int = 49408
   max_position_embeddings: int = 77
   eos_token_id: int = 49407  # 2, of published files, is wrong and means: the largest id of a text
 
   @nn.compact
-  def __call__(self, tokens):
-    """tokens int [B, L] -> Encoded."""
+  def __call__(self, tokens, mask=None):
+    """tokens int [B, L]; mask bool [B, L], true for those that others see, or None: all -> Encoded."""
     p, L = reader(self, self.dtype), tokens.shape[1]
     if L > self.max_position_embeddings:
       raise InputError(f'max_position_embeddings={self.max_position_embeddings}: the text has {L} tokens')
     table = p('embeddings.token_embedding.weight', (self.vocab_size, self.hidden_size), self.hidden_size)
     places = p('embeddings.position_embedding.weight', (self.max_position_embeddings, self.hidden_size),
                self.hidden_size)
-    h, before = self._layers(p, table[tokens] + places[:L], np.tril(np.ones((L, L), bool)))
+    seen = np.tril(np.ones((L, L), bool))
+    seen = seen if mask is None else seen & mask[:, None, None]
+    h, before = self._layers(p, table[tokens] + places[:L], seen)
     last = layer_norm(p, 'final_layer_norm', h, self.layer_norm_eps)
     end = jnp.argmax(tokens if self.eos_token_id == 2 else tokens == self.eos_token_id, 1)
     pooled = last[np.arange(len(tokens)), end]
