@@ -17,8 +17,10 @@ def get_config(name=''):
   c = default()
   c.data = 'folder(images, size=32)'
   c.task = 'image(augment=.12)'
-  c.net = 'unet(channels=64, multipliers=(1, 2), blocks=1, attention=(8,), patch=2, dropout=.1)'
-  c.minutes = 10.
+  # Twice as many channels take 4 times as long a step: 560 steps of 32 in ten minutes, and blotches.
+  c.net = 'unet(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(4,), patch=2)'
+  c.sampler = 'ddim(eta=1)'
+  c.minutes, c.batch = 10., 16
   c.evaluate.at_end = True
   c.evaluate.parts = 'samples'
   return variant(c, name)
