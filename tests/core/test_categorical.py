@@ -12,6 +12,8 @@ from diffusion.core.gaussian import Noise, take
 
 KERNELS = dict(masked=categorical.masked, uniform=categorical.uniform)
 CURVES = dict(log_linear=schedules.log_linear(None), cosine=schedules.cosine(None), linear=schedules.linear(None))
+posterior = jax.jit(categorical.posterior)
+guess = jax.jit(categorical.guess, static_argnums=1)
 
 
 @pytest.fixture(autouse=True)
@@ -49,16 +51,16 @@ def test_posteriors_are_bayes_rule_on_products_of_one_step_matrices(name):
     for x in range(states):
       p = guesses[x] if not kernel.absorbing or x == K else np.eye(K)[x]
       truth = sum(p[k] * before[k] * one[i][:, x] / both[k, x] for k in range(K) if p[k])
-      made = Guess(jnp.asarray(log(guesses[x]))[None], kernel)
-      ours = np.exp(categorical.posterior(jnp.array([x]), made, t, s, share))[0]
+      made = Guess(log(guesses[x])[None], kernel)
+      ours = np.exp(posterior(np.array([x]), made, t, s, share))[0]
       np.testing.assert_allclose(ours, truth, atol=1e-12)
 
 
 @pytest.mark.parametrize('name', KERNELS)
 def test_tokens_are_kept_with_the_probability_of_the_level(name):
   kernel, u = KERNELS[name](4), (np.arange(1000) + .5) / 1000
-  x0, noise = jnp.full((3, 1000), 2), Noise(None, None, None, np.array([np.inf, .8, -np.inf]))
-  x = categorical.noised(x0, noise, u, jnp.full((3, 1000), kernel.inputs - 1))
+  x0, noise = np.full((3, 1000), 2), Noise(None, None, None, np.array([np.inf, .8, -np.inf]))
+  x = np.asarray(jax.jit(categorical.noised)(x0, noise, u, np.full((3, 1000), kernel.inputs - 1)))
   np.testing.assert_allclose((x == 2).mean(1), [1, 1 / (1 + np.exp(-.8)), 0], atol=1e-3)
 
 
@@ -66,20 +68,21 @@ def test_columns_of_different_sizes_share_an_array():
   sizes = (2, 5, 3)
   for name, make in KERNELS.items():
     kernel = make(sizes)
-    draws = np.asarray(categorical.noise_draws(jax.random.key(0), jnp.zeros((4000, 3), int), kernel)[1])
+    draw = jax.jit(lambda key, kernel=kernel: categorical.noise_draws(key, np.zeros((4000, 3), int), kernel)[1])
+    draws = np.asarray(draw(jax.random.key(0)))
     if name == 'masked':
       assert np.all(draws == 5)
       continue
     for column, size in enumerate(sizes):
       np.testing.assert_allclose(np.bincount(draws[:, column], minlength=5) / 4000,
                                  (np.arange(5) < size) / size, atol=.03)
-  made = categorical.guess(jnp.zeros((1, 3, 5)), categorical.uniform(sizes))
-  alone = [categorical.guess(jnp.zeros((1, size)), categorical.uniform(size)) for size in sizes]
-  x, t, s = jnp.array([[1, 4, 0]]), level(.3), level(.6)
+  made = guess(np.zeros((1, 3, 5)), categorical.uniform(sizes))
+  alone = [guess(np.zeros((1, size)), categorical.uniform(size)) for size in sizes]
+  x, t, s = np.array([[1, 4, 0]]), level(.3), level(.6)
   share = -np.expm1(t.logsnr - s.logsnr)
-  together = np.exp(categorical.posterior(x, made, t, s, share))[0]
+  together = np.exp(posterior(x, made, t, s, share))[0]
   for column, size in enumerate(sizes):
-    expected = np.exp(categorical.posterior(x[:, column], alone[column], t, s, share))[0]
+    expected = np.exp(posterior(x[:, column], alone[column], t, s, share))[0]
     np.testing.assert_allclose(together[column], np.append(expected, np.zeros(5 - size)), atol=1e-6)
 
 
@@ -104,14 +107,20 @@ class Joint:
     total = joint.sum(0)
     onehot = np.eye(self.kernel.K)[self.words]
     p = np.einsum('ws,wlk->slk', joint, onehot) / np.where(total, total, 1)[:, None, None]
-    return Guess(jnp.asarray(log(np.where(total[:, None, None] > 0, p, 1 / self.kernel.K))), self.kernel)
+    return Guess(log(np.where(total[:, None, None] > 0, p, 1 / self.kernel.K)), self.kernel)
+
+  def of_every_word(self, term):
+    """term(x_t, x0, ..) -> [states, L] with each word as x0 at each state, in one program: (..) -> [words, states]."""
+    each = lambda word, *rest: term(self.states, jnp.broadcast_to(word, self.states.shape), *rest).sum(-1)
+    every = jax.jit(lambda *rest: jax.vmap(lambda word: each(word, *rest))(self.words))
+    return lambda *rest: np.asarray(every(*rest))
 
 
 @pytest.mark.parametrize('curve', CURVES)
 @pytest.mark.parametrize('name', KERNELS)
 def test_the_bound_with_exact_conditionals_is_the_likelihood_of_every_word(name, curve):
   joint = Joint(KERNELS[name](3))
-  slope = jax.vmap(jax.grad(lambda t: CURVES[curve](t).logsnr))
+  slope, rates = jax.jit(jax.vmap(jax.grad(lambda t: CURVES[curve](t).logsnr))), joint.of_every_word(categorical.rate)
   nodes, weights = np.polynomial.legendre.leggauss(64)
   u = (nodes + 1) / 2
   times, weights = u ** 3 * (10 - 15 * u + 6 * u ** 2), weights / 2 * 30 * (u * (1 - u)) ** 2  # the ends are singular
@@ -121,16 +130,13 @@ def test_the_bound_with_exact_conditionals_is_the_likelihood_of_every_word(name,
     noise = schedules.evaluate(CURVES[curve], t)
     keep = 1 / (1 + np.exp(-noise.logsnr))
     made, reached = joint.guess(keep), joint.reached(keep)
-    for w, word in enumerate(joint.words):
-      rates = categorical.rate(jnp.asarray(joint.states), jnp.broadcast_to(word, joint.states.shape), made, noise)
-      each = np.where(reached[w] > 0, np.asarray(rates).sum(-1), 0)
-      total[w] += weight * fall * np.sum(reached[w] * each)
+    total += weight * fall * np.sum(reached * np.where(reached > 0, rates(made, noise), 0), 1)
   noisiest = schedules.evaluate(CURVES[curve], 1.)
   keep = 1 / (1 + np.exp(-noisiest.logsnr))
   made = joint.guess(keep)
   prior = made.log_p[-1:]  # with the mask the last state is all masks
-  total += np.array([float(categorical.prior_divergence(jnp.asarray(word)[None], Guess(prior, made.kernel), noisiest)
-                           .sum()) for word in joint.words])
+  lacks = jax.jit(lambda word: categorical.prior_divergence(word[None], Guess(prior, made.kernel), noisiest).sum())
+  total += np.array([float(lacks(word)) for word in joint.words])
   np.testing.assert_allclose(total, -np.log(joint.p), atol=1e-10 if curve == 'log_linear' else 3e-5)
 
 
@@ -139,14 +145,12 @@ def test_the_bound_of_a_table_approaches_the_likelihood_from_above(name):
   joint, gaps = Joint(KERNELS[name](2)), []
   for T in (8, 16, 32, 64):
     table, total = schedules.log_linear(T), np.zeros(len(joint.words))
-    term = categorical.bound(table)
+    term = joint.of_every_word(categorical.bound(table))
     for row in range(T):
       noise = take(table, row)
       keep = 1 / (1 + np.exp(-noise.logsnr))
       made, reached = joint.guess(keep), joint.reached(keep)
-      each = np.array([term(jnp.asarray(joint.states), jnp.broadcast_to(word, joint.states.shape), made,
-                            jax.tree.map(lambda a: jnp.full(len(joint.states), a), noise)).sum(-1)
-                       for word in joint.words])
+      each = term(made, jax.tree.map(lambda a: np.full(len(joint.states), a), noise))
       total += np.where(reached > 0, reached * each, 0).sum(1) / T
     gaps.append(float(joint.p @ (total + np.log(joint.p))))  # the mean over words: a divergence
   ratios = np.array(gaps[:-1]) / gaps[1:]
@@ -154,13 +158,13 @@ def test_the_bound_of_a_table_approaches_the_likelihood_from_above(name):
 
 
 def test_the_rate_of_masks_is_the_cross_entropy_of_md4():
-  t = jnp.array([.1, .5, .9])
+  t = np.array([.1, .5, .9])
   noise = CURVES['log_linear'](t)
-  x0, x = jnp.array([[0, 1], [1, 2], [2, 0]]), jnp.array([[3, 1], [3, 3], [2, 3]])
+  x0, x = np.array([[0, 1], [1, 2], [2, 0]]), np.array([[3, 1], [3, 3], [2, 3]])
   p = np.random.default_rng(1).dirichlet(np.ones(3), (3, 2))
-  terms = categorical.bound(CURVES['log_linear'])(x, x0, Guess(jnp.log(p), categorical.masked(3)), noise)
-  crossed = -np.log(np.take_along_axis(p, np.asarray(x0)[..., None], -1)[..., 0])
-  np.testing.assert_allclose(terms, (x == 3) * crossed / np.asarray(t)[:, None], rtol=1e-4)  # -alpha' / (1 - alpha)
+  terms = jax.jit(categorical.bound(CURVES['log_linear']))(x, x0, Guess(log(p), categorical.masked(3)), noise)
+  crossed = -np.log(np.take_along_axis(p, x0[..., None], -1)[..., 0])
+  np.testing.assert_allclose(terms, (x == 3) * crossed / t[:, None], rtol=1e-4)  # -alpha' / (1 - alpha)
 
 
 # ---- the step back
@@ -180,8 +184,8 @@ def descend(table, step):
 def test_the_summed_posterior_is_exact_and_the_plugged_in_one_is_not():
   def summed(back, keep_t, keep_s):
     t, s = (Noise(None, None, None, log(keep) - log(1 - keep)) for keep in (keep_t, keep_s))
-    made = Guess(jnp.log(back), categorical.uniform(len(P0)))
-    return np.exp(categorical.posterior(jnp.arange(len(P0)), made, t, s, -np.expm1(t.logsnr - s.logsnr)))
+    made = Guess(log(back), categorical.uniform(len(P0)))
+    return np.exp(posterior(np.arange(len(P0)), made, t, s, -np.expm1(t.logsnr - s.logsnr)))
 
   def plugged_in(back, keep_t, keep_s):  # multinomial diffusion, arXiv:2102.05379, equation 13
     r, K = keep_t / keep_s, len(P0)
@@ -200,8 +204,7 @@ def test_parallel_steps_approach_the_distribution_as_one_over_their_number(name)
     keeps = np.append(np.arange(S) / S, 1.)
     for keep_t, keep_s in zip(keeps, keeps[1:]):
       t, s = (Noise(None, None, None, log(k) - log(1 - k)) for k in (keep_t, keep_s))
-      q = np.exp(categorical.posterior(jnp.asarray(joint.states), joint.guess(keep_t), t, s,
-                                       -np.expm1(t.logsnr - s.logsnr)))
+      q = np.exp(posterior(joint.states, joint.guess(keep_t), t, s, -np.expm1(t.logsnr - s.logsnr)))
       q = np.pad(q, [(0, 0), (0, 0), (0, len(joint.pi) - q.shape[-1])])
       moves = np.prod([q[:, i][:, joint.states[:, i]] for i in range(joint.L)], 0)
       p = p @ moves
@@ -216,8 +219,8 @@ def test_parallel_steps_approach_the_distribution_as_one_over_their_number(name)
 def test_guidance_is_bayes_rule_with_a_power_of_the_likelihood():
   p, likelihood = np.array([.5, .3, .2, 0.]), np.array([.1, .7, .2, .5])
   conditional = p * likelihood / (p @ likelihood)
-  guess = lambda p: Guess(jnp.asarray(log(p))[None], categorical.masked(4))
-  made = guess(p).towards(guess(conditional), jnp.array([3.]))
+  of = lambda p: Guess(log(p)[None], categorical.masked(4))
+  made = jax.jit(Guess.towards)(of(p), of(conditional), np.array([3.]))
   expected = p * likelihood ** 3
   np.testing.assert_allclose(np.exp(made.log_p)[0], expected / expected.sum(), atol=1e-12)
 

@@ -21,21 +21,21 @@ rng = np.random.default_rng(0)
 
 
 def draw(*shape):
-  return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+  return rng.standard_normal(shape).astype(np.float32)
 
 
 def levels(scaling, logsnr=LOGSNR):
-  return Noise(*(jnp.asarray(a, jnp.float32) for a in scaling(np.zeros(len(logsnr)), np.asarray(logsnr, np.float64))))
+  return Noise(*(np.asarray(a, np.float32) for a in scaling(np.zeros(len(logsnr)), np.asarray(logsnr, np.float64))))
 
 
 def fixed(x0):
   """A denoiser that answers x0 whatever it is asked, with a learned variance of its own."""
-  return lambda x, n: from_x0(expand_to(n, x), x, jnp.broadcast_to(x0, x.shape), jnp.full(x.shape, jnp.mean(x0)))
+  return lambda x, n: from_x0(expand_to(n, x), x, jnp.broadcast_to(x0, x.shape), jnp.full(x.shape, np.mean(x0)))
 
 
 X0, EPS = draw(5, 4, 4, 3), draw(5, 4, 4, 3)
 MIDDLE = levels(vp, [-4., -1., 0., 2., 4.])
-X = q_sample(X0, MIDDLE, EPS)
+X = np.asarray(q_sample(X0, MIDDLE, EPS))
 COND, NULL = fixed(X0), fixed(.5 * X0 - .3 * EPS)
 TRANSFORMS = dict(
   cfg=cfg(COND, NULL, 3.),
@@ -48,10 +48,13 @@ TRANSFORMS = dict(
 )
 
 
+COMPILED = {name: jax.jit(guided) for name, guided in TRANSFORMS.items()}
+
+
 # ---- every transform
 @pytest.mark.parametrize('name', TRANSFORMS)
 def test_prediction_stays_consistent_and_keeps_the_conditional_variance(name):
-  pred = TRANSFORMS[name](X, MIDDLE)
+  pred = jax.device_get(COMPILED[name](X, MIDDLE))
   np.testing.assert_allclose(q_sample(pred.x0, MIDDLE, pred.eps), X, atol=1e-4)
   np.testing.assert_array_equal(pred.variance, COND(X, MIDDLE).variance)
   assert np.abs(pred.x0 - X0).max() > .1  # and it does something
@@ -59,19 +62,15 @@ def test_prediction_stays_consistent_and_keeps_the_conditional_variance(name):
 
 @pytest.mark.parametrize('name', TRANSFORMS)
 def test_a_scalar_level_is_a_batch_of_equal_levels_under_jit_and_scan(name):
-  guided = TRANSFORMS[name]
+  guided, fast = TRANSFORMS[name], COMPILED[name]
   def body(carry, noise):
     return carry, guided(X, noise)
-  scanned = jax.jit(lambda noise: jax.lax.scan(body, 0, noise)[1])(MIDDLE)
+  many = jax.device_get(jax.jit(lambda noise: jax.lax.scan(body, 0, noise)[1])(MIDDLE))
   for i in range(5):
-    same = Noise(*(jnp.full(5, a) for a in take(MIDDLE, i)))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), take_pred(scanned, i), guided(X, same))
-  mixed, host = guided(X, MIDDLE), guided(X, Noise(*(float(a[2]) for a in MIDDLE)))  # Python numbers, as in a notebook
-  np.testing.assert_allclose(host.x0[2], mixed.x0[2], atol=1e-5)
-
-
-def take_pred(pred, i):
-  return Pred(*(a[i] for a in pred))
+    same = Noise(*(np.full(5, a) for a in take(MIDDLE, i)))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), Pred(*(a[i] for a in many)), fast(X, same))
+  host = guided(X, Noise(*(float(a[2]) for a in MIDDLE))).x0  # Python numbers, as in a notebook
+  np.testing.assert_allclose(np.asarray(host)[2], np.asarray(fast(X, MIDDLE).x0)[2], atol=1e-5)
 
 
 @pytest.mark.parametrize('name', TRANSFORMS)
@@ -79,7 +78,7 @@ def take_pred(pred, i):
 def test_finite_at_no_signal_and_nearly_without_noise(name, scaling):
   logsnr = [-14., 0., 8., 20., 30.] if scaling == 've' else [-np.inf, -30., 0., 20., 30.]
   noise = levels(SCALINGS[scaling], logsnr)
-  pred = TRANSFORMS[name](q_sample(X0, noise, EPS), noise)
+  pred = COMPILED[name](np.asarray(q_sample(X0, noise, EPS)), noise)
   assert all(np.isfinite(a).all() for a in pred)
 
 
@@ -123,7 +122,8 @@ def test_autoguidance_follows_the_score_of_the_good_density_over_the_bad(scaling
   x = noise.alpha * .2 + noise.sigma * draw(17)
   def log_marginal(x, n, mean, std):
     return -.5 * (x - n.alpha * mean) ** 2 / (n.alpha ** 2 * std ** 2 + n.sigma ** 2)
-  score = jax.grad(lambda x: jnp.sum(w * log_marginal(x, noise, .2, .4) - (w - 1) * log_marginal(x, noise, .3, .7)))(x)
+  score = jax.jit(jax.grad(lambda x: jnp.sum(
+    w * log_marginal(x, noise, .2, .4) - (w - 1) * log_marginal(x, noise, .3, .7))))(x)
   guided = cfg(gaussian_denoiser(.2, .4), gaussian_denoiser(.3, .7), w)(x, noise)
   np.testing.assert_allclose(guided.eps, -noise.sigma * score, rtol=1e-3, atol=2e-3)
 
@@ -144,7 +144,7 @@ def test_guidance_with_the_exact_likelihood_is_the_exact_posterior_denoiser(scal
   log_prob, mean, std = observed(y=.9, mean=-.1, std=.5, blur=.4)
   noise = levels(SCALINGS[scaling])
   x = noise.alpha * mean + noise.sigma * draw(17)
-  guided = classifier(gaussian_denoiser(-.1, .5), log_prob)(x, noise)
+  guided = jax.jit(classifier(gaussian_denoiser(-.1, .5), log_prob))(x, noise)
   exact = gaussian_denoiser(mean, std)(x, noise)
   np.testing.assert_allclose(guided.x0, exact.x0, atol=1e-4)
   np.testing.assert_allclose(guided.eps, exact.eps, atol=2e-3)
@@ -183,19 +183,20 @@ def log_class(k):
 @pytest.mark.parametrize('scaling', SCALINGS)
 def test_the_mixture_guided_by_its_class_posterior_is_the_denoiser_of_the_class(scaling):
   noise = levels(SCALINGS[scaling])
-  x = q_sample(jnp.asarray(MEANS)[np.arange(17) % 2] + SPREAD * draw(17, 2), noise, draw(17, 2))
+  x = np.asarray(q_sample(MEANS[np.arange(17) % 2] + np.float32(SPREAD) * draw(17, 2), noise, draw(17, 2)))
   null = mixture_denoiser(MEANS, SPREAD)
   for k in (0, 1):
     cond = gaussian_denoiser(MEANS[k], SPREAD)
-    exact, guided = cond(x, noise), classifier(null, log_class(k))(x, noise)
+    exact, guided = cond(x, noise), jax.jit(classifier(null, log_class(k)))(x, noise)
     np.testing.assert_allclose(guided.x0, exact.x0, atol=1e-4)
     np.testing.assert_allclose(guided.eps, exact.eps, rtol=1e-4, atol=2e-3)
     # an implicit classifier, arXiv:2207.12598, section 3.2
-    free, trained = cfg(cond, null, 3.)(x, noise), classifier(null, log_class(k), 3.)(x, noise)
+    free, trained = (jax.jit(guide)(x, noise) for guide in (cfg(cond, null, 3.), classifier(null, log_class(k), 3.)))
     np.testing.assert_allclose(free.x0, trained.x0, atol=3e-4)
-  half = classifier(null, log_class(0), jnp.linspace(0., 1., 17))(x, noise).x0  # a scale for each sample
-  np.testing.assert_allclose(half[0], null(x, noise).x0[0], atol=1e-4)
-  np.testing.assert_allclose(half[-1], gaussian_denoiser(MEANS[0], SPREAD)(x, noise).x0[-1], atol=1e-4)
+  half = classifier(null, log_class(0), np.linspace(0., 1., 17, dtype=np.float32))  # a scale for each sample
+  first = gaussian_denoiser(MEANS[0], SPREAD)
+  half, free, exact = (np.asarray(jax.jit(guide)(x, noise).x0) for guide in (half, null, first))
+  np.testing.assert_allclose([half[0], half[-1]], [free[0], exact[-1]], atol=1e-4)
 
 
 # ---- adaptive projected guidance
@@ -267,10 +268,9 @@ def test_an_interval_chooses_by_level_and_computes_only_its_choice():
 def test_dynamic_threshold_brings_the_quantile_of_each_sample_to_one():
   sizes = np.array([.2, 1., 3., 40.], np.float32)
   ramp = np.linspace(-1, 1, 2001, dtype=np.float32)[rng.permutation(2001)]
-  x0 = jnp.asarray(sizes[:, None] * ramp)
-  noise = take(MIDDLE, 2)
+  x0, noise = sizes[:, None] * ramp, take(MIDDLE, 2)
   def thresholded(x0, percentile):
-    return np.asarray(dynamic_threshold(fixed(x0), percentile)(jnp.zeros_like(x0), noise).x0)
+    return np.asarray(dynamic_threshold(fixed(x0), percentile)(np.zeros_like(x0), noise).x0)
   got = thresholded(x0, .9)  # |x0| is even on [0, size]: its 0.9-quantile is 0.9 size
   for row, size in zip(got, sizes):
     s = max(1, .9 * size)

@@ -15,6 +15,8 @@ OPERATORS = dict(
   kept=operators.known_pixels(RNG.random((4, 6, 1)) < .4), luma=operators.luma(), blocks=operators.block_average(2),
   blur=operators.blur(.7), wide_blur=operators.blur(2.), lines=operators.kspace(LINES),
   kspace=operators.kspace(SCATTERED), radon=operators.radon(np.arange(0, 180, 30), SHAPE))
+OPERATORS = {name: operator._replace(forward=jax.jit(operator.forward), inverse=jax.jit(operator.inverse))
+             for name, operator in OPERATORS.items()}
 KNOWN = [name for name, operator in OPERATORS.items() if operator.svd]
 
 
@@ -37,7 +39,7 @@ def test_the_adjoint_is_the_transpose_of_the_dense_matrix(name):
   operator, x = OPERATORS[name], rows()
   y = operator.forward(x)
   u = rows(seed=2, shape=y.shape[1:])
-  back = operators.transposed(operator.forward, x.shape)(u)
+  back = jax.jit(operators.transposed(operator.forward, x.shape))(u)
   np.testing.assert_allclose(flat(back), flat(u) @ dense(operator), atol=2e-6)
   left, right = (flat(y) * flat(u)).sum(), (flat(x) * flat(back)).sum()
   assert abs(left - right) < 1e-6 * np.linalg.norm(y) * np.linalg.norm(u)
@@ -57,7 +59,7 @@ def test_conjugate_gradients_find_the_moore_penrose_inverse(name):
   y = operator.forward(rows())
   matrix = dense(operator)
   by_numpy = flat(y) @ np.linalg.pinv(matrix, rcond=1e-5).T
-  found = flat(operators.pseudo_inverse(operator.forward, SHAPE)(y))
+  found = flat(jax.jit(operators.pseudo_inverse(operator.forward, SHAPE))(y))
   # where singular values reach 1e-3, float32 determines x only to some percent, and A x much better
   atol = .1 if name in ('wide_blur', 'radon') else 1e-3 if name == 'blur' else 1e-5
   np.testing.assert_allclose(found, by_numpy, atol=atol)
@@ -80,7 +82,7 @@ def test_the_singular_values_are_those_of_the_dense_matrix(name):
   y = operator.forward(x)
   np.testing.assert_allclose(svd.measured(y), svd.s * z, atol=1e-5)   # U^T A x = S V^T x
   u = rows(seed=3, shape=y.shape[1:])                                 # S U^T y = V^T A^T y
-  back = operators.transposed(operator.forward, x.shape)(u)
+  back = jax.jit(operators.transposed(operator.forward, x.shape))(u)
   np.testing.assert_allclose(svd.s * svd.measured(u), svd.coordinates(back), atol=1e-5)
 
 

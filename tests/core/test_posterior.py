@@ -27,6 +27,11 @@ def plain():
   return correlated_denoiser(MEAN.astype(np.float32), COVARIANCE)
 
 
+Y32 = Y.astype(np.float32)
+TMPD, DPS, PIGDM = (jax.jit(make(plain(), LINEAR, Y32, NOISE)) for make in (posterior.tmpd, posterior.dps,
+                                                                           posterior.pigdm))
+
+
 def given(level, x, covariance=COVARIANCE):
   """(E[x0 | x_t], its covariance, E[x0 | x_t, y]) by conditioning the joint Gaussian of (x0, x_t, y); x [B, D]."""
   a, s = float(level.alpha), float(level.sigma)
@@ -49,7 +54,7 @@ def states(level, n=5):
 @pytest.mark.parametrize('level', LEVELS)
 def test_tmpd_is_the_exact_conditional_denoiser_of_gaussian_data(level):
   x = states(level)
-  pred = posterior.tmpd(plain(), LINEAR, Y.astype(np.float32), NOISE)(x, level)
+  pred = TMPD(x, level)
   np.testing.assert_allclose(pred.x0, given(level, x)[2], atol=1e-5 * max(1, np.abs(x).max()))
   np.testing.assert_allclose(level.alpha * pred.x0 + level.sigma * pred.eps, x, atol=1e-5 * max(1, np.abs(x).max()))
 
@@ -64,13 +69,13 @@ def test_pigdm_and_dps_err_as_derived(level):
   needed = lambda matrix: spread @ A.T @ matrix
   change = residual @ needed(np.linalg.inv(seen + NOISE ** 2 * np.eye(2))).T
   np.testing.assert_allclose(of_x + change, exact, atol=1e-8)  # the derivation, against conditioning
-  dps = posterior.dps(plain(), LINEAR, Y.astype(np.float32), NOISE)(x, level).x0
+  dps = DPS(x, level).x0
   factor = np.eye(2) + seen / NOISE ** 2
   derived = residual @ (needed(np.linalg.inv(seen + NOISE ** 2 * np.eye(2))) @ factor).T
   np.testing.assert_allclose(dps - of_x, derived, rtol=2e-4, atol=1e-4 * np.abs(derived).max())
   r2 = level.sigma ** 2 / (level.alpha ** 2 + level.sigma ** 2)
   wrong = (r2 * A @ A.T - seen) @ np.linalg.inv(r2 * A @ A.T + NOISE ** 2 * np.eye(2))
-  error = posterior.pigdm(plain(), LINEAR, Y.astype(np.float32), NOISE)(x, level).x0 - exact
+  error = PIGDM(x, level).x0 - exact
   derived = -residual @ (needed(np.linalg.inv(seen + NOISE ** 2 * np.eye(2))) @ wrong).T
   np.testing.assert_allclose(error, derived, atol=2e-5 * max(1, np.abs(residual).max() * 10))
 
@@ -80,7 +85,7 @@ def test_pigdm_is_exact_for_independent_pixels_of_its_variance(level):
   variance = .3
   x = states(level)
   denoise = correlated_denoiser(MEAN.astype(np.float32), variance * np.eye(D))
-  found = posterior.pigdm(denoise, LINEAR, Y.astype(np.float32), NOISE, variance)(x, level)
+  found = jax.jit(posterior.pigdm(denoise, LINEAR, Y32, NOISE, variance))(x, level)
   np.testing.assert_allclose(found.x0, given(level, x, variance * np.eye(D))[2], atol=1e-5 * max(1, np.abs(x).max()))
 
 
@@ -99,8 +104,7 @@ def test_samples_given_a_measurement_have_the_mean_and_covariance_of_the_posteri
   precision = np.linalg.inv(COVARIANCE) + A.T @ A / NOISE ** 2
   covariance = np.linalg.inv(precision)
   mean = MEAN + covariance @ A.T @ (Y - A @ MEAN) / NOISE ** 2
-  y = Y.astype(np.float32)
-  errors = {}
+  y, errors = Y32, {}
   for name, denoise in dict(tmpd=posterior.tmpd(plain(), LINEAR, y, NOISE),
                             pigdm=posterior.pigdm(plain(), LINEAR, y, NOISE),
                             ddnm=operators.ddnm(plain(), LINEAR, y), none=plain()).items():
@@ -121,9 +125,9 @@ def test_an_example_does_not_depend_on_its_neighbours(make):
   y = np.array(operator.forward(x))
   denoise = lambda x, noise: smooth(x, noise)
   level = vp(0., np.float64(0.))
-  alone = make(denoise, operator, y[:1])(x[:1], level).x0
+  alone = jax.jit(make(denoise, operator, y[:1]))(x[:1], level).x0
   y[1:], x[1:] = 30., -9.
-  np.testing.assert_allclose(make(denoise, operator, y)(x, level).x0[:1], alone, atol=1e-5)
+  np.testing.assert_allclose(np.asarray(jax.jit(make(denoise, operator, y))(x, level).x0)[:1], alone, atol=1e-5)
 
 
 def smooth(x, noise):

@@ -98,6 +98,11 @@ def guided(guide, weights):
   return with_guide_model(built(config(guide)), weights)
 
 
+def predicted(run, weights, cond, unguided=False):
+  denoise = run.plain if unguided else run.denoise
+  return jax.device_get(jax.jit(lambda weights, x: denoise(weights, cond)(x, LEVEL))(weights, X))
+
+
 @pytest.mark.parametrize('kind', ['noised', 'plain'])
 @pytest.mark.parametrize('start', ['', 'cfg(2) | '])
 def test_it_moves_along_the_slope_of_the_cosine(kind, start, clips, model):
@@ -105,18 +110,17 @@ def test_it_moves_along_the_slope_of_the_cosine(kind, start, clips, model):
   run, weights = model
   cond = asked(run, 'a red dragon', 'a hero')
   second, other, _ = open_at(clips[kind])
-  embed, texts = second.model(other).embed_image, second.model(other).embed_text(cond)
-  null = run.plain(weights, run.task.null(cond))
-  single = run.plain(weights, cond) if start else null
+  embed, texts = second.model(other).embed_image, np.asarray(jax.jit(second.model(other).embed_text)(cond))
+  null = run.task.null(cond)
+  single = run.plain(weights, cond if start else null)
   seen = jax.jit(lambda x: embed(x, LEVEL) if kind == 'noised' else embed(single(x, LEVEL).x0, None))
-  base = with_guide_model(built(config('cfg(2)')), weights)[0].denoise(weights, cond) if start else null
-  run, both = guided(f'{start}clip_guidance({clips[kind]}, {SCALE})', weights)
-  pred, before = run.denoise(both, cond)(X, LEVEL), base(X, LEVEL)
+  before = predicted(*guided('cfg(2)', weights), cond) if start else predicted(run, weights, null, unguided=True)
+  pred = predicted(*guided(f'{start}clip_guidance({clips[kind]}, {SCALE})', weights), cond)
   step = np.asarray(before.eps - pred.eps, np.float64) / float(SCALE * LEVEL.sigma)  # the slope that it took
   rng = np.random.default_rng(3)
   for _ in range(3):
     along = rng.normal(size=X.shape).astype(np.float32)
-    rise = [np.sum(np.asarray(seen(X + h * along) * texts, np.float64), -1) for h in (.01, -.01)]
+    rise = [np.sum(np.float64(np.asarray(seen(X + h * along)) * texts), -1) for h in (.01, -.01)]
     np.testing.assert_allclose((step * along).sum((1, 2, 3)), (rise[0] - rise[1]) / .02, rtol=.02, atol=2e-3)
   assert np.abs(step).max() > 1e-3
   np.testing.assert_allclose(LEVEL.alpha * pred.x0 + LEVEL.sigma * pred.eps, X, atol=1e-4)
@@ -125,19 +129,19 @@ def test_it_moves_along_the_slope_of_the_cosine(kind, start, clips, model):
 def test_a_scale_of_0_changes_no_bit(clips, model):
   run, weights = model
   cond = asked(run, 'a red dragon', 'a hero')
-  denoise = lambda made, both: jax.jit(lambda weights, x: made.denoise(weights, cond)(x, LEVEL))(both, X)
-  unguided = jax.jit(lambda weights, x: run.plain(weights, run.task.null(cond))(x, LEVEL))(weights, X)
+  denoise = lambda made, both: predicted(made, both, cond)
+  unguided, free = predicted(run, weights, run.task.null(cond), unguided=True), denoise(*guided('cfg(2)', weights))
   for kind in clips:
     jax.tree.map(np.testing.assert_array_equal, denoise(*guided(f'clip_guidance({clips[kind]}, 0)', weights)), unguided)
     jax.tree.map(np.testing.assert_array_equal, denoise(*guided(f'cfg(2) | clip_guidance({clips[kind]}, 0)', weights)),
-                 denoise(*guided('cfg(2)', weights)))
+                 free)
   assert np.any(denoise(*guided(f'clip_guidance({clips["noised"]}, 1)', weights)).x0 != unguided.x0)
 
 
 def test_a_mix_of_texts_is_the_mix_of_their_vectors(clips, model):
   run, _ = model
   second, weights, _ = open_at(clips['plain'])
-  embed = second.model(weights).embed_text
+  embed = jax.jit(second.model(weights).embed_text)
   a, b = (np.asarray(embed(asked(run, prompt, prompt)))[0] for prompt in ('a red dragon', 'a hero'))
   mix = lambda text: np.asarray(embed(run.task.ask(dict(prompt_mix=text), np.arange(1), 0).cond))[0]
   wanted = .3 * a + .7 * b
@@ -173,7 +177,7 @@ def test_what_does_not_fit_is_refused_in_one_line(clips, model, tmp_path):
 def test_a_plain_clip_guides_on_any_schedule(clips, model):
   _, weights = model
   run, both = guided_on('linear', clips['plain'], weights)
-  assert np.all(np.isfinite(run.denoise(both, asked(run, 'a hero', 'a hero'))(X, LEVEL).x0))
+  assert np.all(np.isfinite(predicted(run, both, asked(run, 'a hero', 'a hero')).x0))
 
 
 def guided_on(schedule, where, weights):

@@ -1,6 +1,5 @@
 """Painting with a model that has learned it: at first it is the model it started from, and what is kept is exact."""
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -36,14 +35,17 @@ def opened(c):
   return run_of(c, build.load_data(c), sharding.make_mesh(devices=jax.devices()[:1]))
 
 
+def noisy(tree, rng):
+  return jax.tree.map(lambda a: np.asarray(a) + .1 * rng.normal(size=a.shape).astype(np.float32), tree)
+
+
 @pytest.fixture(scope='module')
 def models(tmp_path_factory):
   """(a model of whole images, one that starts from it, what the start reported, the weights of each)."""
   folder = tmp_path_factory.mktemp('base')
   base = opened(config('text_to_image'))
   state, rng = make_state(base, jax.random.key(0)), np.random.default_rng(0)
-  noisy = lambda tree: jax.tree.map(lambda a: a + .1 * rng.normal(size=a.shape).astype(np.float32), tree)
-  state = state._replace(params=noisy(state.params), ema=noisy(state.ema))
+  state = state._replace(params=noisy(state.params, rng), ema=noisy(state.ema, rng))
   with_checkpoint = open_checkpoints(folder / 'checkpoints')
   with_checkpoint.save(0, state, to_meta(base.config, base))
   with_checkpoint.close()
@@ -59,8 +61,7 @@ def models(tmp_path_factory):
 def learned(models):
   """The model, with weights by which it matters what is kept."""
   _, run, _, _, weights = models
-  rng = np.random.default_rng(1)
-  return run, Weights(jax.tree.map(lambda a: a + .1 * rng.normal(size=a.shape).astype(np.float32), weights.params))
+  return run, Weights(noisy(weights.params, np.random.default_rng(1)))
 
 
 @pytest.fixture(scope='module')
@@ -125,22 +126,24 @@ def test_guidance_away_from_a_text_still_sees_what_is_kept(models):
   c.guide = "cfg(2, negative='a hero')"
   run, (*_, weights) = opened(c), models
   rng = np.random.default_rng(5)
-  strong = Weights(jax.tree.map(lambda a: a + .1 * rng.normal(size=a.shape).astype(np.float32), weights.params))
+  strong = Weights(noisy(weights.params, rng))
   x, seen = rng.normal(size=(1, 16, 16, 3)).astype(np.float32), rng.normal(size=(16, 16, 4)).astype(np.float32)
   cond = lambda prompt: requests.ask(run, dict(prompt=prompt, kept=seen), np.arange(1), 0).cond
   level = take(run.levels, 1)
-  one, other = (run.plain(strong, cond(prompt))(x, level).x0 for prompt in ('a red dragon', 'a hero'))
-  guided = run.denoise(strong, cond('a red dragon'))(x, level).x0
+  plain, denoise = (jax.jit(lambda weights, cond, kind=kind: kind(weights, cond)(x, level).x0)
+                    for kind in (run.plain, run.denoise))
+  one, other = (np.asarray(plain(strong, cond(prompt))) for prompt in ('a red dragon', 'a hero'))
+  guided = denoise(strong, cond('a red dragon'))
   np.testing.assert_allclose(guided, np.clip(other + 2 * (one - other), -1, 1), atol=1e-5)
 
 
 def test_a_fixed_x0_is_exact_and_the_rest_is_untouched():
   rng = np.random.default_rng(4)
-  x, known = (jnp.asarray(rng.normal(size=(2, 4, 4, 3)), jnp.float32) for _ in range(2))
+  x, known = rng.normal(size=(2, 2, 4, 4, 3)).astype(np.float32)
   mask = rng.integers(0, 2, (4, 4, 1)).astype(bool)
   level = take(build.make('grid', 'trailing(4)')(build.make('schedule', 'cosine')), 2)
   plain = gaussian_denoiser(.3, .7)
-  got, own = operators.fixed(plain, known, mask)(x, level), plain(x, level)
+  got, own = jax.device_get(jax.jit(lambda x: (operators.fixed(plain, known, mask)(x, level), plain(x, level)))(x))
   np.testing.assert_array_equal(got.x0, np.where(mask, own.x0, known))
   np.testing.assert_array_equal(np.where(mask, got.eps, 0), np.where(mask, own.eps, 0))
   np.testing.assert_allclose(level.alpha * got.x0 + level.sigma * got.eps, x, atol=1e-6)

@@ -1,6 +1,7 @@
 """The transformer against its formulas in NumPy and float64, and its promises, on tiny networks."""
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import softmax
@@ -13,12 +14,18 @@ SMALL = dict(width=16, blocks=2, heads=4)
 SHAPE = (3, 5, 4)
 
 
+@functools.cache
+def network(**options):
+  """(init, apply), which the tests share once it is compiled."""
+  net = make(Transformer(**SMALL | options))
+  return net.init, jax.jit(net.apply, static_argnums=4)
+
+
 def build(shape=SHAPE, cond=None, **options):
   """(params, apply): all parameters random, so that no path is silent."""
-  net = make(Transformer(**SMALL | options))
-  params = net.init(jax.random.key(0), shape, cond)
-  rng = np.random.default_rng(0)
-  return jax.tree.map(lambda a: np.asarray(a) + .3 * rng.normal(size=a.shape).astype(np.float32), params), net.apply
+  init, apply = network(**options)
+  params, rng = init(jax.random.key(0), shape, cond), np.random.default_rng(0)
+  return jax.tree.map(lambda a: np.asarray(a) + .3 * rng.normal(size=a.shape).astype(np.float32), params), apply
 
 
 def inputs(shape=SHAPE, seed=1):
@@ -60,7 +67,7 @@ def test_the_output_is_that_of_the_formulas():
   cond = np.random.default_rng(2).normal(size=(3, 2)).astype(np.float32)
   params, net = build(cond=cond, out_channels=7)
   x, time = inputs()
-  out = jax.jit(net)(params, x, time, cond)
+  out = np.asarray(net(params, x, time, cond))
   assert out.shape == (3, 5, 7)
   assert_close(out, reference(params, x, time, cond), 3e-5)
 
@@ -69,8 +76,8 @@ def test_bfloat16_is_close_to_float32():
   params, net = build()
   _, half = build(dtype='bfloat16')
   x, time = inputs()
-  exact, rounded = net(params, x, time), half(params, x, time)
-  assert exact.dtype == rounded.dtype == jnp.float32
+  exact, rounded = (np.asarray(apply(params, x, time)) for apply in (net, half))
+  assert exact.dtype == rounded.dtype == np.float32
   assert_close(rounded, exact, .1)
   assert .0001 < np.abs(exact - rounded).mean() / np.abs(exact).mean() < .03
 
@@ -88,14 +95,15 @@ def test_places_that_change_seats_with_their_positions_change_seats_in_the_outpu
 def test_every_place_depends_on_every_other():
   params, net = build()
   x, time = inputs((1, 5, 4))
-  slopes = jax.jacobian(lambda x: net(params, x, time))(x)[0, :, :, 0]  # [place, channel, place, channel]
+  slopes = jax.jit(jax.jacobian(lambda x: net(params, x, time)))(x)
+  slopes = np.asarray(slopes)[0, :, :, 0]  # [place, channel, place, channel]
   assert np.all(np.abs(slopes).max((1, 3)) > 1e-4)
 
 
 def test_places_of_a_picture_are_those_of_its_rows_one_after_the_other():
   params, net = build((2, 2, 3, 4))
   x, time = inputs((2, 2, 3, 4))
-  flat = net(params, x.reshape(2, 6, 4), time)
+  flat = np.asarray(net(params, x.reshape(2, 6, 4), time))
   np.testing.assert_array_equal(net(params, x, time), flat.reshape(x.shape))
 
 
@@ -103,26 +111,26 @@ def test_an_example_does_not_depend_on_the_rest_of_its_batch():
   cond = np.eye(3, dtype=np.float32)
   params, net = build(cond=cond)
   x, time = inputs()
-  out = net(params, x, time, cond)
+  out = np.asarray(net(params, x, time, cond))
   for i in range(3):
-    assert_close(net(params, x[i:i + 1], time[i:i + 1], cond[i:i + 1])[0], out[i], 1e-5)
-  other = net(params, x, time, cond[[0, 2, 2]])
+    assert_close(np.asarray(net(params, x[i:i + 1], time[i:i + 1], cond[i:i + 1]))[0], out[i], 1e-5)
+  other = np.asarray(net(params, x, time, cond[[0, 2, 2]]))
   np.testing.assert_array_equal(other[0], out[0])
   assert np.abs(other[1] - out[1]).max() > 1e-3
 
 
 def test_the_output_is_zero_at_first():
-  net = make(Transformer(**SMALL))
+  init, apply = network()
   x, time = inputs()
-  np.testing.assert_array_equal(net.apply(net.init(jax.random.key(0), SHAPE), x, time), np.zeros(SHAPE))
+  np.testing.assert_array_equal(apply(init(jax.random.key(0), SHAPE), x, time), np.zeros(SHAPE))
 
 
 def test_dropout_is_on_in_training_alone():
   params, net = build(dropout=.3)
   _, plain = build()
   x, time = inputs()
-  one, same, two = (net(params, x, time, None, True, dict(dropout=jax.random.key(k))) for k in (1, 1, 2))
-  out = plain(params, x, time)
+  one, same, two = (np.asarray(net(params, x, time, None, True, dict(dropout=jax.random.key(k)))) for k in (1, 1, 2))
+  out = np.asarray(plain(params, x, time))
   np.testing.assert_array_equal(one, same)
   assert np.abs(one - two).max() > 1e-3 and np.abs(one - out).max() > 1e-3
   np.testing.assert_array_equal(net(params, x, time), out)

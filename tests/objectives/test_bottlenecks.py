@@ -9,6 +9,8 @@ from diffusion.errors import InputError
 from diffusion.objectives import bottlenecks as b
 
 rng = np.random.default_rng(0)
+nearest, moved, restarted = map(jax.jit, (b.nearest, b.moved, b.restarted))
+logistic = jax.jit(likelihood.logistic_log_likelihood)
 
 
 # ---- the diagonal Gaussian
@@ -16,7 +18,7 @@ def test_the_kl_is_the_integral_and_0_at_the_prior():
   mean, log_variance = rng.normal(size=7), rng.normal(size=7)
   x = np.linspace(-30, 30, 200_001)
   with jax.enable_x64(True):
-    found = np.asarray(b.kl_to_prior(jnp.asarray(mean), jnp.asarray(log_variance)))
+    found = np.asarray(jax.jit(b.kl_to_prior)(mean, log_variance))
   log_normal = lambda m, lv: -.5 * ((x - m) ** 2 / np.exp(lv) + lv + np.log(2 * np.pi))
   for m, lv, value in zip(mean, log_variance, found):
     log_q = log_normal(m, lv)
@@ -54,11 +56,11 @@ def test_a_linear_vae_with_the_exact_posterior_has_the_likelihood_of_probabilist
   exact = -.5 * (np.einsum('ni,ij,nj->n', gap, np.linalg.inv(covariance), gap) + np.linalg.slogdet(covariance)[1]
                  + 6 * np.log(2 * np.pi))
   with jax.enable_x64(True):
-    terms = (mu, W, sigma2)
-    found = elbo(jnp.asarray(x), jnp.asarray(true), jnp.asarray(np.log(true_variance)), *terms)
+    ours = jax.jit(lambda mean, log_variance: elbo(x, mean, log_variance, mu, W, sigma2))
+    found = ours(true, np.log(true_variance))
     np.testing.assert_allclose(found, exact, atol=1e-10)
     other, log_variance = true + .3, np.log(true_variance) - .7
-    worse = elbo(jnp.asarray(x), jnp.asarray(other), jnp.asarray(log_variance), *terms)
+    worse = ours(other, log_variance)
   ratio = np.exp(-.7)
   lost = np.sum(.5 * (ratio - 1 + .7 + .09 / true_variance))
   np.testing.assert_allclose(exact - np.asarray(worse), lost, atol=1e-10)
@@ -66,7 +68,7 @@ def test_a_linear_vae_with_the_exact_posterior_has_the_likelihood_of_probabilist
 
 def test_the_loss_of_a_gaussian_bottleneck_is_its_kl_over_the_values_of_an_image():
   moments = rng.normal(size=(3, 2, 2, 4)).astype(np.float32)
-  passed = b.gaussian(beta=2.).through(moments, np.zeros((3, 2, 2, 2)), (), 24)
+  passed = jax.jit(b.gaussian(beta=2.).through)(moments, np.zeros((3, 2, 2, 2), np.float32), (), 24)
   mean, log_variance = moments[..., :2].astype(float), moments[..., 2:].astype(float)
   exact = .5 * np.sum(mean ** 2 + np.exp(log_variance) - 1 - log_variance, (1, 2, 3)) / 24
   np.testing.assert_allclose(passed.cost, 2 * exact, rtol=1e-5)
@@ -79,29 +81,29 @@ def test_the_discretised_logistic_sums_to_1_and_is_the_mass_of_its_interval(log_
   values = np.linspace(-1, 1, 256)
   with jax.enable_x64(True):
     for mean in (-1.2, .013, .7):
-      found = np.exp(likelihood.logistic_log_likelihood(jnp.asarray(values), mean, log_scale))
+      found = np.exp(np.asarray(logistic(values, mean, log_scale)))
       assert found.sum() == pytest.approx(1, abs=1e-10)
       edges = (values[:-1] + values[1:]) / 2
       below = .5 * (1 + np.tanh((edges - mean) / np.exp(log_scale) / 2))  # the logistic function, another way
       np.testing.assert_allclose(found, np.diff(below, prepend=0, append=1), atol=1e-10)
-  far = likelihood.logistic_log_likelihood(np.float32(1 - 2 / 255), -1., -6.)
+  far = logistic(np.float32(1 - 2 / 255), -1., -6.)
   assert np.isfinite(far) and far == pytest.approx(-(2 - 3 / 255) * np.exp(6), rel=1e-3)  # the exponential tail
 
 
 # ---- the codebook
 def book_of(codes):
-  codes = jnp.asarray(codes, jnp.float32)
-  return b.Codebook(codes, jnp.zeros(len(codes)), jnp.zeros(codes.shape))
+  codes = np.asarray(codes, np.float32)
+  return b.Codebook(codes, np.zeros(len(codes), np.float32), np.zeros(codes.shape, np.float32))
 
 
 def test_nearest_is_what_brute_force_finds_and_codes_are_their_own():
   z, codes = rng.normal(size=(4, 3, 3, 5)).astype(np.float32), rng.normal(size=(17, 5)).astype(np.float32)
   brute = ((z[..., None, :].astype(float) - codes.astype(float)) ** 2).sum(-1).argmin(-1)
-  np.testing.assert_array_equal(b.nearest(z, codes), brute)
-  np.testing.assert_array_equal(b.nearest(codes, codes), np.arange(17))
-  vq = b.vq(17)
-  once = vq.decoded(z, book_of(codes))
-  np.testing.assert_array_equal(vq.decoded(once, book_of(codes)), once)
+  np.testing.assert_array_equal(nearest(z, codes), brute)
+  np.testing.assert_array_equal(nearest(codes, codes), np.arange(17))
+  decoded = jax.jit(b.vq(17).decoded)
+  once = decoded(z, book_of(codes))
+  np.testing.assert_array_equal(decoded(once, book_of(codes)), once)
   np.testing.assert_array_equal(once, codes[brute])
 
 
@@ -109,11 +111,11 @@ def test_rounding_has_the_code_as_value_and_the_gradient_of_what_follows_bit_for
   z, codes = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 2, 2, 3), (9, 3)))
   weight = rng.normal(size=z.shape).astype(np.float32)
   after = lambda q: jnp.sum(jnp.sin(q) * weight)
-  quantised = codes[b.nearest(z, codes)]
-  np.testing.assert_array_equal(b.straight_through(z, quantised), quantised)
-  through = jax.grad(lambda z: after(b.straight_through(z, codes[b.nearest(z, codes)])))(z)
-  np.testing.assert_array_equal(through, jax.grad(after)(quantised))
-  gradient = jax.grad(lambda codes: after(b.straight_through(z, codes[b.nearest(z, codes)])))(codes)
+  quantised = codes[nearest(z, codes)]
+  np.testing.assert_array_equal(jax.jit(b.straight_through)(z, quantised), quantised)
+  loss = lambda z, codes: after(b.straight_through(z, codes[b.nearest(z, codes)]))
+  through, gradient = jax.jit(jax.grad(loss, (0, 1)))(z, codes)
+  np.testing.assert_array_equal(through, jax.jit(jax.grad(after))(quantised))
   np.testing.assert_array_equal(gradient, np.zeros_like(codes))
 
 
@@ -121,16 +123,16 @@ def test_the_commitment_pulls_latents_to_their_codes_with_its_closed_gradient():
   z, codes = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 2, 2, 3), (9, 3)))
   vq = b.vq(9, commitment=.4)
   cost = lambda z, book: jnp.sum(vq.through(z, np.zeros((2, 2, 2)), book, 48).cost)
-  gradient, of_codes = jax.grad(cost, (0, 1))(z, book_of(codes))
-  np.testing.assert_allclose(gradient, 2 * .4 * (z - codes[b.nearest(z, codes)]) / 12, rtol=1e-5, atol=1e-7)
+  gradient, of_codes = jax.jit(jax.grad(cost, (0, 1)))(z, book_of(codes))
+  np.testing.assert_allclose(gradient, 2 * .4 * (z - codes[nearest(z, codes)]) / 12, rtol=1e-5, atol=1e-7)
   np.testing.assert_array_equal(of_codes.codes, np.zeros_like(codes))
 
 
 def test_averages_with_decay_0_are_a_step_of_k_means():
   z, codes = rng.normal(size=(60, 3)).astype(np.float32), rng.normal(size=(12, 3)).astype(np.float32)
   codes[5] = 100.  # has no latents
-  index = np.asarray(b.nearest(z, codes))
-  found = b.moved(book_of(codes), z, index, 0.)
+  index = np.asarray(nearest(z, codes))
+  found = moved(book_of(codes), z, index, 0.)
   means = np.stack([z[index == k].mean(0) if (index == k).any() else codes[k] for k in range(12)])
   np.testing.assert_allclose(found.codes, means, rtol=2e-6, atol=1e-6)
   np.testing.assert_array_equal(found.count, np.bincount(index, minlength=12))
@@ -140,7 +142,7 @@ def test_averages_weigh_batches_by_powers_of_the_decay():
   batches, book = rng.normal(size=(5, 30, 2)).astype(np.float32), book_of(rng.normal(size=(3, 2)))
   indices = rng.integers(0, 3, (5, 30))
   for z, index in zip(batches, indices):
-    book = b.moved(book, z, index, .6)
+    book = jax.device_get(moved(book, z, index, .6))
   weights = .6 ** np.arange(4, -1, -1)
   for k in range(3):
     mass = weights[:, None] * (indices == k)
@@ -150,10 +152,10 @@ def test_averages_weigh_batches_by_powers_of_the_decay():
 def test_dead_codes_move_to_latents_that_have_none_near_and_living_ones_stay():
   codes = np.array([[0., 0.], [50., 50.], [60., 60.], [1., 1.]], np.float32)
   z = np.concatenate([np.zeros((90, 2)), np.ones((8, 2)), [[5., -5.], [-7., 7.]]]).astype(np.float32)  # a background
-  index = np.asarray(b.nearest(z, codes))
-  book = b.moved(book_of(codes), z, index, 0.)
-  found = b.restarted(book, z, index, np.zeros(100, np.float32), .1)
-  np.testing.assert_array_equal(np.sort(np.asarray(found.codes[1:3]), 0), [[-7., -5.], [5., 7.]])
+  index = np.asarray(nearest(z, codes))
+  book = jax.device_get(moved(book_of(codes), z, index, 0.))
+  found = jax.device_get(restarted(book, z, index, np.zeros(100, np.float32), .1))
+  np.testing.assert_array_equal(np.sort(found.codes[1:3], 0), [[-7., -5.], [5., 7.]])
   np.testing.assert_array_equal(found.codes[::3], book.codes[::3])
   np.testing.assert_array_equal(found.count[1:3], [25., 25.])
   np.testing.assert_allclose(found.total[1:3] / found.count[1:3, None], found.codes[1:3])
@@ -163,15 +165,16 @@ def test_restarts_draw_in_proportion_to_the_squared_distance():
   z = jnp.array([[1.], [2.], [3.]])
   book, index = book_of([[0.], [99.]]), np.zeros(3, int)
   gumbel = jax.random.gumbel(jax.random.key(0), (20_000, 3))
-  book = book._replace(count=jnp.array([3., 0.]))
-  drawn = jax.vmap(lambda g: b.restarted(book, z, index, g, .1).codes[1, 0])(gumbel)
+  book = book._replace(count=np.float32([3., 0.]))
+  drawn = np.asarray(jax.jit(jax.vmap(lambda g: b.restarted(book, z, index, g, .1).codes[1, 0]))(gumbel))
   np.testing.assert_allclose([np.mean(drawn == k) for k in (1, 2, 3)], np.array([1, 4, 9]) / 14, atol=.01)
 
 
 def test_usage_counts_codes_and_perplexity_is_that_of_even_use():
-  used, perplexity = b.usage(np.array([[0, 1], [2, 3]]), 8)
+  usage = jax.jit(b.usage, static_argnums=1)
+  used, perplexity = usage(np.array([[0, 1], [2, 3]]), 8)
   assert float(used) == .5 and float(perplexity) == pytest.approx(4)
-  assert float(b.usage(np.zeros((4, 4), int), 8)[1]) == pytest.approx(1)
+  assert float(usage(np.zeros((4, 4), int), 8)[1]) == pytest.approx(1)
 
 
 def test_a_codebook_that_starts_from_noise_finds_every_cluster():
@@ -189,17 +192,18 @@ def test_a_codebook_that_starts_from_noise_finds_every_cluster():
 @pytest.mark.parametrize('levels', ((8, 5, 5, 5), (2, 3), (7, 4, 6)))
 def test_every_code_of_finite_scalars_goes_there_and_back_and_no_other_is_made(levels):
   number = int(np.prod(levels))
-  values = b.scalars_of(np.arange(number), levels)
-  np.testing.assert_array_equal(b.scalar_index(values, levels), np.arange(number))
-  assert len(np.unique(np.asarray(values), axis=0)) == number
+  values = np.asarray(jax.jit(lambda index: b.scalars_of(index, levels))(np.arange(number)))
+  np.testing.assert_array_equal(jax.jit(lambda values: b.scalar_index(values, levels))(values), np.arange(number))
+  assert len(np.unique(values, axis=0)) == number
   wild = np.linspace(-40, 40, 4001, dtype=np.float32)[:, None] * np.ones(len(levels), np.float32)
-  made = np.round(b.bounded(wild, levels))
+  bounded = jax.jit(lambda z: b.bounded(z, levels))
+  made = np.round(np.asarray(bounded(wild)))
   for d, L in enumerate(levels):
     np.testing.assert_array_equal(np.unique(made[:, d]), np.arange(L) - L // 2)
-  np.testing.assert_allclose(b.bounded(np.zeros(len(levels), np.float32), levels), 0, atol=1e-6)
+  np.testing.assert_allclose(bounded(np.zeros(len(levels), np.float32)), 0, atol=1e-6)
   fsq = b.fsq(levels)
-  latents = fsq.latent(None, wild[:, None, None])
-  np.testing.assert_allclose(fsq.decoded(fsq.decoded(latents, ()), ()), fsq.decoded(latents, ()))
+  once = jax.jit(lambda z: fsq.decoded(fsq.latent(None, z), ()))(wild[:, None, None])
+  np.testing.assert_allclose(jax.jit(fsq.decoded)(once, ()), once)
 
 
 @pytest.mark.parametrize('make, message', [

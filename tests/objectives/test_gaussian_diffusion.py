@@ -53,26 +53,31 @@ def test_a_loss_with_memory_and_a_learned_schedule_are_the_mean_over_their_micro
     objective = vdm.vdm(schedule=schedule, predict=gaussian.predict_eps(), **common)
     params |= dict(curve=jax.tree.map(jnp.asarray, schedule.curve))
   loss = lambda params, part=None: objective.loss(KEY, params, x0, None, memory=memory, train=True, part=part)
-  (whole, metrics), gradient = objective.gradient(loss, params, 1)
-  (mean, in_parts), accumulated = objective.gradient(loss, params, 4)
+  of_parts = jax.jit(lambda params, parts: objective.gradient(loss, params, parts), static_argnums=1)
+  (whole, metrics), gradient = of_parts(params, 1)
+  (mean, in_parts), accumulated = of_parts(params, 4)
   assert float(mean) == pytest.approx(float(whole), rel=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6), accumulated, gradient)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), objective.remember(memory, in_parts),
-               objective.remember(memory, metrics))
+  remember = jax.jit(objective.remember)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), remember(memory, in_parts),
+               remember(memory, metrics))
 
 
 def test_entries_that_are_masked_neither_count_nor_matter():
-  x0, mask = jax.random.normal(KEY, (6, 5, 3)), (jnp.arange(5) < jnp.array([1, 2, 3, 4, 5, 5])[:, None])[..., None]
+  x0 = np.asarray(jax.random.normal(KEY, (6, 5, 3)))
+  mask = (np.arange(5) < np.array([1, 2, 3, 4, 5, 5])[:, None])[..., None]
   net = lambda params, x, time, cond, train, rngs: .2 * x
-  value = lambda x0, mask: denoising.loss(
+  loss = jax.jit(lambda x0, mask: denoising.loss(
     KEY, net, None, x0, None, draw=timesteps.draw_levels(timesteps.stratified(), SCHEDULE), mask=mask,
-    predict=gaussian.predict_x0(), weight=weighting.one())[1]
+    predict=gaussian.predict_x0(), weight=weighting.one())[1])
+  value = lambda *args: jax.device_get(loss(*args))
   masked = value(x0, mask)
-  np.testing.assert_allclose(value(x0 + 7. * ~mask, mask)['mse'], masked['mse'], rtol=1e-6)  # whatever stands there
+  other = x0 + np.float32(7) * ~mask
+  np.testing.assert_allclose(value(other, mask)['mse'], masked['mse'], rtol=1e-6)  # whatever stands there
   whole = value(x0, None)['mse']
   np.testing.assert_allclose(masked['mse'][4:], whole[4:], rtol=1e-6)
   def first_only(x0):  # the first row of an example, by an x0 that has no other; with the same noise
     corrupt = lambda key, _: (jax.random.normal(key, (6, 5, 3))[:, :1],) * 2
     return denoising.loss(KEY, net, None, x0[:, :1], None, corrupt=corrupt, predict=gaussian.predict_x0(),
                           draw=timesteps.draw_levels(timesteps.stratified(), SCHEDULE), weight=weighting.one())[1]
-  np.testing.assert_allclose(masked['mse'][0], first_only(x0)['mse'][0], rtol=1e-5)
+  np.testing.assert_allclose(masked['mse'][0], np.asarray(jax.jit(first_only)(x0)['mse'])[0], rtol=1e-5)

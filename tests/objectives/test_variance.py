@@ -1,4 +1,6 @@
 """A learned variance against the true one of Gaussian data, and its bound against divergences written out."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from diffusion.core.gaussian import expand_to, Noise
 from diffusion.errors import InputError
 from diffusion.evaluation import elbo
 from diffusion.objectives import denoising, timesteps, variance, weighting
+from tests.conftest import RUN_FAST
 
 STD = .5
 
@@ -23,6 +26,7 @@ def true_step_variance(table):
   return marginal(s) - (a * marginal(s)) ** 2 / marginal(table)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def learned_case(schedule, examples=200, dims=500):
   """(noise, x0, gap) of the exact denoiser, `examples` of each row."""
   n = expand_to(Noise(*(jnp.repeat(jnp.asarray(a, jnp.float32), examples) for a in schedule)), np.zeros((1, 1)))
@@ -47,11 +51,14 @@ def test_the_learned_variance_is_best_at_the_true_variance_of_the_reverse_step(t
   bound, share = learn(strength=1., levels=None, schedule=table)
   def of_output(out):
     return share(expand_to(noise, x0), jnp.repeat(out, 200)[:, None])
-  def step(out, _):
-    slope = jax.grad(lambda out: jnp.sum(bound(noise, x0, gap, of_output(out))))(out) / 200 / 12
-    return out - .6 * jnp.clip(slope, -.3, .3), None
-  out = jax.jit(lambda: jax.lax.scan(step, jnp.zeros(12), None, 300))()[0]
-  v = np.asarray(of_output(out)[::200, 0], np.float64)
+  def descended(noise, x0, gap):
+    def step(out, _):
+      slope = jax.grad(lambda out: jnp.sum(bound(noise, x0, gap, of_output(out))))(out) / 200 / 12
+      return out - .6 * jnp.clip(slope, -.3, .3), None
+    out = jax.lax.scan(step, jnp.zeros(12), None, 300)[0]
+    return out, of_output(out)
+  out, v = jax.device_get(jax.jit(descended, compiler_options=RUN_FAST)(noise, x0, gap))
+  v = np.asarray(v[::200, 0], np.float64)
   small, large = bounds_of_variance(table)
   ours = np.exp(v * np.log(large) + (1 - v) * np.log(small))
   np.testing.assert_allclose(ours[1:], true_step_variance(table)[1:], rtol=.02)
@@ -72,25 +79,27 @@ def test_a_step_has_the_variance_whose_logarithm_the_network_gave(table):
   predict = gaussian.with_variance(gaussian.predict_x0(), variance.learned_log(schedule=table).share)
   def net(params, x, *rest):
     return jnp.concatenate([0 * x, params + 0 * x], -1)
-  x, keys = jnp.ones((2, 3, 1)), samplers.sample_keys(0, np.arange(2))
+  x, keys = np.ones((2, 3, 1), np.float32), samplers.sample_keys(0, np.arange(2))
+  @jax.jit
+  def moved(wanted, step):
+    drawn, mean = step_of(keys, gaussian.denoiser(net, wanted, None, predict), x, step)
+    return drawn, mean, samplers.gaussian(keys, step.index, x)
+  at = lambda steps, i: jax.tree.map(lambda a: a[i].astype(np.float32 if a.dtype == np.float64 else a.dtype), steps)
+  def check(wanted, step, std):
+    drawn, mean, z = jax.device_get(moved(np.float32(wanted), step))
+    np.testing.assert_allclose(drawn - mean, std * z, rtol=1e-3)
   T = len(table.logsnr)
   steps = samplers.steps(grids.trailing(T)(table))
   for i in (0, T // 2, T - 3, T - 2):
-    step = jax.tree.map(lambda a: jnp.asarray(a[i], jnp.float32 if a.dtype == np.float64 else a.dtype), steps)
     low, high = (np.log(bound[T - 1 - i]) for bound in bounds_of_variance(table))
     for wanted in (low, .5 * (low + high), high + .3 * (high - low)):
-      denoise = gaussian.denoiser(net, jnp.float32(wanted), None, predict)
-      drawn, mean = step_of(keys, denoise, x, step)
-      np.testing.assert_allclose(drawn - mean, np.exp(wanted / 2) * samplers.gaussian(keys, step.index, x), rtol=1e-3)
+      check(wanted, at(steps, i), np.exp(wanted / 2))
   few = samplers.steps(grids.trailing(T // 2)(table))
-  step = jax.tree.map(lambda a: jnp.asarray(a[2], jnp.float32 if a.dtype == np.float64 else a.dtype), few)
   row = int(np.argmin(abs(table.logsnr - few.t.logsnr[2])))
   low, high = (np.log(bound[row]) for bound in bounds_of_variance(table))
-  denoise = gaussian.denoiser(net, jnp.float32(.25 * low + .75 * high), None, predict)
-  drawn, mean = step_of(keys, denoise, x, step)
   k = -np.expm1(-2 * few.h[2])
   std = few.s.sigma[2] ** .25 * few.t.sigma[2] ** .75 * np.sqrt(k)
-  np.testing.assert_allclose(drawn - mean, std * samplers.gaussian(keys, step.index, x), rtol=1e-3)
+  check(.25 * low + .75 * high, at(few, 2), std)
 
 
 def test_an_untrained_log_variance_is_finite_where_small_and_large_nearly_agree():
@@ -98,8 +107,8 @@ def test_an_untrained_log_variance_is_finite_where_small_and_large_nearly_agree(
   predict = gaussian.with_variance(gaussian.predict_x0(), variance.learned_log(schedule=table).share)
   net = lambda params, x, *rest: jnp.zeros((*x.shape[:-1], 2 * x.shape[-1]))
   keys = samplers.sample_keys(0, np.arange(2))
-  x = samplers.sample(keys, gaussian.denoiser(net, None, None, predict), samplers.ddpm('learned'),
-                      grids.trailing(1000)(table), jnp.ones((2, 3, 1)))
+  denoise, levels = gaussian.denoiser(net, None, None, predict), grids.trailing(1000)(table)
+  x = jax.jit(lambda x: samplers.sample(keys, denoise, samplers.ddpm('learned'), levels, x))(np.ones((2, 3, 1)))
   assert np.isfinite(x).all()
 
 
@@ -108,14 +117,14 @@ def test_an_untrained_log_variance_is_finite_where_small_and_large_nearly_agree(
 def test_the_bound_of_a_step_is_the_divergence_of_its_two_gaussians(schedule):
   """Against means and variances written out in float64, in every scaling; the last row of `flow` has no signal."""
   noise, x0, gap = learned_case(schedule, 2, 3)
-  v = jax.random.uniform(jax.random.key(2), x0.shape, minval=-.2, maxval=1.2)
-  got = variance.learned(strength=1., schedule=schedule).bound(noise, x0, gap, v)[2:]
+  v = np.asarray(jax.random.uniform(jax.random.key(2), x0.shape, minval=-.2, maxval=1.2))
+  got = np.asarray(jax.jit(variance.learned(strength=1., schedule=schedule).bound)(noise, x0, gap, v))[2:]
   t, s = (Noise(*(np.repeat(a[part], 2)[:, None] for a in schedule)) for part in (slice(1, None), slice(None, -1)))
   a = t.alpha / s.alpha
   forward = t.sigma ** 2 - a ** 2 * s.sigma ** 2                              # of q(x_t | x_s)
   small = forward * s.sigma ** 2 / t.sigma ** 2
   log_model = v[2:] * np.log(small * t.sigma ** 2 / s.sigma ** 2) + (1 - v[2:]) * np.log(small)
-  shift = s.alpha * forward / t.sigma ** 2 * np.asarray(gap[2:], np.float64)  # x0's part of the posterior mean
+  shift = s.alpha * forward / t.sigma ** 2 * np.asarray(gap, np.float64)[2:]  # x0's part of the posterior mean
   kl = .5 * (log_model - np.log(small) + (small + shift ** 2) / np.exp(log_model) - 1)
   np.testing.assert_allclose(got, 12 / np.log(2) * np.asarray(kl).mean(1), rtol=2e-4)
 
@@ -125,25 +134,26 @@ def test_the_decoder_is_one_in_training_and_evaluation_and_the_same_in_every_sca
   table, share = schedules.offset_cosine(1000), .3
   assert 1.10 < table.alpha[0] ** -2 < 1.12
   small, large = (bound[0] for bound in bounds_of_variance(table))
-  x0 = jax.random.uniform(jax.random.key(3), (4, 6), minval=-1, maxval=1)
+  x0 = np.asarray(jax.random.uniform(jax.random.key(3), (4, 6), minval=-1, maxval=1))
   guess = .9 * x0 + .02
   std = np.sqrt(small ** (1 - share) * large ** share)
   expected = -stats.norm(np.asarray(guess, np.float64), std).logpdf(np.asarray(x0, np.float64)).mean(1) / np.log(2)
   for scaling in (gaussian.vp, gaussian.ve, gaussian.flow):
     scaled = scaling(table.time, table.logsnr)
-    row = Noise(*(jnp.repeat(jnp.asarray(a[:1], jnp.float32), 4) for a in scaled))
-    bound = variance.learned(strength=1., levels=None, schedule=scaled).bound
-    trained = bound(row, x0, guess - x0, jnp.full_like(x0, share)) / 1000
+    row = Noise(*(np.full(4, a[0], np.float32) for a in scaled))
+    bound = jax.jit(variance.learned(strength=1., levels=None, schedule=scaled).bound)
+    trained = np.asarray(bound(row, x0, guess - x0, np.full_like(x0, share))) / 1000
     def denoise(x, noise):
       return gaussian.Pred(guess, jnp.zeros_like(x), jnp.full_like(x, share))
     keys = samplers.sample_keys(0, np.arange(4))
-    measured = elbo.bound(keys, denoise, scaled, x0, steps=1, variance='learned', levels=None)[0]['decoder']
+    measure = lambda x0: elbo.bound(keys, denoise, scaled, x0, steps=1, variance='learned', levels=None)
+    measured = jax.jit(measure)(x0)[0]['decoder']
     np.testing.assert_allclose(trained, expected, rtol=2e-4)
     np.testing.assert_allclose(measured, expected, rtol=2e-4)
 
 
 def test_the_bound_trains_the_variance_and_leaves_the_mean_to_the_loss():
-  x0 = jnp.clip(.5 * jax.random.normal(jax.random.key(1), (64, 4, 4, 1)), -1, 1)
+  x0 = np.clip(.5 * np.asarray(jax.random.normal(jax.random.key(1), (64, 4, 4, 1))), -1, 1)
   net = lambda params, x, time, cond, train, rngs: jnp.concatenate([params[0] * x, jnp.tanh(params[1]) + 0 * x], -1)
   schedule = schedules.cosine()
   def value(params, strength):
@@ -151,8 +161,8 @@ def test_the_bound_trains_the_variance_and_leaves_the_mean_to_the_loss():
     return denoising.loss(jax.random.key(0), net, params, x0, None, weight=weighting.one(), variance=bound,
                           draw=timesteps.draw_levels(timesteps.uniform(), schedule),
                           predict=gaussian.with_variance(gaussian.predict_eps()))[0]
-  params = jnp.array([.7, .2])
-  plain, hybrid, more = (jax.grad(value)(params, strength) for strength in (0, .001, .002))
+  slope, params = jax.jit(jax.grad(value), static_argnums=1), np.float32([.7, .2])
+  plain, hybrid, more = (np.asarray(slope(params, strength)) for strength in (0, .001, .002))
   np.testing.assert_allclose([hybrid[0], more[0]], [plain[0], plain[0]], rtol=1e-6)
   assert plain[1] == 0 != hybrid[1]
   assert float(more[1]) == pytest.approx(2 * float(hybrid[1]), rel=1e-5)

@@ -10,8 +10,9 @@ from diffusion import samplers
 from diffusion.core import grids, schedules
 from diffusion.core.gaussian import CLEAN, expand_to, from_x0, Noise, Pred, take, vp
 from diffusion.errors import InputError
+from tests import exact
 from tests.conftest import RUN_FAST
-from tests.exact import gaussian_denoiser, gaussian_flow
+from tests.exact import gaussian_flow
 
 MEAN, STD = .3, .5
 # Without the offset cosine: it ends at a signal rate of 0.95, and the jump to clean does not shrink with more steps.
@@ -20,10 +21,21 @@ CURVES = dict(linear=schedules.linear(None), cosine=schedules.cosine(None), sigm
 BOTH = [samplers.ddim(), samplers.ddim(.5), samplers.ddim(1.), samplers.ddpm(), samplers.ddpm('large')]
 
 
-def run(sampler, levels, denoise, n=64, shape=(), x=None, keys=None, options=None):
+gaussian_denoiser = functools.cache(exact.gaussian_denoiser)
+
+
+@functools.cache
+def program(sampler, denoise, fast):
+  """sample() with its plan for an argument, so that another schedule compiles nothing."""
+  def sample(keys, x, plan):
+    return samplers.sample(keys, denoise, sampler._replace(plan=lambda levels: plan), None, x)
+  return jax.jit(sample, compiler_options=RUN_FAST if fast else None)
+
+
+def run(sampler, levels, denoise, n=64, shape=(), x=None, keys=None, fast=False):
   keys = samplers.sample_keys(0, np.arange(n)) if keys is None else keys
   x = samplers.prior(keys, levels, shape) if x is None else x
-  return jax.jit(lambda keys, x: samplers.sample(keys, denoise, sampler, levels, x), compiler_options=options)(keys, x)
+  return np.asarray(program(sampler, denoise, fast)(keys, x, sampler.plan(levels)))
 
 
 @pytest.mark.parametrize('curve', CURVES)
@@ -32,8 +44,8 @@ def test_ddim_converges_to_the_exact_ode_with_order_one(curve):
   for S in (32, 64, 128, 256):
     levels = grids.trailing(S)(CURVES[curve])
     x = samplers.prior(samplers.sample_keys(0, np.arange(64)), levels, ())
-    exact = gaussian_flow(MEAN, STD, x, take(levels, 0))
-    errors.append(np.sqrt(np.mean((run(samplers.ddim(), levels, gaussian_denoiser(MEAN, STD), x=x) - exact) ** 2)))
+    end = gaussian_flow(MEAN, STD, x, take(levels, 0))
+    errors.append(np.sqrt(np.mean((run(BOTH[0], levels, gaussian_denoiser(MEAN, STD), x=x) - end) ** 2)))
   assert np.polyfit(np.log([32, 64, 128, 256]), -np.log(errors), 1)[0] == pytest.approx(1, abs=.1)
   assert errors[-1] < .01
 
@@ -42,7 +54,7 @@ def test_ddim_converges_to_the_exact_ode_with_order_one(curve):
 @pytest.mark.parametrize('schedule', [schedules.linear(), schedules.cosine()])
 def test_stochastic_samplers_at_all_levels_give_the_mean_and_spread_of_the_data(sampler, schedule):
   n = 20_000
-  x = run(sampler, grids.trailing(1000)(schedule), gaussian_denoiser(MEAN, STD), n, options=RUN_FAST)
+  x = run(sampler, grids.trailing(1000)(schedule), gaussian_denoiser(MEAN, STD), n, fast=True)
   assert float(x.mean()) == pytest.approx(MEAN, abs=4 * STD / np.sqrt(n))
   assert float(x.std()) == pytest.approx(STD, rel=4 / np.sqrt(2 * n) + .01)  # sampling error + discretisation
 
@@ -53,8 +65,7 @@ def test_small_variance_is_exact_for_one_data_point_at_any_number_of_steps(S):
   n, middle = 20_000, S // 2
   part = Noise(*(a[:middle + 1] for a in levels))
   keys = samplers.sample_keys(0, np.arange(n))
-  x = samplers.prior(keys, levels, ())
-  x = samplers.sample(keys, gaussian_denoiser(MEAN, 0.), samplers.ddpm(), part, x)
+  x = run(samplers.ddpm(), part, gaussian_denoiser(MEAN, 0.), keys=keys, x=samplers.prior(keys, levels, ()))
   s = take(levels, middle)  # every marginal on the way is N(alpha mean, sigma^2)
   assert float(x.mean()) == pytest.approx(s.alpha * MEAN, abs=5 * s.sigma / np.sqrt(n))
   assert float(x.std()) == pytest.approx(s.sigma, rel=5 / np.sqrt(2 * n))
@@ -137,7 +148,7 @@ def test_image_k_does_not_depend_on_the_batch():
   def draw(ids):
     keys = samplers.sample_keys(7, ids)
     x = samplers.prior(keys, levels, (4, 4, 3))
-    return np.asarray(x), np.asarray(run(samplers.ddim(.7), levels, denoise, len(ids), x=x, keys=keys))
+    return np.asarray(x), run(samplers.ddim(.7), levels, denoise, len(ids), x=x, keys=keys)
   start, all64 = draw(np.arange(64))
   for ids in ([5], [1, 2, 3, 5, 8, 13, 21], np.arange(63, -1, -1)):
     noise, x = draw(np.asarray(ids))

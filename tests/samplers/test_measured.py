@@ -1,4 +1,6 @@
 """Samplers given a measurement: DDRM, DDNM+ and particles."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +54,21 @@ def inverse_by_svd(operator, y):
   return svd.image(np.divide(1., svd.s, out=np.zeros(SHAPE), where=svd.s > 0).astype(np.float32) * svd.measured(y))
 
 
+@functools.cache
+def coordinates_after(make, name, n=3000):
+  """The compiled function (start, t, s) -> x after a step with noisy measurements of FACE, in singular vectors."""
+  operator = OPERATORS[name]
+  y = np.asarray(operator.forward(np.tile(FACE, (n, 1, 1, 1))))
+  y = y + .3 * np.random.default_rng(1).standard_normal(y.shape).astype(np.float32)
+  denoise = lambda x, noise: from_x0(noise, x, jnp.broadcast_to(FACE, x.shape))
+  def step(start, t, s, keys, y):
+    step = samplers.Step(t, s, np.float32(.5), np.uint32(1))
+    x = make(operator, y).step(keys, denoise, samplers.Sample(start), step).x
+    return operator.svd(SHAPE).coordinates((x - s.alpha * FACE) / s.sigma)
+  compiled = jax.jit(step)
+  return lambda start, t, s: np.asarray(compiled(start, t, s, samplers.sample_keys(0, np.arange(n)), y))
+
+
 @pytest.mark.parametrize('name', OPERATORS)
 @pytest.mark.parametrize('logsnr', [-2., 4.])
 @pytest.mark.parametrize('make', [
@@ -59,17 +76,9 @@ def inverse_by_svd(operator, y):
   lambda operator, y: spectral.ddnm_plus(operator, y, .3)], ids=['ddrm', 'ddrm2', 'ddnm_plus'])
 def test_with_the_true_x0_a_step_ends_at_the_noise_of_its_level(make, logsnr, name):
   """The noise of y takes the place of the step's: x_s ~ N(alpha x0, sigma^2) (DDRM, proposition 3.1)."""
-  operator, n = OPERATORS[name], 3000
-  rng = np.random.default_rng(1)
-  draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
-  y = operator.forward(np.tile(FACE, (n, 1, 1, 1)))
-  y = y + .3 * draw(*y.shape)
-  t, s = vp(0., np.float32(logsnr - 1)), vp(0., np.float32(logsnr))
-  denoise = lambda x, noise: from_x0(noise, x, jnp.broadcast_to(FACE, x.shape))
-  start = samplers.Sample(jnp.asarray(t.alpha * FACE + t.sigma * draw(n, *SHAPE)))
-  step = samplers.Step(t, s, np.float32(.5), np.uint32(1))
-  x = make(operator, y).step(samplers.sample_keys(0, np.arange(n)), denoise, start, step).x
-  z = operator.svd(SHAPE).coordinates((np.asarray(x) - s.alpha * FACE) / s.sigma)
+  n, t, s = 3000, vp(0., np.float32(logsnr - 1)), vp(0., np.float32(logsnr))
+  eps = np.random.default_rng(2).standard_normal((n, *SHAPE)).astype(np.float32)
+  z = coordinates_after(make, name)(t.alpha * FACE + t.sigma * eps, t, s)
   np.testing.assert_allclose(np.mean(z, 0), 0., atol=5 / n ** .5)
   np.testing.assert_allclose(np.std(z, 0), 1., atol=5 / (2 * n) ** .5)
 
@@ -129,8 +138,9 @@ def test_equal_weights_keep_every_particle_and_one_weight_takes_all():
   assert float(twisted.effective(one)) == pytest.approx(1 / 7)
   assert float(twisted.effective(jnp.ones(7))) == pytest.approx(1)
   counts = np.zeros(3)
+  drawn = jax.jit(lambda number: twisted.resampled(key, number, np.log(np.float32([.5, .3, .2]))))
   for number in range(400):
-    counts += np.bincount(twisted.resampled(key, number, jnp.log(jnp.array([.5, .3, .2]))), minlength=3)
+    counts += np.bincount(drawn(number), minlength=3)
   np.testing.assert_allclose(counts / counts.sum(), [.5, .3, .2], atol=.03)
 
 

@@ -11,6 +11,7 @@ from diffusion.core import grids, schedule_transforms, schedules
 from diffusion.core.gaussian import CLEAN, expand_to, flow, from_x0, Noise, take, ve, vp
 from diffusion.errors import InputError
 from experiments.mixture import exact_flow, mixture_denoiser
+from tests.conftest import RUN_FAST
 from tests.exact import gaussian_denoiser, gaussian_flow
 
 MEANS = np.random.default_rng(0).normal(size=(4, 8))
@@ -64,9 +65,10 @@ def log_uniform(S, noisiest, cleanest, scaling=ve, clean=False):
   return Noise(*(np.append(a, c) for a, c in zip(levels, CLEAN))) if clean else levels
 
 
-def run(sampler, levels, denoise, x, n=None):
-  keys = samplers.sample_keys(0, np.arange(len(x) if n is None else n))
-  return np.asarray(jax.jit(lambda keys, x: samplers.sample(keys, denoise, sampler, levels, x))(keys, jnp.asarray(x)))
+def run(sampler, levels, denoise, x, options=None):
+  keys = samplers.sample_keys(0, np.arange(len(x)))
+  sample = jax.jit(lambda keys, x: samplers.sample(keys, denoise, sampler, levels, x), compiler_options=options)
+  return np.asarray(sample(keys, x))
 
 
 @functools.cache
@@ -80,9 +82,9 @@ def exact_path(start):
 def test_order_of_convergence_on_a_mixture_of_gaussians(name, double):
   sampler, order = ODE[name]
   x, exact = exact_path(200)  # so noisy that the first steps, which have less history, add nothing
-  denoise = mixture_denoiser(MEANS, STD)
+  walk = walked(sampler, mixture_denoiser(MEANS, STD), np.float64)
   steps = (500, 1000) if name in LATE else (240, 480)
-  errors = [np.sqrt(np.mean((run(sampler, log_uniform(S, 200, .05), denoise, x) - exact) ** 2)) for S in steps]
+  errors = [np.sqrt(np.mean((walk(log_uniform(S, 200, .05), x, np.arange(16)) - exact) ** 2)) for S in steps]
   assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=.2)
 
 
@@ -90,12 +92,12 @@ def test_order_of_convergence_on_a_gaussian(double):
   x, denoise = np.linspace(-60, 60, 9), gaussian_denoiser(.3, .5)
   for name, (sampler, order) in ODE.items():
     if order <= 2:
-      errors = []
+      errors, walk = [], walked(sampler, denoise, np.float64)
       for S in (160, 320):
         levels = log_uniform(S, 40, .05)
         clean = gaussian_flow(.3, .5, x, take(levels, 0))
         spread = np.sqrt(.5 ** 2 + .05 ** 2) / .5
-        errors.append(np.abs(run(sampler, levels, denoise, x) - (.3 + (clean - .3) * spread)).max())
+        errors.append(np.abs(walk(levels, x, np.arange(9)) - (.3 + (clean - .3) * spread)).max())
       assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=.25), name
 
 
@@ -122,7 +124,7 @@ def test_stochastic_solvers_give_the_mean_and_the_spread_of_the_data(name):
     return from_x0(level, x, mean + std / jnp.sqrt(std ** 2 + level.sigma ** 2) * (x - mean))
   denoise = jump if name == 'consistency' else gaussian_denoiser(mean, std)
   x = 40 * np.random.default_rng(2).normal(size=n).astype(np.float32)
-  out = run(NOISY[name], levels, denoise, x)
+  out = run(NOISY[name], levels, denoise, x, RUN_FAST)
   assert out.mean() == pytest.approx(mean, abs=4 * std / np.sqrt(n))
   assert out.std() == pytest.approx(std, rel=4 / np.sqrt(2 * n) + (.03 if name == 'langevin' else .015))
 
@@ -140,12 +142,12 @@ def test_scalings_give_the_same_samples(name):
   np.testing.assert_allclose(outs[2], outs[1], atol=2e-5)
 
 
-def walked(sampler, denoise):
+def walked(sampler, denoise, dtype=np.float32):
   """sample() with its steps one by one through one compiled function, so that another grid compiles nothing."""
   move = jax.jit(lambda keys, state, step: sampler.step(keys, denoise, state, step))
   def walk(levels, x, ids):
-    keys, state = samplers.sample_keys(0, ids), sampler.init(jnp.asarray(x, jnp.float32))
-    plan = jax.tree.map(lambda a: a.astype(np.float32) if a.dtype == np.float64 else a, sampler.plan(levels))
+    keys, state = samplers.sample_keys(0, ids), sampler.init(jnp.asarray(x, dtype))
+    plan = jax.tree.map(lambda a: a.astype(dtype) if a.dtype == np.float64 else a, sampler.plan(levels))
     for i in range(len(plan.h)):
       state = move(keys, state, jax.tree.map(lambda a: a[i], plan))
     return np.asarray(state.x)

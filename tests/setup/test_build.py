@@ -190,24 +190,22 @@ def test_guidance_and_clipping_are_as_configured(mesh):
   x = np.linspace(-3, 3, 4 * 64, dtype=np.float32).reshape(4, 8, 8, 1)
   cond = np.eye(2, dtype=np.float32)[[0, 1, 0, 1]]
   level = take(build.make('schedule', 'cosine'), 700)
-  preds = {}
-  for guidance, clipped in ((1., False), (0., False), (3., False), (3., True)):
-    net = 'unet(channels=16, multipliers=(1,), blocks=1, zero_init=False)'
-    run = image_run(config(guide=f'cfg({guidance})', clip_x0=clipped, net=net), SHAPE, CLASSES, mesh)
-    preds[guidance, clipped] = run.denoise(weights_of(run), cond)(x, level).x0
-  c, u, g = preds[1., False], preds[0., False], preds[3., False]
-  assert float(abs(c - u).max()) > .01
+  net = 'unet(channels=16, multipliers=(1,), blocks=1, zero_init=False)'
+  weights = weights_of(image_run(config(net=net), SHAPE, CLASSES, mesh))
+  def x0_of(guide, clipped=False):
+    run = image_run(config(guide=guide, clip_x0=clipped, net=net), SHAPE, CLASSES, mesh)
+    return np.asarray(jax.jit(lambda weights: run.denoise(weights, cond)(x, level).x0)(weights))
+  c, u, g = (x0_of(f'cfg({scale})') for scale in (1., 0., 3.))
+  assert abs(c - u).max() > .01
   np.testing.assert_allclose(g, u + 3 * (c - u), atol=1e-4)
-  np.testing.assert_allclose(preds[3., True], np.clip(g, -1, 1), atol=1e-5)
-  thresholded = np.asarray(g) / np.maximum(1, np.abs(g).max((1, 2, 3), keepdims=True))
+  np.testing.assert_allclose(x0_of('cfg(3.)', True), np.clip(g, -1, 1), atol=1e-5)
+  thresholded = g / np.maximum(1, np.abs(g).max((1, 2, 3), keepdims=True))
   for guide, expected in (('cfg(3, lo=99) | rescale(0.)', c), ('cfg(3) | dynamic_threshold(1.)', thresholded)):
-    run = image_run(config(clip_x0=False, net=net, guide=guide), SHAPE, CLASSES, mesh)
-    np.testing.assert_allclose(run.denoise(weights_of(run), cond)(x, level).x0, expected, atol=1e-4)
+    np.testing.assert_allclose(x0_of(guide), expected, atol=1e-4)
   # At scale 0 there is nothing but the negative class.
-  run = image_run(config(guide='cfg(0, negative=b)', clip_x0=False, net=net), SHAPE, CLASSES, mesh)
-  away = run.denoise(weights_of(run), cond)(x, level).x0
+  away = x0_of('cfg(0, negative=b)')
   np.testing.assert_allclose(away[1], c[1], atol=1e-4)
-  assert float(abs(away[0] - c[0]).max()) > .01
+  assert abs(away[0] - c[0]).max() > .01
 
 
 def test_the_negative_condition_keeps_tokens_that_are_known():
@@ -257,11 +255,14 @@ def test_a_self_conditioned_model_is_told_its_last_estimate(mesh):
   run = image_run(settings, SHAPE, CLASSES, mesh)
   cond, keys = np.eye(2, dtype=np.float32), samplers.sample_keys(0, np.arange(2))
   weights, x = weights_of(run), samplers.prior(keys, run.levels, SHAPE)
-  told = samplers.sample(keys, run.denoise(weights, cond), samplers.self_conditioned(run.sampler), run.levels, x)
+  sample = lambda sampler: np.asarray(jax.jit(
+    lambda weights, x: samplers.sample(keys, run.denoise(weights, cond), sampler, run.levels, x))(weights, x))
+  told = sample(samplers.self_conditioned(run.sampler))
+  denoise = jax.jit(lambda *args: run.denoise(weights, cond)(*args))
   steps, here, estimate = samplers.steps(run.levels), x, np.zeros_like(x)
   for i in range(3):
     t, s = take(steps.t, i), take(steps.s, i)
-    pred = run.denoise(weights, cond)(here, t, estimate)
+    pred = jax.device_get(denoise(here, t, estimate))
     here, estimate = s.alpha * pred.x0 + s.sigma * pred.eps, pred.x0
   np.testing.assert_allclose(told, here, atol=1e-4)
-  assert float(abs(told - samplers.sample(keys, run.denoise(weights, cond), run.sampler, run.levels, x)).max()) > 1e-3
+  assert abs(told - sample(run.sampler)).max() > 1e-3

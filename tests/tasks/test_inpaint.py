@@ -21,7 +21,8 @@ def made(spec):
 
 
 def encoded(task, data, key=None):
-  return jax.device_get(task.encode((), key, task.batch(data, np.arange(6))))
+  encode = jax.jit(lambda key, batch: task.encode((), key, batch))
+  return jax.device_get(encode(key, task.batch(data, np.arange(6))))
 
 
 # ---- masks
@@ -54,22 +55,23 @@ def test_strokes_are_what_is_near_lines_between_points():
   ends = np.asarray(jax.random.uniform(points, (9, 4, 1, 1, 2)), np.float64)[:, :, 0, 0]
   widths = np.asarray(jax.random.uniform(width, (9, 1, 1), minval=.06, maxval=.15))
   share = np.linspace(0, 1, 2001)[:, None]
-  for mask, corners, far in zip(inpaint._strokes(key, 9, places), ends, widths[:, 0, 0]):
+  strokes = np.asarray(jax.jit(lambda key: inpaint._strokes(key, 9, places))(key))
+  for mask, corners, far in zip(strokes, ends, widths[:, 0, 0]):
     line = np.concatenate([(1 - share) * a + share * b for a, b in zip(corners, corners[1:])])
     distance = np.min(np.linalg.norm(places[:, :, None] - line, axis=-1), -1)
     clear = abs(distance - far) > 1e-3
-    np.testing.assert_array_equal(np.asarray(mask)[clear], (distance < far)[clear])
+    np.testing.assert_array_equal(mask[clear], (distance < far)[clear])
 
 
 def drawn(kind, number=300, side=20):
   centres = (np.arange(side) + .5) / side
   places = np.stack(np.meshgrid(centres, centres, indexing='ij'), -1).astype(np.float32)
-  return np.asarray(kind(jax.random.key(1), number, places))
+  return np.asarray(jax.jit(lambda key: kind(key, number, places))(jax.random.key(1)))
 
 
 @pytest.mark.parametrize('empty', [0., .25, 1.])
 def test_a_share_of_the_masks_leaves_nothing_and_each_of_the_others_something(empty):
-  share = np.asarray(masks(jax.random.key(0), 4000, (8, 12), empty)).mean((1, 2, 3))
+  share = np.asarray(jax.jit(lambda key: masks(key, 4000, (8, 12), empty))(jax.random.key(0))).mean((1, 2, 3))
   assert abs((share == 1).mean() - empty) <= 4 * np.sqrt(empty * (1 - empty) / 4000)
   assert share.min() > 0
 
@@ -77,7 +79,7 @@ def test_a_share_of_the_masks_leaves_nothing_and_each_of_the_others_something(em
 # ---- the condition
 def test_the_network_sees_the_image_where_it_is_kept_and_ones_there():
   x0, mask = RNG.normal(size=(2, 4, 5, 3)).astype(np.float32), RNG.integers(0, 2, (2, 4, 5, 1)).astype(bool)
-  seen = np.asarray(kept(x0, mask))
+  seen = np.asarray(jax.jit(kept)(x0, mask))
   for index in np.ndindex(2, 4, 5):
     wanted = [0, 0, 0, 0] if mask[index][0] else [*x0[index], 1]
     np.testing.assert_array_equal(seen[index], np.float32(wanted))
