@@ -9,6 +9,10 @@ Images are mirrored, scaled, rotated and shifted in training, and the network is
 mirror images are as good as the images themselves. Classes need not be balanced. How many samples are copies of
 training images is measured at the end (memorisation.png shows the nearest of each): if the share is above that of
 held-out images, train for fewer minutes.
+
+Measured on 3,316 emoji of ten kinds after ten minutes on 2 busy cores (3,396 steps of 16; 500 samples): no copies (0 to
+2.9 %), fd_infinity 5.5 (4.8 to 6.3; held-out images 1.6), class accuracy .65 (.60 to .69; held-out images .82). Flags,
+faces and symbols can be told, objects and animals cannot: 32x32 pixels ask for more than ten minutes.
 """
 from diffusion.setup.config import default, variant
 
