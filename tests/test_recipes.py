@@ -20,8 +20,8 @@ def test_every_recipe_fits_together_at_full_size(path):
   recipe = runpy.run_path(str(path))['get_config']
   others = dict(cifar10=('pod',), imagenet64=('pod', 'quarter'), captions_discrete=('pod',), patients=('mixed',),
                 restore=('sr', 'deblur', 'colour', 'mri', 'ct', 'low_dose', 'brain', 'ct_tiny', 'brain_tiny'),
-                kl=('adversarial', 'pod'), vq=('pod',), latent=('pod',), upsample=('64', 'emoji', 'pod'), prior_diffusion=('pod',), prior_ar=('pod',),
-                unclip=('pod',))
+                kl=('adversarial', 'pod'), vq=('pod',), latent=('pod',), upsample=('64', 'emoji', 'pod'),
+                prior_diffusion=('pod',), prior_ar=('pod',), unclip=('pod',))
   for variant in ('', 'tiny', *others.get(path.stem, ())):
     check(recipe(variant))
 

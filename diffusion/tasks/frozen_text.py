@@ -88,8 +88,8 @@ def _of_folder(own, whole):
   end = empty.ids[empty.count - 1]
   if tokenizer.size != module.vocab_size or module.eos_token_id not in (2, end):  # 2 of old files: the largest id
     raise InputError(f'{beside} is the tokenizer of another encoder: it has {tokenizer.size} tokens and ends a text '
-                     f'with {end}, and the encoder has {module.vocab_size} and {module.eos_token_id}; get both from one '
-                     'place')
+                     f'with {end}, and the encoder has {module.vocab_size} and {module.eos_token_id}; get both from '
+                     'one place')
   params = models.read(own, kinds=KINDS).params
 
   def read(params, tokens, mask):

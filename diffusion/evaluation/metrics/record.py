@@ -26,7 +26,8 @@ HIGHER = ('precision', 'recall', 'density', 'coverage', 'inception_score', 'clas
           'diversity', 'authenticity', 'tstr', 'tstr_ratio', 'rare_categories', 'caption_class', 'caption_kind',
           'caption_colour', 'caption_second', 'clip_score', 'recall_text_1', 'recall_text_5', 'recall_image_1',
           'recall_image_5', 'zero_shot', 'zero_shot_mixture', 'psnr', 'psnr_mean', 'psnr_gain', 'ssim', 'ssim_mean',
-          'code_usage', 'prior_recall', 'image_kind', 'image_colour', 'text_kind', 'text_colour', 'inversion_psnr', 'variety')
+          'code_usage', 'prior_recall', 'image_kind', 'image_colour', 'text_kind', 'text_colour', 'inversion_psnr',
+          'variety')
 # Metrics of families have names that end in one of these; lower is better.
 ENDINGS = ('_distance', '_nll', '_error')
 # The expected value depends on n.
