@@ -23,7 +23,8 @@ from diffusion.system.files import output_folder, user_path, write_atomic
 from experiments.sweep import page, plots, results
 
 # Further columns of the table.
-BESIDE = ('kid', 'precision', 'recall', 'coverage', 'class_accuracy', 'authenticity', 'bits_bound', 'heldout_error')
+BESIDE = ('clip_score', 'caption_class', 'caption_kind', 'caption_colour', 'fd_infinity', 'kid', 'precision', 'recall', 'coverage', 'class_accuracy',
+          'authenticity', 'bits_bound', 'heldout_error')
 # Settings that change the meaning of a loss.
 LOSS_SETTINGS = ('predict', 'schedule', 'loss_weight', 'loss_type', 'timesteps')
 
@@ -142,6 +143,8 @@ def blocks(sweep):
     made += [('text', ranks + CAVEAT[sweep.about.get('mode') == 'evaluate'])] * (len(ordered) > 1)
     if image := plots.quality(main, sweep.metric, sweep.varied):
       made.append(('image', 'quality.png', f'{sweep.metric} against network evaluations, with 95 % intervals', image))
+    if image := plots.trade(main, sweep.metric):
+      made.append(('image', 'trade.png', f'{sweep.metric} against fd_infinity, with 95 % intervals', image))
   if image := plots.curves(ordered + [row for row in sweep.rows if row not in ordered]):
     unlike = [results.short(key) for key in sweep.varied if results.short(key) in LOSS_SETTINGS]
     warning = f'; losses with different {", ".join(unlike)} cannot be compared' if unlike else ''
@@ -243,7 +246,7 @@ def report(workdir, metric=None, out=None):
   for folder in [workdir / 'report'] + ([copy] if copy else []):
     for name, data in files.items():
       write_atomic(folder / name, data)
-    for name in ('metric.png', 'quality.png', 'curves.png', 'samples.png'):
+    for name in ('metric.png', 'quality.png', 'trade.png', 'curves.png', 'samples.png'):
       if name not in files:
         (folder / name).unlink(missing_ok=True)  # of an earlier report
   tensorboard(sweep, workdir / 'tensorboard')

@@ -234,6 +234,25 @@ def test_quality_against_evaluations_where_they_vary(tmp_path):
   assert plots.quality(found.groups[0], 'fd_infinity', found.varied) is None
 
 
+def test_the_metric_against_the_distance_is_a_line_for_trials_that_differ_in_a_number(tmp_path, monkeypatch):
+  lines = {}
+  monkeypatch.setattr(plots, '_png', lambda figure: lines.update(
+    {text.get_text(): handle[0].get_xydata().tolist() for text, handle in zip(
+      figure.axes[0].get_legend().get_texts(), figure.axes[0].containers)}) or b'image')
+  for i, (guide, scale) in enumerate((('cfg', 2), ('clip_guidance', 30), ('cfg', 10), ('clip_guidance', 100))):
+    folder = add(tmp_path, f't{i}', .2 + .1 * i, .01, metric='caption_kind',
+                 settings={'config.schedule': 'cosine', 'config.guide': f'{guide}({scale})'})
+    path = folder / 'evaluation' / 'evaluation.json'
+    text = json.loads(path.read_text())
+    text['metrics']['fd_infinity'] = dict(text['metrics']['caption_kind'], value=5. - i, low=4.5 - i, high=5.5 - i)
+    path.write_text(json.dumps(text))
+  group = results.collect(tmp_path, 'caption_kind').groups[0]
+  assert plots.trade(group, 'caption_kind') == b'image'
+  assert {name: np.round(line, 3).tolist() for name, line in lines.items()} == {  # by scale, 10 after 2
+    'cfg': [[5., .2], [3., .4]], 'clip_guidance': [[4., .3], [2., .5]]}
+  assert plots.trade(group, 'fd_infinity') is None  # no metric to be raised
+
+
 def test_samples_are_shown_side_by_side_by_class(tmp_path):
   order = plots._in_turn(np.array([2, 0, 0, 1, 2, 0]), 6)
   assert order.tolist() == [1, 3, 0, 2, 4, 5]
