@@ -140,9 +140,11 @@ def by_bound(run, weights, data, start):
 
 
 def by_ode(run, weights, data, start):
-  """The probability-flow ODE, down to the level of the ChainStart: (Estimate, facts for the record)."""
+  """The probability-flow ODE, down to the level of the ChainStart or below: (Estimate, facts for the record)."""
   noisiest = float(np.exp(-.5 * evaluate(run.schedule, 1.).logsnr))
-  sigma_min, sigma_max = float(np.exp(-.5 * start.logsnr)), 80. if noisiest > 80 else None
+  sigma_max = 80. if noisiest > 80 else None
+  # Any end gives a density; that of a model that knows nothing yet would be the noisiest level, without a path to it.
+  sigma_min = min(float(np.exp(-.5 * start.logsnr)), (sigma_max or noisiest) / 10)
   levels = grids.exponential(2 * ODE_STEPS + 1, sigma_min=sigma_min, sigma_max=sigma_max)(run.schedule)
   exact = np.prod(run.shape) <= SMALL
   trace = ode_likelihood.exact() if exact else ode_likelihood.hutchinson(2)

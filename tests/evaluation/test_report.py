@@ -3,12 +3,13 @@ from types import SimpleNamespace
 
 from etils import epath
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
 from diffusion.core import schedules
-from diffusion.core.gaussian import expand_to, from_x0
+from diffusion.core.gaussian import expand_to, from_x0, Pred
 from diffusion.data.arrays import image_dataset
 from diffusion.data.dataset import Source, take
 from diffusion.errors import InputError
@@ -224,6 +225,17 @@ def test_both_likelihoods_of_gaussian_pixels_are_the_known_ones(schedule, small,
   assert ode.value == pytest.approx(known, abs=3 * ode.error + .02)
   assert 'uniform noise of one of 256 steps' in facts['dequantisation']
   assert facts['trace'].startswith('exact' if small else 'Hutchinson')
+
+
+def test_a_model_that_knows_nothing_has_the_density_of_noise_where_its_chain_has_no_step(monkeypatch):
+  run = gaussian_run(schedules.cosine(), lambda x, noise: Pred(jnp.zeros_like(x), x / noise.sigma))
+  noisiest = bits.ChainStart(run.schedule, 0., float(run.schedule.logsnr[-1]), None, None)
+  ode, facts = bits.by_ode(run, NONE, SOURCE, noisiest)
+  assert facts['sigma_max'] == pytest.approx(10 * facts['sigma_min'], rel=1e-4)
+  # The field keeps eps = y / (sigma / alpha): data at sigma_min are read as noise of that size.
+  x0 = PIXELS.astype(float) / 127.5 - 1
+  known = -stats.norm(0, facts['sigma_min']).logpdf(x0).mean() / np.log(2) + np.log2(255 / 2)
+  assert ode.value == pytest.approx(known, abs=.01)
 
 
 def test_the_likelihood_of_an_image_does_not_depend_on_the_number_of_images():
