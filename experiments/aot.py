@@ -101,7 +101,8 @@ def example(data, shape, classes):
 
 
 def programs(run, config):
-  """{name: (jitted function, abstract arguments with shardings, images per call, iterations of its loop)}."""
+  """{name: (jitted function, abstract arguments with shardings, images per call, iterations of its loop)}; 'sample'
+  where the objective draws on a grid."""
   import jax
   import numpy as np
   from diffusion.data.arrays import image_dataset
@@ -116,11 +117,12 @@ def programs(run, config):
   number = -(-config.sample.batch // run.mesh.size) * run.mesh.size
   placed = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(run.mesh))
   cond = jax.tree.map(lambda a: placed((number, *a.shape[1:]), a.dtype), run.example[1])
-  return dict(
-    train=(loop.make_train_step(run), (state, *loop.abstract_inputs(run, blank)), config.batch,
-           config.grad_accumulation),
-    sample=(sampling.make_sample(run, 0), (Weights(state.ema), placed((number,), np.int32), cond, None), number,
-            len(run.levels.logsnr) - 1))
+  train = loop.make_train_step(run), (state, *loop.abstract_inputs(run, blank)), config.batch, config.grad_accumulation
+  if run.levels is None:
+    return dict(train=train)
+  return dict(train=train, sample=(
+    sampling.make_sample(run, 0), (Weights(state.ema), placed((number,), np.int32), cond, None), number,
+    len(run.levels.logsnr) - 1))
 
 
 # ---- what it needs
@@ -131,7 +133,7 @@ def measure(config, topology, chips=0, shape=(), classes=-1, names=('train', 'sa
     config: of a run; its network takes the accelerator form.
     topology: such as 'v5e:4x4'. chips: how many of its chips are used; 0: all.
     shape, classes: of the data; () and -1: looked up by its name.
-    names: a subset of 'train' and 'sample'.
+    names: a subset of 'train' and 'sample'; what the objective lacks is left out.
     report: (label, text) -> None, called with progress messages.
   """
   import jax
@@ -152,8 +154,9 @@ def measure(config, topology, chips=0, shape=(), classes=-1, names=('train', 'sa
                 net=config.net, shape=shape, classes=classes, state_bytes=held,
                 parameters=sum(a.size for a in jax.tree.leaves(state.params)),
                 versions=dict(jax=jax.__version__, libtpu=_version()), programs={})
-  for name in names:
-    jitted, args, images, rounds = programs(run, config)[name]
+  known = programs(run, config)
+  for name in [name for name in names if name in known]:
+    jitted, args, images, rounds = known[name]
     report(name, f'compiling for {mesh.size} chips of {topology} ..')
     costs = _program(jitted, args, mesh.size, chip.memory, rounds, sizes)
     record['programs'][name] = dict(images=images) | costs

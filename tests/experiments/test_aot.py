@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from diffusion.errors import InputError
 from diffusion.setup.config import default, tiny
 from diffusion.system import flops
 from experiments import aot, aot_table, hlo
+from experiments.image_run import image_run, params_of
+from experiments.sweep import sweep_file
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = '''
@@ -212,6 +215,14 @@ def test_devices_of_this_processor_in_place_of_a_tpu():
   assert 'fits' in aot.tell(record)
   with pytest.raises(InputError, match='cpu:7: expected a number of devices'):
     aot.devices('cpu:7')
+
+
+def test_towers_of_a_clip_are_trained_and_draw_nothing():
+  config = sweep_file.recipe_config('configs/clip.py:tiny')
+  record = aot.measure(config, 'cpu:1', shape=(8, 8, 3), classes=0, report=lambda label, text: None)
+  assert list(record['programs']) == ['train'] and record['programs']['train']['images'] == config.batch
+  towers = image_run(config, (8, 8, 3))
+  assert record['parameters'] == sum(a.size for a in jax.tree.leaves(params_of(towers)))
 
 
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed (the extra tpu)')
