@@ -125,7 +125,8 @@ def trade(group, metric, other='fd_infinity'):
   for style, (name, line) in zip(STYLES * len(lines), sorted(lines.items())):
     numbers, *both = zip(*sorted(line))
     (x, x_bars), (y, y_bars) = (([e.value for e in all], np.concatenate([_bars(e) for e in all], 1)) for all in both)
-    axes.errorbar(x, y, y_bars, x_bars, capsize=2, ms=4, lw=1.2, label=name[:50].rstrip('(, '), **style)
+    axes.errorbar(x, y, y_bars, x_bars, capsize=2, ms=4, lw=1.2, label=re.sub(', $', ')', name)[:50].rstrip('('),
+                  **style)
     for place in zip(numbers, x, y):
       axes.annotate(f'{place[0]:g}', place[1:], textcoords='offset points', xytext=(4, 4), fontsize=7)
   axes.set(xlabel=f'{other}, lower is better', ylabel=f'{metric}, higher is better')
