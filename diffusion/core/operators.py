@@ -20,6 +20,7 @@ from diffusion.core.gaussian import column, expand_to, from_x0
 from diffusion.errors import InputError, check_positive
 
 ITERATIONS = 50  # of conjugate gradients for A^+
+LARGEST_MATRIX = 2 ** 23  # entries: a product with a matrix is faster than interpolation as long as it is small
 
 
 class Svd(NamedTuple):
@@ -201,11 +202,32 @@ def radon(angles, shape):
   n, turn = int(np.ceil(np.hypot(H, W))), np.deg2rad(np.asarray(angles, np.float64))[:, None, None]
   r = np.arange(n) - (n - 1) / 2
   places = np.stack([(H - 1) / 2 + r[:, None] * np.cos(turn) + r * np.sin(turn),    # r[:, None] runs along the ray
-                     (W - 1) / 2 - r[:, None] * np.sin(turn) + r * np.cos(turn)]).astype(np.float32)
-  def one(image):  # [H, W] -> [A, n]
-    return jnp.sum(map_coordinates(image, list(places), 1, 'constant', 0.), 1) / max(H, W)
+                     (W - 1) / 2 - r[:, None] * np.sin(turn) + r * np.cos(turn)])
+  if len(turn) * n * H * W <= LARGEST_MATRIX:
+    matrix = _weights(places, H, W) / max(H, W)
+    def one(image):  # [H, W] -> [A, n]
+      return jnp.einsum('anp,p->an', matrix, image.reshape(-1), precision='highest')
+  else:
+    def one(image):
+      return jnp.sum(map_coordinates(image, list(places.astype(np.float32)), 1, 'constant', 0.), 1) / max(H, W)
   over_channels = jax.vmap(jax.vmap(one, -1, -1))
   return Linear(over_channels, pseudo_inverse(over_channels, tuple(shape)))
+
+
+def _weights(places, H, W):
+  """What each pixel [H, W] adds to a sum along a ray by bilinear interpolation: float32 [A, n, H * W].
+
+  Args:
+    places: rows and columns of points of rays, [2, A, n along the ray, n rays].
+  """
+  _, A, n, _ = places.shape
+  first = np.floor(places).astype(int)
+  total, (angle, _, ray) = np.zeros((A, n, H * W), np.float32), np.indices((A, n, n))
+  for corner in np.ndindex(2, 2):
+    y, x = at = first + np.reshape(corner, (2, 1, 1, 1))
+    share, inside = np.prod(1 - np.abs(places - at), 0), (y >= 0) & (y < H) & (x >= 0) & (x < W)
+    np.add.at(total, (angle[inside], ray[inside], (y * W + x)[inside]), share[inside])
+  return total
 
 
 def _blocks(x, factor):

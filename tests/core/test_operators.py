@@ -111,6 +111,13 @@ def test_a_disc_casts_the_shadow_of_its_chords():
   np.testing.assert_allclose(shadows[:, inside], np.tile(chord[inside], (9, 1)), atol=.6)
 
 
+def test_rays_as_a_matrix_are_those_by_interpolation(monkeypatch):
+  x, angles = rows(2, shape=(9, 14, 2)), np.array([0., 17., 45., 90., 133.])
+  matrix = operators.radon(angles, x.shape[1:]).forward(x)
+  monkeypatch.setattr(operators, 'LARGEST_MATRIX', 0)
+  np.testing.assert_allclose(matrix, operators.radon(angles, x.shape[1:]).forward(x), atol=1e-5)
+
+
 def test_each_example_is_solved_by_itself():
   operator = OPERATORS['radon']
   y = np.array(operator.forward(rows()))
