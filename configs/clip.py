@@ -9,8 +9,8 @@ r"""CLIP from nothing (arXiv:2103.00020): two towers that find the caption of an
 
 `:pod` is ViT-B/32 with the paper's batch of 32,768, in bfloat16, from images read during training, with CLIP's byte
 pairs, whose published vocabulary (bpe_simple_vocab_16e6.txt.gz) it needs. It has not been trained. Compiled for a
-v5e:8x8 (experiments/aot.py, with bytes in place of the byte pairs), a step takes 15.7 of the 17.2 GB of a chip and an estimated
-.36 s; the table of byte pairs takes .4 GB more.
+v5e:8x8 (experiments/aot.py, with bytes in place of the byte pairs), a step takes 15.7 of the 17.2 GB of a chip and an
+estimated .36 s; the table of byte pairs takes .4 GB more.
 docs/clip.md says what was measured.
 """
 from diffusion.setup.config import default, SPRITE_TEMPLATES, variant

@@ -8,8 +8,8 @@ r"""Real images: Fashion-MNIST, ten kinds of garment, 28x28 grey, padded to 32x3
 It takes as many steps as fit into config.minutes. 3,500 of 16 (11 minutes on 2 busy CPU cores) gave fd_infinity 1.6
 (1.0 to 2.2; 500 samples, features of its own classifier) and garments that can nearly all be told, all facing the right
 way: nothing is mirrored. Without classes (--config.condition_dropout=1. --config.guide='', drawn with cfg(0)) ten
-minutes of one core, the work of 300 seconds of two, gave .7 (.3 to 1.1; 5,825 steps). The data set must be prepared once,
-which needs TensorFlow (pip install 'diffusion-jax[tf]'):
+minutes of one core, the work of 300 seconds of two, gave .7 (.3 to 1.1; 5,825 steps). The data set must be prepared
+once, which needs TensorFlow (pip install 'diffusion-jax[tf]'):
   python -c "from tensorflow_datasets import builder; \
     builder('fashion_mnist', file_format='array_record').download_and_prepare()"
 """

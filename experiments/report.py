@@ -23,8 +23,8 @@ from diffusion.system.files import output_folder, user_path, write_atomic
 from experiments.sweep import page, plots, results
 
 # Further columns of the table.
-BESIDE = ('clip_score', 'caption_class', 'caption_kind', 'caption_colour', 'fd_infinity', 'kid', 'precision', 'recall', 'coverage',
-          'class_accuracy', 'authenticity', 'bits_bound', 'heldout_error')
+BESIDE = ('clip_score', 'caption_class', 'caption_kind', 'caption_colour', 'fd_infinity', 'kid', 'precision', 'recall',
+          'coverage', 'class_accuracy', 'authenticity', 'bits_bound', 'heldout_error')
 # Settings that change the meaning of a loss.
 LOSS_SETTINGS = ('predict', 'schedule', 'loss_weight', 'loss_type', 'timesteps')
 
