@@ -9,7 +9,7 @@ GLIDE (arXiv:2112.10741, section 5.1) compares guidance by a noised CLIP with cl
 latter better. Here, on one model: the noised CLIP guides the unconditional model, cfg(0), where classifier-free
 guidance begins too. Consider caption_kind and caption_colour, which a judge of attributes gives, beside clip_score,
 which another CLIP gives: the one that guides would only praise itself. A plain CLIP, 'clip_guidance(runs/clip, 30)',
-guides through the estimate of x0: the gradient of the whole network takes six times as long to draw.
+guides through the estimate of x0, which takes a gradient of the whole network at every step: several times as long.
 """
 MODE = 'evaluate'
 METRIC = 'caption_kind'

@@ -111,24 +111,25 @@ def quality(group, metric, varied):
 def trade(group, metric, other='fd_infinity'):
   """A metric that should be high against one that should be low; None if a trial lacks it, or no metric is high.
 
-  Trials whose labels differ in their last number alone are a line.
+  Trials whose labels differ in their last number alone are a line; one without a number is a point.
   """
   rows = [place.row for place in group.ranked]
   if metric not in record.HIGHER or len(rows) < 2 or [len(rows)] != [*map(len, results.alike(rows, other))]:
     return None
   lines = collections.defaultdict(list)
   for _, row, estimate, _ in group.ranked:
-    name, number = re.fullmatch(r'(.*?)([\d.]*)(?:\D*)', row.label).groups()
+    head, number, tail = re.fullmatch(r'(.*?)(\d+\.?\d*|\.\d+)?(\D*)', row.label).groups()
+    name = f'{head}..{tail}' if number else row.label
     distance = record.Estimate(**row.record['metrics'][other])
-    lines[name].append((float(number or 0), distance, estimate))
+    lines[name].append((float(number or 'nan'), distance, estimate))
   figure, (axes,) = _figure(7, 4.6)
   for style, (name, line) in zip(STYLES * len(lines), sorted(lines.items())):
     numbers, *both = zip(*sorted(line))
     (x, x_bars), (y, y_bars) = (([e.value for e in all], np.concatenate([_bars(e) for e in all], 1)) for all in both)
-    axes.errorbar(x, y, y_bars, x_bars, capsize=2, ms=4, lw=1.2, label=re.sub(', $', ')', name)[:50].rstrip('('),
-                  **style)
-    for place in zip(numbers, x, y):
-      axes.annotate(f'{place[0]:g}', place[1:], textcoords='offset points', xytext=(4, 4), fontsize=7)
+    axes.errorbar(x, y, y_bars, x_bars, capsize=2, ms=4, lw=1.2, label=name[:50], **style)
+    for number, *place in zip(numbers, x, y):
+      if number == number:
+        axes.annotate(f'{number:g}', place, textcoords='offset points', xytext=(4, 4), fontsize=7)
   axes.set(xlabel=f'{other}, lower is better', ylabel=f'{metric}, higher is better')
   axes.grid(alpha=.3)
   axes.legend(fontsize=7)

@@ -227,7 +227,7 @@ def test_both_likelihoods_of_gaussian_pixels_are_the_known_ones(schedule, small,
   assert facts['trace'].startswith('exact' if small else 'Hutchinson')
 
 
-def test_a_model_that_knows_nothing_has_the_density_of_noise_where_its_chain_has_no_step(monkeypatch):
+def test_a_model_that_knows_nothing_has_the_density_of_noise_where_its_chain_has_no_step():
   run = gaussian_run(schedules.cosine(), lambda x, noise: Pred(jnp.zeros_like(x), x / noise.sigma))
   noisiest = bits.ChainStart(run.schedule, 0., float(run.schedule.logsnr[-1]), None, None)
   ode, facts = bits.by_ode(run, NONE, SOURCE, noisiest)

@@ -239,9 +239,10 @@ def test_the_metric_against_the_distance_is_a_line_for_trials_that_differ_in_a_n
   monkeypatch.setattr(plots, '_png', lambda figure: lines.update(
     {text.get_text(): handle[0].get_xydata().tolist() for text, handle in zip(
       figure.axes[0].get_legend().get_texts(), figure.axes[0].containers)}) or b'image')
-  for i, (guide, scale) in enumerate((('cfg', 2), ('clip_guidance', 30), ('cfg', 10), ('clip_guidance', 100))):
+  guides = 'cfg(2)', 'clip(runs/a, 30, lo=.5)', 'cfg(10)', 'clip(runs/a, 30, lo=1.5)', 'of(npz)', 'of(x.npz)'
+  for i, guide in enumerate(guides):
     folder = add(tmp_path, f't{i}', .2 + .1 * i, .01, metric='caption_kind',
-                 settings={'config.schedule': 'cosine', 'config.guide': f'{guide}({scale})'})
+                 settings={'config.schedule': 'cosine', 'config.guide': guide})
     path = folder / 'evaluation' / 'evaluation.json'
     text = json.loads(path.read_text())
     text['metrics']['fd_infinity'] = dict(text['metrics']['caption_kind'], value=5. - i, low=4.5 - i, high=5.5 - i)
@@ -249,7 +250,8 @@ def test_the_metric_against_the_distance_is_a_line_for_trials_that_differ_in_a_n
   group = results.collect(tmp_path, 'caption_kind').groups[0]
   assert plots.trade(group, 'caption_kind') == b'image'
   assert {name: np.round(line, 3).tolist() for name, line in lines.items()} == {  # by scale, 10 after 2
-    'cfg': [[5., .2], [3., .4]], 'clip_guidance': [[4., .3], [2., .5]]}
+    'cfg(..)': [[5., .2], [3., .4]], 'clip(runs/a, 30, lo=..)': [[4., .3], [2., .5]],
+    'of(npz)': [[1., .6]], 'of(x.npz)': [[0., .7]]}
   assert plots.trade(group, 'fd_infinity') is None  # no metric to be raised
 
 
